@@ -1,0 +1,123 @@
+"""What a pipeline call is refused for, each in one sentence that names the argument and says what works."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+
+
+def check_numbers(
+    num_inference_steps: int,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    num_images_per_prompt: int,
+) -> None:
+    """Raise ValueError unless steps and counts are positive, the guidance finite and its interval within [0, 1]."""
+    for name, value in {
+        "num_inference_steps": num_inference_steps,
+        "num_images_per_prompt": num_images_per_prompt,
+    }.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
+    interval = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(
+            "guidance_interval must be two rising numbers within [0, 1], where 0 is no noise and 1 is noise alone, "
+            f"not {guidance_interval!r}."
+        )
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Raise ValueError unless both sides are positive multiples of ``multiple``."""
+    wrong = [
+        (name, size)
+        for name, size in {"height": height, "width": width}.items()
+        if not isinstance(size, Integral) or size < 1 or size % multiple
+    ]
+    if wrong:
+        hints = " and ".join(f"{name} {size!r} ({nearest_sizes(size, multiple)})" for name, size in wrong)
+        raise ValueError(f"height and width must be multiples of {multiple} pixels for this model: change {hints}.")
+
+
+def nearest_sizes(size: int, multiple: int) -> str:
+    """The nearest sides that work, in words."""
+    if not isinstance(size, Real) or not math.isfinite(size) or size < multiple:
+        return f"the smallest is {multiple}"
+    below = int(size) // multiple * multiple
+    return f"nearest are {below} and {below + multiple}"
+
+
+def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless given latents are a floating tensor of this shape."""
+    if latents is None:
+        return
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"latents must be a floating-point tensor of standard normal noise, not {kind}.")
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents must have the shape {shape} for this call, not {tuple(latents.shape)}.")
+
+
+def check_generators(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
+    """Raise ValueError unless a list of generators has one for each image."""
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"generator is a list of {len(generator)} for {batch} images: give one for each.")
+
+
+def as_texts(prompt: str | list[str] | None, name: str = "prompt") -> list[str] | None:
+    """A prompt as a list of texts.
+
+    Raises:
+        ValueError: If it is neither a text nor a list of texts.
+    """
+    if prompt is None:
+        return None
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a text or a list of texts, not {describe_type(prompt)}.")
+    return list(texts)
+
+
+def as_labels(class_labels, num_classes: int, class_names: list[str] | None) -> torch.Tensor | None:
+    """Class labels as an int64 tensor ``(B,)``.
+
+    Args:
+        class_labels: Number or name of a class, a list of them, a tensor of numbers, or None.
+        num_classes: How many classes there are.
+        class_names: Their names, in order, if they have any.
+
+    Raises:
+        ValueError: If a label is of another type, out of range or no such name.
+    """
+    if class_labels is None:
+        return None
+    if isinstance(class_labels, torch.Tensor):
+        class_labels = class_labels.reshape(-1).tolist()
+    labels = list(class_labels) if isinstance(class_labels, (list, tuple)) else [class_labels]
+    if not labels:
+        raise ValueError("class_labels is empty; give at least one class.")
+    return torch.tensor([_label(label, num_classes, class_names or []) for label in labels], dtype=torch.int64)
+
+
+def _label(label: int | str, num_classes: int, class_names: list[str]) -> int:
+    """The number of one class."""
+    if isinstance(label, str):
+        if label not in class_names:
+            known = f"the names are {', '.join(class_names[:20])}" if class_names else "its classes have numbers only"
+            raise ValueError(f"class_labels: this model has no class {label!r}; {known}.")
+        return class_names.index(label)
+    if not isinstance(label, Integral) or isinstance(label, bool):
+        raise ValueError(f"class_labels must be class numbers or names, not {describe_type(label)}.")
+    if not 0 <= label < num_classes:
+        raise ValueError(f"class_labels: {label} is out of range; this model has the classes 0 to {num_classes - 1}.")
+    return int(label)
+
+
+def describe_type(value) -> str:
+    """The type of a wrong argument in words."""
+    if isinstance(value, (list, tuple)):
+        return f"a list of {type(value[0]).__name__}" if value else "an empty list"
+    return type(value).__name__

@@ -1,0 +1,5 @@
+"""``python -m attndiff.cli``."""
+
+from attndiff.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""``attndiff sample``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, or the bundled model emoji-xs.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="Captions, or classes of a class model; none if unconditional."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write: a grid, one column a prompt.")] = Path("grid.png"),
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count up from it.")] = 0,
+    count: Annotated[int | None, typer.Option(help="Images of each prompt; 8 if unconditional, else 1.")] = None,
+    size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels, if not the training size.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder for every image as a file of its own, in the data's bit depth.")
+    ] = None,
+    attention_maps: Annotated[Path | None, typer.Option(help="Folder for pictures of where each word acted.")] = None,
+) -> None:
+    """Sample images from a model."""
+    from attndiff.cli.checks import check_output_file, check_output_folder, parse_size
+
+    check_output_file("--out", out)
+    for option, folder in {"--images": images, "--attention-maps": attention_maps}.items():
+        check_output_folder(option, folder)
+    height, width = parse_size(size)
+    from attndiff.sampling import Request, open_model, sample_rows, save_attention, save_images, sheet
+
+    request = Request(prompts or [], steps, guidance, seed, count, height, width, attention_maps is not None)
+    request.check()
+    pipeline = open_model(model)
+    rows = sample_rows(pipeline, request)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows, request.prompts).save(out)
+    print(f"grid:            {out}")
+    if images is not None:
+        print(f"images:          {save_images(pipeline, rows, images)} in {images}")
+    if attention_maps is not None:
+        print(f"attention maps:  {len(save_attention(pipeline, rows, request.prompts, attention_maps))} in {attention_maps}")

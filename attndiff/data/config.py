@@ -1,0 +1,81 @@
+"""What to read and how: the data part of a training configuration."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from attndiff.errors import UserError
+
+NAMED_CHANNELS = ("L", "LA", "RGB", "RGBA")
+RESIZES = ("lanczos", "area", "nearest")
+
+
+@dataclass
+class DataConfig:
+    """Where the images are and what becomes of them.
+
+    Args:
+        path: A folder of images, a parquet file, a folder of parquet files, or a dataset's id on the Hub.
+        split: Which part to read; the files, folder or Hub split of that name where the data has such parts.
+        validation: Where the held-out images are: a path, or the fraction of the data to hold out. None: the data's
+            own part called "validation", if it has one.
+        size: Height and width of the images in pixels; the shorter side is resized to it, the middle is kept.
+        channels: "L", "LA", "RGB" or "RGBA", or the number of bands of images that are not photographs.
+        background: Colour that transparent images are laid over when `channels` has no alpha.
+        resize: "lanczos" for photographs, "area" for averaging, "nearest" for pixel art.
+        image_column: Column of the images in parquet files and Hub datasets.
+        caption_column: Column of the captions, each a string or a list of strings; "text" for text files beside the
+            images. None: no captions.
+        label_column: Column of the classes; "label" for class folders. None: no classes.
+        where: Rows to keep: for each column named, the values allowed.
+        exclude: Rows to leave out: those that match every column of one of the entries.
+        on_error: What to do about images that cannot be read: "skip" and list them, or "raise".
+    """
+
+    path: str
+    split: str = "train"
+    validation: str | float | None = None
+    size: int = 32
+    channels: str | int = "RGB"
+    background: str = "white"
+    resize: str = "lanczos"
+    image_column: str = "image"
+    caption_column: str | None = None
+    label_column: str | None = None
+    where: dict[str, list] | None = None
+    exclude: list[dict] | None = None
+    on_error: str = "skip"
+
+    def __post_init__(self):
+        self.path = str(self.path)
+        if not self.path:
+            raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
+        check_choice("on_error", self.on_error, ("skip", "raise"))
+        check_image_options(self.size, self.channels, self.resize)
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise UserError(f"validation={self.validation} is no fraction: give a number between 0 and 1, or a path")
+        if self.where is not None and not isinstance(self.where, dict):
+            raise UserError("where must map column names to lists of values, such as {style: [noto]}")
+        if self.exclude is not None and not (
+            isinstance(self.exclude, list) and all(isinstance(entry, dict) and entry for entry in self.exclude)
+        ):
+            raise UserError("exclude must be a list of entries such as {style: noto, caption: [rocket]}")
+
+
+def check_image_options(size: int, channels: str | int, resize: str) -> None:
+    """Raise `UserError` for an impossible size, channels or resize."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 8192:
+        raise UserError(f"size={size!r} is no image size: give a whole number of pixels from 1 to 8192")
+    check_choice("resize", resize, RESIZES)
+    if isinstance(channels, int) and not isinstance(channels, bool):
+        if not 1 <= channels <= 512:
+            raise UserError(f"channels={channels} is no number of bands: give 1 to 512")
+    else:
+        check_choice("channels", channels, NAMED_CHANNELS)
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `UserError` with the nearest right value if `value` is none of `choices`."""
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"{argument}={value!r} is unknown: {hint}it is one of {', '.join(choices)}")

@@ -1,0 +1,204 @@
+"""What training would do to a data set, told before it starts: what is dropped, what is altered, what repeats."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from attndiff.data.config import DataConfig
+from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.sources import make_normalizer, open_table_of, read_captions, read_labels, select_rows
+from attndiff.data.tables import ImageTable
+from attndiff.errors import UserError
+
+# Near duplicates are found by comparing all pairs of thumbnails, 64 numbers each: a second or two at this many.
+MAX_COMPARED = 20_000
+THUMBNAIL = 8
+# Root mean square difference of thumbnails, of a range of 2, below which two images look the same.
+NEAR = 0.02
+SHOWN = 5
+
+
+@dataclass
+class Report:
+    """What is in a data set and what training would do to it.
+
+    Args:
+        path: The data.
+        rows: Images considered, after filters and split.
+        usable: Of these, images that can be read.
+        dropped: ``(file name, reason)`` of everything left out.
+        altered: For each kind of alteration, the files it happens to.
+        sizes: Images by original ``WIDTHxHEIGHT``.
+        kinds: Images by original mode and depth.
+        captions: Statistics of captions, lengths in characters; None if none were asked for.
+        classes: Images by class; None if none were asked for.
+        duplicates: Groups of files that are the same once normalised.
+        near_duplicates: Pairs that look the same; None if there were too many images to compare.
+        tensor: Shape of an image in training.
+    """
+
+    path: str
+    rows: int
+    usable: int
+    dropped: list[tuple[str, str]]
+    altered: dict[str, list[str]]
+    sizes: dict[str, int]
+    kinds: dict[str, int]
+    captions: dict[str, float] | None
+    classes: dict[str, int] | None
+    duplicates: list[list[str]]
+    near_duplicates: list[tuple[str, str]] | None
+    tensor: list[int]
+
+    def to_json(self) -> str:
+        """Everything, by file name."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """A page to read: counts, and a few names for each."""
+        shape = " x ".join(str(n) for n in self.tensor)
+        lines = [f"{self.path}: {self.usable} of {self.rows} images usable, as {shape} (channels x height x width)"]
+        lines += _section("Dropped", [f"{name}: {reason}" for name, reason in self.dropped])
+        if self.altered:
+            lines.append("Altered")
+            lines += [f"  {kind}: {len(names)} ({_names(names)})" for kind, names in self.altered.items()]
+        lines += ["Sizes: " + _counts(self.sizes), "Kinds: " + _counts(self.kinds)]
+        if self.captions is not None:
+            lines.append("Captions: " + ", ".join(f"{name} {value:g}" for name, value in self.captions.items()))
+        if self.classes is not None:
+            lines.append("Classes: " + _counts(self.classes))
+        lines += _section("Duplicates", [" = ".join(group) for group in self.duplicates])
+        if self.near_duplicates is None:
+            lines.append(f"Near duplicates: not looked for among more than {MAX_COMPARED} images")
+        else:
+            lines += _section("Near duplicates", [" ~ ".join(pair) for pair in self.near_duplicates])
+        return "\n".join(lines)
+
+
+def _section(title: str, entries: list[str]) -> list[str]:
+    more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = ", ".join(f"{name}: {count}" for name, count in list(counts.items())[: 2 * SHOWN])
+    return shown + (f" and {len(counts) - 2 * SHOWN} more" if len(counts) > 2 * SHOWN else "")
+
+
+def diagnose(config: DataConfig) -> Report:
+    """Read everything that a configuration names, by the same code as training, and report.
+
+    Raises:
+        UserError: The data as a whole cannot be used; single bad images are reported, whatever `config.on_error`.
+    """
+    normalizer, table = make_normalizer(config), open_table_of(config)
+    passing, rows = select_rows(table, config)
+    images = _Images(table, normalizer, rows)
+    captions = classes = None
+    if config.caption_column:
+        captions = _caption_statistics(read_captions(table, rows, config.caption_column))
+    if config.label_column:
+        labels, names = read_labels(table, passing, rows, config.label_column, None)
+        counts = Counter(labels)
+        classes = {name: counts[number] for number, name in enumerate(names)}
+    return Report(
+        path=config.path,
+        rows=len(rows),
+        usable=len(images.names),
+        dropped=[*table.left_out, *images.dropped],
+        altered=dict(images.altered),
+        sizes=_by_count(images.sizes),
+        kinds=_by_count(images.kinds),
+        captions=captions,
+        classes=classes,
+        duplicates=[names for names in images.by_content.values() if len(names) > 1],
+        near_duplicates=images.near_duplicates(),
+        tensor=[len(normalizer.describe()["channels"]), config.size, config.size],
+    )
+
+
+class _Images:
+    """What one pass over the images finds."""
+
+    def __init__(self, table: ImageTable, normalizer: Normalizer, rows: list[int]):
+        self.names: list[str] = []
+        self.dropped: list[tuple[str, str]] = []
+        self.altered: dict[str, list[str]] = defaultdict(list)
+        self.by_content: dict[bytes, list[str]] = defaultdict(list)
+        self.sizes, self.kinds = Counter(), Counter()
+        self._thumbnails: dict[bytes, np.ndarray] = {}
+        for row in tqdm(rows, "Reading images", delay=2, leave=False):
+            name = table.names[row]
+            try:
+                self._add(name, normalizer.normalize(table.image(row), name))
+            except UserError as error:
+                self.dropped.append((name, str(error).removeprefix(f"{name}: ")))
+
+    def _add(self, name: str, image) -> None:
+        self.names.append(name)
+        self.sizes["{}x{}".format(*image.size)] += 1
+        self.kinds[image.kind] += 1
+        for note in image.notes:
+            self.altered[note].append(name)
+        content = hashlib.sha256(image.levels).digest()
+        self.by_content[content].append(name)
+        if content not in self._thumbnails:
+            self._thumbnails[content] = thumbnail(to_signed(image.levels))
+
+    def near_duplicates(self) -> list[tuple[str, str]] | None:
+        """Pairs of different images with nearly equal thumbnails."""
+        if len(self._thumbnails) > MAX_COMPARED:
+            return None
+        if not self._thumbnails:
+            return []
+        names = [self.by_content[content][0] for content in self._thumbnails]
+        return [(names[i], names[j]) for i, j in near_pairs(np.stack(list(self._thumbnails.values())))]
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """``(C, H, W)`` averaged over an 8 x 8 grid and flattened ``(C * 64,)``, one value a cell however small it is."""
+    for axis in (1, 2):
+        length = image.shape[axis]
+        cells = (np.arange(THUMBNAIL) * length) // THUMBNAIL
+        widths = np.maximum(np.diff(np.append(cells, length)), 1)
+        widths = np.expand_dims(widths, [0, 2] if axis == 1 else [0, 1])
+        image = np.add.reduceat(image, cells, axis=axis) / widths
+    return image.astype(np.float32).ravel()
+
+
+def near_pairs(thumbnails: np.ndarray, chunk: int = 512) -> list[tuple[int, int]]:
+    """Pairs ``i < j`` of thumbnails ``(N, D)`` whose root mean square difference is below `NEAR`."""
+    squares = np.square(thumbnails).sum(axis=1)
+    pairs = []
+    for start in range(0, len(thumbnails), chunk):
+        block = thumbnails[start : start + chunk]
+        distances = squares[start : start + chunk, None] + squares - 2 * block @ thumbnails.T
+        for i, j in np.argwhere(distances < NEAR**2 * thumbnails.shape[1]):
+            if start + i < j:
+                pairs.append((int(start + i), int(j)))
+    return pairs
+
+
+def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
+    texts = [text for row in captions for text in row]
+    lengths = [len(text) for text in texts if text]
+    return {
+        "number": len(texts),
+        "distinct": len(set(texts)),
+        "empty": len(texts) - len(lengths),
+        "shortest": min(lengths),
+        "median": float(np.median(lengths)),
+        "longest": max(lengths),
+    }
+
+
+def _by_count(counts: Counter) -> dict[str, int]:
+    return dict(counts.most_common())

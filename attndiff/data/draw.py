@@ -1,0 +1,97 @@
+"""Stateless randomness: every random number of training is a function of (seed, visit, sample id).
+
+Order, augmentation, noise, noise level, condition dropout and choice of caption come from a counter-based generator
+(Philox, Salmon et al. 2011) keyed by these three numbers alone, so that neither the number of loader workers nor of
+processes, nor a restart, changes what a sample meets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def sample_generator(seed: int, visit: int, sample_id: int) -> np.random.Generator:
+    """The generator of one visit to one sample."""
+    key, counter = np.array([seed, visit], dtype=np.uint64), np.array([0, 0, 0, sample_id], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order ``(size,)`` int64 in which an epoch visits its samples."""
+    # The top bit of the key separates this stream from those of the samples. A list would pass through float64 and
+    # lose the epoch.
+    key = np.array([seed, epoch | 1 << 63], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(size)
+
+
+def position(seed: int, index: int, size: int, orders: dict[int, np.ndarray]) -> tuple[int, int]:
+    """``(sample id, visit)`` of the ``index``-th sample of the whole run; ``orders`` remembers the last epochs."""
+    epoch, offset = divmod(index, size)
+    if epoch not in orders:
+        for old in [e for e in orders if e < epoch - 1]:
+            del orders[old]
+        orders[epoch] = epoch_order(seed, epoch, size)
+    return int(orders[epoch][offset]), epoch
+
+
+class BatchSampler:
+    """Batches of ``(sample id, visit)`` for one rank, from any step on.
+
+    The global batch of a step is a run of consecutive positions; each rank takes its slice of it, micro-batch by
+    micro-batch, so that the same samples meet at a step however many processes share it.
+
+    Args:
+        size: Samples in the data.
+        micro_batch: Samples a process handles at once.
+        accumulation: Micro-batches per step.
+        seed: Run seed.
+        rank: This process.
+        world_size: Number of processes.
+        start_step: First step.
+        end_step: Step before which to end.
+    """
+
+    def __init__(self, size, micro_batch, accumulation, seed, rank=0, world_size=1, start_step=0, end_step=0):
+        self.size, self.micro_batch, self.accumulation, self.seed = size, micro_batch, accumulation, seed
+        self.rank, self.world_size, self.start_step, self.end_step = rank, world_size, start_step, end_step
+
+    def __len__(self) -> int:
+        return (self.end_step - self.start_step) * self.accumulation
+
+    def __iter__(self):
+        orders: dict[int, np.ndarray] = {}
+        global_batch = self.micro_batch * self.accumulation * self.world_size
+        for step in range(self.start_step, self.end_step):
+            for micro in range(self.accumulation):
+                first = step * global_batch + (self.rank * self.accumulation + micro) * self.micro_batch
+                yield [position(self.seed, first + i, self.size, orders) for i in range(self.micro_batch)]
+
+
+@dataclass
+class Draws:
+    """The random numbers of one visit to one sample.
+
+    Args:
+        noise: Standard normal ``(C, H, W)`` float32.
+        level: One standard normal number, from which the objective makes the noise level.
+        drop: Whether the condition is dropped.
+        flip: Whether the image is mirrored.
+        choice: Uniform in [0, 1), picks the caption where a sample has several.
+    """
+
+    noise: np.ndarray
+    level: float
+    drop: bool
+    flip: bool
+    choice: float
+
+
+def draw(
+    seed: int, visit: int, sample_id: int, shape: tuple[int, int, int], drop_probability: float, flip_probability: float
+) -> Draws:
+    """Draw what one visit to one sample needs, always in the same order."""
+    generator = sample_generator(seed, visit, sample_id)
+    drop, flip, choice = generator.random(3)
+    level = float(generator.standard_normal(dtype=np.float32))
+    noise = generator.standard_normal(shape, dtype=np.float32)
+    return Draws(noise, level, bool(drop < drop_probability), bool(flip < flip_probability), float(choice))

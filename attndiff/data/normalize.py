@@ -1,0 +1,152 @@
+"""Any image to the tensor that a model is trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from attndiff.data.config import check_image_options
+from attndiff.data.decode import PEAK, decode
+from attndiff.errors import UserError
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
+# Weights of ITU-R BT.601, as Pillow's.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass
+class Normalized:
+    """An image of the set's size and channels, at its own depth.
+
+    Args:
+        levels: ``(C, H, W)``, uint8 in [0, 255], uint16 in [0, 65535] or float32 in [0, 1].
+        size: ``(width, height)`` of the original.
+        kind: Mode and depth of the original in words.
+        notes: What was altered, in the order in which it was.
+    """
+
+    levels: np.ndarray
+    size: tuple[int, int]
+    kind: str
+    notes: list[str]
+
+
+class Normalizer:
+    """Decides, for every kind of image, what the tensor is.
+
+    - 8-bit and 16-bit values are scaled by their own full range; floating point values must lie in [0, 1].
+    - Palettes are expanded, CMYK becomes RGB, EXIF orientation is applied, an animation is its first frame.
+    - Alpha is laid over `background`, or kept where `channels` has it; the colour of wholly transparent pixels, which
+      nobody sees, is then the background's.
+    - Greyscale is repeated for RGB; RGB becomes greyscale by ITU-R BT.601 luma.
+    - The shorter side is resized to `size`, with premultiplied alpha, and the middle square kept.
+    - With a number for `channels`, the file's bands are taken as they are.
+
+    Args:
+        size: Height and width of the result in pixels.
+        channels: "L", "LA", "RGB", "RGBA", or a number of bands.
+        background: A colour by name or as "#rrggbb".
+        resize: "lanczos", "area" or "nearest".
+    """
+
+    def __init__(self, size: int, channels: str | int = "RGB", background: str = "white", resize: str = "lanczos"):
+        check_image_options(size, channels, resize)
+        self.size, self.channels, self.background, self.resize = size, channels, background, resize
+        try:
+            colour = np.array(ImageColor.getrgb(background)[:3], np.float32) / 255
+        except (ValueError, AttributeError):
+            raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
+        grey = isinstance(channels, str) and channels.startswith("L")
+        self._background = (colour @ LUMA)[None] if grey else colour  # (1 | 3,) in [0, 1]
+
+    def __call__(self, source: bytes | str | Path | Image.Image, name: str | None = None) -> np.ndarray:
+        """The image as float32 ``(C, H, W)`` in [-1, 1]; raises `UserError`, see `decode`."""
+        return to_signed(self.normalize(source, name).levels)
+
+    def normalize(self, source: bytes | str | Path | Image.Image, name: str | None = None) -> Normalized:
+        """The image at its own depth, with notes of what was altered; raises `UserError`, see `decode`."""
+        decoded = decode(source, self.channels, name)
+        height, width = decoded.pixels.shape[:2]
+        dtype, notes = decoded.pixels.dtype, decoded.notes
+        peak = PEAK[str(dtype)]
+        pixels, alpha = self._convert(decoded.pixels, decoded.alpha, peak, notes)
+        if min(height, width) != self.size:
+            notes.append("resized up" if min(height, width) < self.size else "resized down")
+        if height != width:
+            notes.append("cropped to a square")
+        pixels = np.clip(self._fit(pixels, alpha, peak), 0, peak)
+        if dtype != np.float32:
+            pixels = np.rint(pixels)
+        levels = np.ascontiguousarray(pixels.astype(dtype).transpose(2, 0, 1))
+        return Normalized(levels, (width, height), decoded.kind, notes)
+
+    def describe(self, bit_depth: int = 8, class_names: list[str] | None = None) -> dict:
+        """What a pipeline keeps about its data: channels, depth, the units that [-1, 1] stands for, classes, size."""
+        names = [f"band{i + 1}" for i in range(self.channels)] if isinstance(self.channels, int) else [*self.channels]
+        return {
+            "channels": names,
+            "bit_depth": bit_depth,
+            "value_range": {8: [0, 255], 16: [0, 65535], 32: [0.0, 1.0]}[bit_depth],
+            "class_names": class_names,
+            "size": [self.size, self.size],
+        }
+
+    def _convert(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, notes: list[str]):
+        """Colour ``(H, W, C)``, and alpha ``(H, W, 1)`` if it is kept, of the wanted channels."""
+        if isinstance(self.channels, int):
+            return pixels, None
+        if pixels.shape[-1] == 1 and self.channels.startswith("RGB"):
+            notes.append("greyscale repeated to RGB")
+            pixels = np.repeat(pixels, 3, axis=-1)
+        elif pixels.shape[-1] == 3 and self.channels.startswith("L"):
+            notes.append("colour reduced to greyscale")
+            pixels = pixels @ LUMA[:, None]
+        background = self._background * peak
+        if self.channels.endswith("A"):
+            alpha = np.full(pixels.shape[:2], peak) if alpha is None else alpha
+            return np.where(alpha[..., None] == 0, background, pixels), alpha[..., None]
+        if alpha is not None and (alpha < peak).any():
+            notes.append(f"alpha composited over {self.background}")
+            opacity = alpha[..., None].astype(np.float32) / peak
+            pixels = pixels * opacity + background * (1 - opacity)
+        return pixels, None
+
+    def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int) -> np.ndarray:
+        """Resize and crop colour ``(H, W, C)``, with alpha as its last channel if there is one."""
+        if min(pixels.shape[:2]) == self.size:
+            return self._middle(pixels if alpha is None else np.concatenate([pixels, alpha], axis=-1))
+        if alpha is None:
+            return self._resample(pixels)
+        # Premultiplied, so that the hidden colour of transparent pixels does not bleed into their neighbours.
+        opacity = np.clip(self._resample(alpha.astype(np.float32) / peak), 0, 1)
+        colour = self._resample(pixels * (alpha / np.float32(peak)))
+        visible = opacity > 0.5 / 255
+        colour = np.where(visible, colour / np.where(visible, opacity, 1), self._background * peak)
+        return np.concatenate([colour, opacity * peak], axis=-1)
+
+    def _middle(self, pixels: np.ndarray) -> np.ndarray:
+        top, left = ((n - self.size) // 2 for n in pixels.shape[:2])
+        return pixels[top : top + self.size, left : left + self.size]
+
+    def _resample(self, pixels: np.ndarray) -> np.ndarray:
+        """The middle square of ``(H, W, C)`` as float32 ``(size, size, C)``; band by band, to save memory."""
+        height, width = pixels.shape[:2]
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        target = (self.size, self.size)
+        bands = [
+            Image.fromarray(pixels[..., i].astype(np.float32)).resize(target, FILTERS[self.resize], box)
+            for i in range(pixels.shape[-1])
+        ]
+        return np.stack([np.asarray(band) for band in bands], axis=-1)
+
+
+def to_signed(levels: np.ndarray) -> np.ndarray:
+    """Levels of uint8, uint16 or float32 to float32 in [-1, 1], by the full range of their type."""
+    return levels.astype(np.float32) * np.float32(2 / PEAK[str(levels.dtype)]) - 1

@@ -1,0 +1,233 @@
+"""Image sets: what a training run or an evaluation reads, whatever the data is stored in."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from attndiff.data.config import DataConfig
+from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.rows import class_order, clean_captions, filter_columns, held_out, is_kept, require_column
+from attndiff.data.tables import ImageTable, MissingPart, encoded_image, open_stream, open_table
+from attndiff.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Decoded images are kept in memory up to this much, so that each is decoded once; larger sets are decoded every time.
+CACHE_BYTES = 1 << 30
+# More unreadable images than this are a wrong folder, not a few bad files.
+MAX_BAD_SHARE = 0.5
+
+
+def make_normalizer(config: DataConfig) -> Normalizer:
+    """The normaliser that a configuration describes."""
+    return Normalizer(config.size, config.channels, config.background, config.resize)
+
+
+def open_table_of(config: DataConfig) -> ImageTable:
+    """The table that holds a configuration's rows, before filters; raises `UserError`."""
+    path, part = config.path, config.split
+    if part == "validation" and isinstance(config.validation, str):
+        path = config.validation
+    elif part == "validation" and config.validation is not None:
+        part = "train"
+    return open_table(path, part, config.image_column, whole=config.split == "validation" and path != config.path)
+
+
+def select_rows(table: ImageTable, config: DataConfig) -> tuple[list[int], list[int]]:
+    """Rows that pass the filters, and of these the ones in the part asked for; raises `UserError` if there are none."""
+    columns = filter_columns(config.where, config.exclude)
+    for column in columns:
+        require_column("where, exclude", column, table.columns, table.origin)
+    values = {column: table.column(column) for column in columns}
+    passing = [
+        row
+        for row in range(len(table))
+        if is_kept({column: values[column][row] for column in columns}, config.where, config.exclude)
+    ]
+    if not passing:
+        raise UserError(f"{table.origin}: no row is left by where={config.where} and exclude={config.exclude}")
+    if config.validation is None or isinstance(config.validation, str):
+        return passing, passing
+    families = table.column("family") if "family" in table.columns else table.names
+    held = held_out([str(families[row]) for row in passing], config.validation)
+    wanted = config.split == "validation"
+    chosen = [row for row, is_held in zip(passing, held, strict=True) if is_held == wanted]
+    if not chosen:
+        raise UserError(f"{table.origin}: validation={config.validation} leaves no image to train on, make it smaller")
+    return passing, chosen
+
+
+def read_captions(table: ImageTable, rows: list[int], column: str) -> list[list[str]]:
+    """Captions of the rows; raises `UserError` where there are none."""
+    require_column("caption_column", column, table.columns, table.origin)
+    values = table.column(column)
+    for row in rows:
+        if values[row] is None and table.root is not None:
+            raise UserError(f"{table.root / table.names[row]}: has no caption ({column!r} is missing), write one")
+    captions = [clean_captions(values[row]) for row in rows]
+    if not any(any(texts) for texts in captions):
+        raise UserError(f"{table.origin}: every caption in column {column!r} is empty, name another caption_column")
+    return captions
+
+
+def read_labels(
+    table: ImageTable, passing: list[int], rows: list[int], column: str, class_names: list[str] | None
+) -> tuple[list[int], list[str]]:
+    """Class numbers of the rows and the names of the classes, which all passing rows decide unless they are given."""
+    require_column("label_column", column, table.columns, table.origin)
+    values = table.column(column)
+    for row in passing:
+        if values[row] is None or values[row] == "":
+            raise UserError(f"{table.origin} {table.names[row]}: has no class in column {column!r}, give it one")
+    if class_names is None:
+        present = {str(values[row]) for row in passing}
+        given = getattr(table.rows.features[column], "names", None)
+        class_names = [name for name in given if name in present] if given else class_order(present)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    for row in rows:
+        if str(values[row]) not in numbers:
+            raise UserError(f"{table.origin} {table.names[row]}: class {values[row]!r} is not among those trained on")
+    return [numbers[str(values[row])] for row in rows], class_names
+
+
+class ImageSet:
+    """Images of one kind of tensor with what is known about them, picklable for loader workers.
+
+    Every image is decoded once when the set is opened, so that the bad ones are known, and the same, on every process
+    and in every run. For data too large for that there is `stream_images`.
+
+    Args:
+        config: What to read and how.
+        class_names: Names and order of the classes, as of the set trained on; None: those found.
+
+    Raises:
+        UserError: The data cannot be used.
+    """
+
+    def __init__(self, config: DataConfig, class_names: list[str] | None = None):
+        self.normalizer = make_normalizer(config)
+        self.table = open_table_of(config)
+        passing, rows = select_rows(self.table, config)
+        captions = read_captions(self.table, rows, config.caption_column) if config.caption_column else [[]] * len(rows)
+        labels: list[int | None] = [None] * len(rows)
+        self.class_names = None
+        if config.label_column:
+            labels, self.class_names = read_labels(self.table, passing, rows, config.label_column, class_names)
+        self.skipped = list(self.table.left_out)
+        good = self._decode_all(rows, config.on_error)
+        self._rows = [rows[i] for i in good]
+        self._captions = [captions[i] for i in good]
+        self._labels = [labels[i] for i in good]
+        known = json.dumps([[self.name(i), self._captions[i], self._labels[i]] for i in range(len(self))])
+        self.fingerprint = hashlib.sha256(self._digest + known.encode()).hexdigest()
+
+    def _decode_all(self, rows: list[int], on_error: str) -> list[int]:
+        """Positions in `rows` of the images that can be read; keeps them decoded if the set is small."""
+        good, kept, kept_bytes, depths, digest = [], [], 0, {8}, hashlib.sha256()
+        bad: list[tuple[str, str]] = []
+        for position, row in enumerate(tqdm(rows, "Reading images", delay=2, leave=False)):
+            try:
+                levels = self.normalizer.normalize(self.table.image(row), self.table.names[row]).levels
+            except UserError as error:
+                if on_error == "raise":
+                    raise
+                bad.append((self.table.names[row], str(error).removeprefix(f"{self.table.names[row]}: ")))
+                continue
+            good.append(position)
+            digest.update(levels)
+            depths.add(levels.itemsize * 8)
+            kept_bytes += levels.nbytes
+            if kept_bytes <= CACHE_BYTES:
+                kept.append(levels)
+        if len(bad) > MAX_BAD_SHARE * len(rows):
+            name, reason = bad[0]
+            raise UserError(f"{self.table.origin}: {len(bad)} of {len(rows)} images are bad, first {name}: {reason}")
+        if bad:
+            logger.warning("%s: %d of %d images skipped, first %s: %s", self.table.origin, len(bad), len(rows), *bad[0])
+        self.skipped += bad
+        self._bit_depth, self._digest = max(depths), digest.digest()
+        self._cache = kept if kept_bytes <= CACHE_BYTES else None
+        return good
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Image ``(C, H, W)`` float32 in [-1, 1]."""
+        if self._cache is not None:
+            return to_signed(self._cache[i])
+        return self.normalizer(self.table.image(self._rows[i]), self.name(i))
+
+    def captions(self, i: int) -> list[str]:
+        """Captions of an image; none if no column was named, an empty one where the cell is empty."""
+        return self._captions[i]
+
+    def label(self, i: int) -> int | None:
+        """Number of an image's class in `class_names`."""
+        return self._labels[i]
+
+    def name(self, i: int) -> str:
+        """File name of an image, or the number of its row."""
+        return self.table.names[self._rows[i]]
+
+    def row(self, i: int) -> dict:
+        """All columns of an image's row but the image."""
+        return self.table.details[self._rows[i]]
+
+    def describe(self) -> dict:
+        """What a pipeline keeps about its data, see `Normalizer.describe`."""
+        return self.normalizer.describe(self._bit_depth, self.class_names)
+
+
+def open_images(config: DataConfig, class_names: list[str] | None = None) -> ImageSet:
+    """Open the images that a configuration describes; see `ImageSet`."""
+    return ImageSet(config, class_names)
+
+
+def open_validation(config: DataConfig, class_names: list[str] | None = None) -> ImageSet | None:
+    """The held-out images that belong to a configuration, with the classes of the training set, or None."""
+    try:
+        return ImageSet(replace(config, split="validation"), class_names)
+    except MissingPart:
+        if config.validation is not None:
+            raise
+        return None
+
+
+def stream_images(config: DataConfig) -> Iterator[dict]:
+    """Rows of parquet files or a Hub dataset, one after the other, without an index of them.
+
+    Yields:
+        ``pixels`` ``(C, H, W)`` float32 in [-1, 1], ``captions``, ``label`` (a number where the column knows its
+        classes, else the value), and ``row``, the other columns. Bad images are logged and left out, or raised.
+
+    Raises:
+        UserError: The data is not parquet or a Hub dataset, a column is missing, or a fraction is to be held out.
+    """
+    if isinstance(config.validation, float):
+        raise UserError("validation: a stream is not divided by a fraction, name a path")
+    normalizer = make_normalizer(config)
+    rows = open_stream(config.path, config.split, config.image_column)
+    asked = {"caption_column": config.caption_column, "label_column": config.label_column}
+    asked |= {f"where, exclude: {column}": column for column in filter_columns(config.where, config.exclude)}
+    for argument, column in asked.items():
+        if column:
+            require_column(argument, column, rows.column_names, config.path)
+    for number, row in enumerate(rows):
+        if not is_kept(row, config.where, config.exclude):
+            continue
+        try:
+            image = encoded_image(row.pop(config.image_column), f"{config.path} row {number}")
+            pixels = normalizer(image, f"{config.path} row {number}")
+        except UserError as error:
+            if config.on_error == "raise":
+                raise
+            logger.warning("skipped %s", error)
+            continue
+        captions = clean_captions(row[config.caption_column]) if config.caption_column else []
+        yield {"pixels": pixels, "captions": captions, "label": row.get(config.label_column), "row": row}

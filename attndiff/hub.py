@@ -1,0 +1,143 @@
+"""Opening a pipeline from a folder or the Hugging Face Hub, and sharing one."""
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from attndiff.errors import UserError
+
+INDEX = "model_index.json"
+
+
+def load(path_or_hub_id: str | os.PathLike, **kwargs):
+    """Open a pipeline that attndiff saved; no code that comes with it is run, or even fetched.
+
+    Args:
+        path_or_hub_id: A folder, or a Hub repository such as ``"user/name"``.
+        kwargs: As for `diffusers.DiffusionPipeline.from_pretrained`, such as ``dtype``, ``variant``, ``revision``,
+            ``token``.
+
+    Returns:
+        The pipeline, an `AttnDiffPipeline`.
+
+    Raises:
+        UserError: If there is no such folder or repository, or something in it is missing or damaged.
+    """
+    folder = Path(path_or_hub_id)
+    if not folder.is_dir():
+        folder = _download(str(path_or_hub_id), kwargs)
+    check_folder(folder)
+    from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline  # diffusers takes seconds to import
+
+    try:
+        return AttnDiffPipeline.from_pretrained(folder, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path_or_hub_id} could not be opened: {_one_line(error)}") from error
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a pipeline folder, its model card ``README.md`` included, to the Hugging Face Hub.
+
+    Args:
+        folder: What `save_pretrained` or ``attndiff export`` wrote.
+        repo_id: ``"user/name"``; made if it does not exist.
+        private: Whether a new repository is private; None leaves that to the account's settings.
+        token: Access token; the one that ``hf auth login`` stored by default.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: If the folder is no pipeline, lacks its card, or the Hub refuses.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give the folder of a saved pipeline.")
+    check_folder(folder)
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{folder} has no README.md; write its model card before sharing it.")
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload pipeline",
+            delete_patterns="*_????????????.py",  # code files of earlier versions
+        )
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} is no name of a Hub repository: {_one_line(error)}") from error
+    except Exception as error:  # of whichever HTTP client huggingface_hub uses
+        raise UserError(
+            f"{repo_id}: the Hub did not take the upload ({_one_line(error)}); log in with `hf auth login` or give a "
+            "token that may write there."
+        ) from error
+    return f"{api.endpoint}/{repo_id}"
+
+
+def check_folder(folder: Path) -> None:
+    """Look through a pipeline folder for what would not open.
+
+    Raises:
+        UserError: Naming the file that is missing, damaged, or not what attndiff wrote.
+    """
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no pipeline folder: it has no {INDEX}; give one that was saved or exported.")
+    for path in sorted([folder / INDEX, *folder.glob("*/*.json")]):
+        _read_json(path)
+    index = _read_json(folder / INDEX)
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    name = name[-1] if isinstance(name, list) and name else name
+    if not str(name).startswith("AttnDiff"):
+        raise UserError(f"{folder} holds a {name}, not a pipeline of attndiff's; open it with diffusers.")
+    for part, entry in index.items():
+        if isinstance(entry, list) and part != "_class_name" and entry[0] and not (folder / part).is_dir():
+            raise UserError(f"{folder} is incomplete: its folder {part} is missing; copy or download it again.")
+    for path in sorted(folder.glob("*/*.safetensors")):
+        _check_weights(path)
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: it is no valid JSON; copy or download it again.") from error
+
+
+def _check_weights(path: Path) -> None:
+    """Raise UserError unless the file's header is sound and all of its data is there."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy or download it again.") from error
+
+
+def _download(repo_id: str, kwargs: dict) -> Path:
+    """A repository's weights and configs in the local cache, all of one commit."""
+    from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline  # diffusers takes seconds to import
+
+    try:
+        return Path(AttnDiffPipeline.download(repo_id, **kwargs))
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: there is no such folder.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "such model (or it is private: log in with `hf auth login`)"
+        what = f"revision {kwargs.get('revision')} of it" if isinstance(error, RevisionNotFoundError) else what
+        raise UserError(f"{repo_id} is no folder here, and the Hub has no {what}.") from error
+    except Exception as error:  # of whichever HTTP client huggingface_hub uses
+        raise UserError(f"{repo_id} is no folder here, and the Hub could not be reached: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error without its line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

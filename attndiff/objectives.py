@@ -1,0 +1,201 @@
+"""What the network learns to predict, and how that maps to the state of a stock scheduler.
+
+Every objective noises an image at a level ``s`` that its schedulers call ``sigma``, and hands the network one
+coordinate of noise, ``ln(sigma / signal) / 4``, whatever the objective:
+
+| name      | noisy image                              | level s              | network predicts             |
+|-----------|------------------------------------------|----------------------|------------------------------|
+| `flow`    | ``(1 - s) x0 + s n``                     | time in [0, 1]       | velocity ``n - x0``          |
+| `edm`     | ``x0 + s n``                             | noise std            | preconditioned ``F``         |
+| `epsilon` | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | noise ``n``                  |
+| `v`       | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | ``(n - s x0)/sqrt(1 + s^2)`` |
+
+Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); EDM arXiv 2206.00364 Table 1;
+epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 2303.09556 Eq. 7.
+
+Shapes: x (B, C, H, W), levels (B,).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+LOG_RATIO_LIMIT = math.log(1000.0)  # |ln(noise / signal)| that the coordinate is clamped to
+
+
+def expand(level: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``(B,)`` as ``(B, 1, 1, 1)`` in the dtype of ``like``."""
+    return level.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass
+class Objective:
+    """What all objectives share: flow matching is the plain case, and the default.
+
+    Args:
+        sigma_data: Standard deviation of the normalised training images.
+        noise_mean: Mean of ``ln(noise / signal)`` over training samples.
+        noise_std: Its standard deviation.
+        min_snr_gamma: Cap of the signal-to-noise weight (arXiv 2303.09556), or None for the objective's own weight.
+    """
+
+    sigma_data: float = 0.5
+    noise_mean: float = 0.0
+    noise_std: float = 1.4
+    min_snr_gamma: float | None = None
+
+    name = "flow"
+
+    def to_config(self) -> dict:
+        """The objective as JSON, the contract that a pipeline folder stores."""
+        return {"name": self.name, **asdict(self)}
+
+    # Noise levels
+
+    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """Native level of ``ln(noise / signal)``."""
+        return torch.sigmoid(log_ratio)
+
+    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
+        """``ln(noise / signal)`` of a native level, float32 and clamped to a finite range."""
+        level = level.float()
+        return (level.log() - (-level).log1p()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    def draw_levels(self, standard_normal: torch.Tensor) -> torch.Tensor:
+        """Training levels ``(B,)`` from standard normal numbers ``(B,)``."""
+        return self.level_from_log_ratio(self.noise_mean + self.noise_std * standard_normal)
+
+    def coordinate(self, level: torch.Tensor) -> torch.Tensor:
+        """The network's noise coordinate of a native level."""
+        return self.log_ratio(level) / 4
+
+    # The map between images and the network
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The noisy image at ``level``."""
+        s = expand(level, x0)
+        return (1 - s) * x0 + s * noise
+
+    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """A noisy image scaled to about unit variance, as the network takes it."""
+        s = expand(level, x)
+        return x / ((1 - s) ** 2 * self.sigma_data**2 + s**2).sqrt()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """What the network should predict."""
+        return noise - x0
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The clean image that a prediction at a noisy image implies."""
+        return x - expand(level, x) * prediction
+
+    def weight(self, level: torch.Tensor) -> torch.Tensor:
+        """Loss weight ``(B,)`` of the squared error of the prediction."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(level, dtype=torch.float32)
+        snr = (-2 * self.log_ratio(level)).exp()
+        return snr.clamp(max=self.min_snr_gamma) * self._error_scale(level) ** 2
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        """``|d denoised / d prediction|``: turns an error of the prediction into one of the clean image."""
+        return level.float()
+
+
+class FlowMatching(Objective):
+    """Rectified flow: the velocity from image to noise."""
+
+
+class EDM(Objective):
+    """Preconditioned denoising of Karras et al. (arXiv 2206.00364): unit-variance input, target and loss weight."""
+
+    name = "edm"
+
+    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        return log_ratio.exp()
+
+    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
+        return level.float().log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x0 + expand(level, x0) * noise
+
+    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x / (expand(level, x) ** 2 + self.sigma_data**2).sqrt()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        c_skip, c_out = self._skip_out(x0, level)
+        return (x0 - c_skip * self.add_noise(x0, noise, level)) / c_out
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        c_skip, c_out = self._skip_out(x, level)
+        return c_skip * x + c_out * prediction
+
+    def _skip_out(self, x: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``c_skip`` and ``c_out`` of arXiv 2206.00364, Table 1."""
+        s, sd = expand(level, x), self.sigma_data
+        return sd**2 / (s**2 + sd**2), s * sd / (s**2 + sd**2).sqrt()
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        s, sd = level.float(), self.sigma_data
+        return s * sd / (s**2 + sd**2).sqrt()
+
+
+class Epsilon(EDM):
+    """The noise itself, in variance-preserving form."""
+
+    name = "epsilon"
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x0)
+        return (x0 + s * noise) / (1 + s**2).sqrt()
+
+    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return noise
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x)
+        return x * (1 + s**2).sqrt() - s * prediction
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        return level.float()
+
+
+class VPrediction(Epsilon):
+    """Salimans and Ho's velocity, in variance-preserving form."""
+
+    name = "v"
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x0)
+        return (noise - s * x0) / (1 + s**2).sqrt()
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x)
+        return (x - s * prediction) / (1 + s**2).sqrt()
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        s = level.float()
+        return s / (1 + s**2).sqrt()
+
+
+OBJECTIVES = {cls.name: cls for cls in (FlowMatching, EDM, Epsilon, VPrediction)}
+
+
+def make_objective(config: dict) -> Objective:
+    """The objective of a stored config ``{"name": ..., ...}``.
+
+    Raises:
+        ValueError: If the name is none of `OBJECTIVES`, or a setting is unknown.
+    """
+    settings = dict(config)
+    name = settings.pop("name", "flow")
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is unknown; choose one of {', '.join(OBJECTIVES)}.")
+    try:
+        return OBJECTIVES[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"objective {name!r}: {error}") from None

@@ -1,0 +1,47 @@
+"""Axial rotary positions: each attention head rotates a part of its channels by row and a part by column.
+
+RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
+
+Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
+"""
+
+import torch
+
+
+def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Rotation angles of every token of a ``height x width`` grid.
+
+    Half of the head's channels rotate: a quarter with the row, a quarter with the column; the other half
+    carries content only.
+
+    Returns:
+        Float32 tensor ``(height * width, head_dim // 4)`` of angles in radians.
+    """
+    n_freqs = head_dim // 8
+    freqs = 100.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
+    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] * freqs  # (h, F/2)
+    cols = torch.arange(width, device=device, dtype=torch.float32)[:, None] * freqs  # (w, F/2)
+    grid = torch.cat(
+        [rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)], dim=-1
+    )  # (h, w, F)
+    return grid.flatten(0, 1)
+
+
+def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Rotation angles of a one-dimensional sequence, ``(length, head_dim // 4)``, for text tokens."""
+    n_freqs = head_dim // 4
+    freqs = 1000.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
+    return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotate the first ``2 F`` channels of every head of ``x`` by ``angles``.
+
+    Args:
+        x: Queries or keys ``(B, L, H, D)``.
+        angles: ``(L, F)`` or ``(B, L, F)`` with ``2 F <= D``.
+    """
+    n = angles.shape[-1]
+    cos, sin = angles.cos().unsqueeze(-2).to(x.dtype), angles.sin().unsqueeze(-2).to(x.dtype)  # (L, 1, F)
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

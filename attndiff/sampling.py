@@ -1,0 +1,173 @@
+"""Samples of a model of any kind, as rows of images with a column for each prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attndiff.call_checks import check_numbers
+from attndiff.data.writers import save_image
+from attndiff.errors import UserError
+from attndiff.hub import load
+from attndiff.lens import AttentionMaps
+from attndiff.lens_picture import save_attention_pictures
+from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.viewing import as_picture, contact_sheet
+
+UNCONDITIONAL_COUNT = 8
+
+
+@dataclass
+class Request:
+    """What to sample.
+
+    Args:
+        prompts: Captions, or names or numbers of classes; empty for an unconditional model.
+        steps: Sampling steps.
+        guidance: Guidance scale.
+        seed: Of the first image; the others count up from it, so that each can be made again alone.
+        count: Images of each prompt. None: 1, or 8 if unconditional.
+        height: Pixels; None for the training size.
+        width: Likewise.
+        attention: Record attention maps.
+    """
+
+    prompts: list[str]
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    count: int | None = None
+    height: int | None = None
+    width: int | None = None
+    attention: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for numbers that no model can sample with."""
+        try:
+            check_numbers(self.steps, self.guidance, (0.0, 1.0), 1 if self.count is None else self.count)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63, not {self.seed}.")
+
+
+@dataclass
+class Row:
+    """One image of each prompt, and where its pixels looked if that was asked for."""
+
+    images: list[Image.Image | np.ndarray]
+    maps: AttentionMaps | None
+
+
+def best_device() -> str:
+    """``"cuda"``, ``"mps"`` or ``"cpu"``, the first that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def open_model(model: str | Path) -> AttnDiffPipeline:
+    """The pipeline of a folder, Hub id or bundled name, on the best device."""
+    return load(model).to(best_device())
+
+
+def kind_of(pipeline: AttnDiffPipeline) -> str:
+    """What a model is conditioned on: ``"text"``, ``"class"`` or ``"none"``."""
+    if pipeline.condition_encoder is None:
+        return "none"
+    return "text" if pipeline.tokenizer is not None else "class"
+
+
+def condition(pipeline: AttnDiffPipeline, prompts: list[str]) -> dict:
+    """The prompts as arguments of the pipeline's call.
+
+    Raises:
+        UserError: If this kind of model needs prompts and there are none, or the other way round.
+    """
+    kind, names = kind_of(pipeline), (pipeline.config.data or {}).get("class_names")
+    if kind == "none":
+        if prompts:
+            raise UserError(f"PROMPT {prompts[0]!r}: this model is unconditional; leave the prompts out.")
+        return {}
+    if kind == "text":
+        if not prompts:
+            raise UserError("PROMPT is missing: this model draws what a text says, such as 'red apple'.")
+        return {"prompt": prompts}
+    if not prompts:
+        classes = ", ".join(names[:20]) if names else f"0 to {pipeline.condition_encoder.config.num_classes - 1}"
+        raise UserError(f"PROMPT is missing: this model draws classes; name some of {classes}.")
+    return {"class_labels": [int(p) if p.isdigit() and p not in (names or []) else p for p in prompts]}
+
+
+def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
+    """Sample, one call a row, so that memory does not grow with ``count``.
+
+    Raises:
+        UserError: If the request does not fit the model.
+    """
+    arguments = condition(pipeline, request.prompts)
+    columns, rows = len(request.prompts), request.count or 1
+    if not arguments:
+        if request.attention:
+            raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
+        total = request.count or UNCONDITIONAL_COUNT
+        columns = min(total, UNCONDITIONAL_COUNT)
+        rows = -(-total // columns)
+    sampled = []
+    for row in range(rows):
+        first = row * columns
+        width = min(columns, total - first) if not arguments else columns
+        generators = [torch.Generator().manual_seed(request.seed + first + i) for i in range(width)]
+        try:
+            output = pipeline(
+                **(arguments or {"num_images_per_prompt": width}),
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                generator=generators,
+                height=request.height,
+                width=request.width,
+                output_attention_maps=request.attention,
+            )
+        except ValueError as error:  # how a pipeline refuses arguments
+            raise UserError(str(error)) from None
+        sampled.append(Row(output.images, output.attention_maps))
+    return sampled
+
+
+def sheet(rows: list[Row], prompts: list[str]) -> Image.Image:
+    """All rows as one picture, the prompts above the columns."""
+    captions = prompts or [""] * len(rows[0].images)
+    return contact_sheet({" " * i: row.images for i, row in enumerate(rows)}, captions)
+
+
+def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> int:
+    """Write every image as a file: PNG for pictures, else whatever holds the data's own units; how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [image for row in rows for image in row.images]
+    for i, image in enumerate(images):
+        path = folder / f"{i:04d}.png"
+        if isinstance(image, Image.Image):
+            image.save(path)
+        else:
+            save_image(image, path, pipeline.config.data)
+    return len(images)
+
+
+def save_attention(pipeline: AttnDiffPipeline, rows: list[Row], prompts: list[str], folder: Path) -> list[Path]:
+    """Write a picture of the attention for every image; further rows go to folders of their own."""
+    tokens = [tokens_of(pipeline, prompt) for prompt in prompts]
+    paths = []
+    for i, row in enumerate(rows):
+        target = folder if len(rows) == 1 else folder / f"row-{i:02d}"
+        paths += save_attention_pictures(target, [as_picture(image) for image in row.images], tokens, row.maps)
+    return paths
+
+
+def tokens_of(pipeline: AttnDiffPipeline, prompt: str) -> list[str]:
+    """The condition tokens of a prompt as text: pieces of a caption, or the name of a class."""
+    if kind_of(pipeline) == "class":
+        return [prompt]
+    ids = pipeline.tokenizer(prompt, padding="max_length", truncation=True)["input_ids"]
+    return pipeline.tokenizer.convert_ids_to_tokens(ids)

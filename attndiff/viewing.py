@@ -1,0 +1,92 @@
+"""Pictures people look at: grids of samples with their captions, and curves."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 96
+GAP = 6
+
+
+def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """Any sample as an RGB picture: alpha over white; of N bands the first three, stretched to their range."""
+    if isinstance(image, Image.Image):
+        if image.mode in ("RGBA", "LA", "PA"):
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        if image.mode in ("I;16", "I", "F"):
+            return as_picture(np.asarray(image)[..., None])
+        return image.convert("RGB")
+    bands = np.asarray(image, dtype=np.float64)[..., :3]
+    if bands.shape[-1] < 3:
+        bands = np.repeat(bands[..., :1], 3, axis=-1)
+    low, high = bands.min(), bands.max()
+    return Image.fromarray(((bands - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+
+
+def enlarge(image: Image.Image | np.ndarray, cell: int = CELL) -> Image.Image:
+    """A picture scaled to fit a cell, small ones by whole factors so that pixels stay crisp."""
+    picture = as_picture(image)
+    factor = cell / max(picture.size)
+    factor = int(factor) if factor >= 2 else factor
+    size = [max(1, round(side * factor)) for side in picture.size]
+    return picture.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
+
+
+def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL) -> Image.Image:
+    """Rows of samples with a label at the left of each and a caption over each column.
+
+    Args:
+        rows: Samples by row label; all rows as long as ``captions``.
+        captions: One a column.
+        cell: Side of a sample's cell in pixels.
+    """
+    font = ImageFont.load_default(12)
+    left = max([0, *(int(font.getlength(label)) + 2 * GAP for label in rows if label)])
+    wrapped = ["\n".join(textwrap.wrap(caption, max(8, cell // 7))[:3]) for caption in captions]
+    top = GAP + (15 * max((text.count("\n") + 1 for text in wrapped if text), default=0))
+    width = left + len(captions) * (cell + GAP) + GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(wrapped):
+        center = left + column * (cell + GAP) + GAP + cell // 2
+        draw.multiline_text((center, GAP // 2), text, "black", font, anchor="ma", align="center")
+    for row, (label, images) in enumerate(rows.items()):
+        y = top + row * (cell + GAP)
+        draw.text((GAP, y + cell // 2), label, "black", font, anchor="lm")
+        for column, image in enumerate(images):
+            picture = enlarge(image, cell)
+            offset = [(cell - side) // 2 for side in picture.size]
+            sheet.paste(picture, (left + column * (cell + GAP) + GAP + offset[0], y + offset[1]))
+    return sheet
+
+
+def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
+    """Draw the training loss over images seen, the held-out losses, and the last held-out error per noise level.
+
+    Args:
+        steps: Log entries with ``images`` and ``loss``.
+        validations: Log entries with ``images`` and, by weights' name, a validation's JSON.
+        path: PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot([e["images"] for e in steps], [e["loss"] for e in steps], color="0.7", linewidth=0.8, label="training")
+    names = [name for name in (validations[-1] if validations else {}) if name not in ("images", "step")]
+    for name in names:
+        left.plot([v["images"] for v in validations], [v[name]["loss"] for v in validations], label=f"held out, {name}")
+        last = validations[-1][name]
+        right.plot(last["noise_over_signal"], last["per_level"], marker="o", label=name)
+    left.set(xlabel="images seen", ylabel="loss", yscale="log")
+    right.set(xlabel="noise over signal", ylabel="held-out error of the clean image", xscale="log", yscale="log")
+    left.legend()
+    if names:
+        right.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

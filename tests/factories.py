@@ -1,0 +1,143 @@
+"""Tiny pipelines with random parameters, for tests: under 100 k parameters, 16 px, a call in well under a second."""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from attndiff.data.captions import train_tokenizer
+from attndiff.encoder import ConditionEncoder
+from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.unet import AttentionUNet2DModel
+
+CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
+HIDDEN = 16
+RGB = {"channels": ["R", "G", "B"], "bit_depth": 8, "value_range": [0, 255], "class_names": None, "size": [16, 16]}
+
+
+def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> torch.nn.Module:
+    """Fill every parameter with seeded noise: freshly made networks output zeros, which would hide any fault."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return module.eval()
+
+
+def tiny_unet(channels: int = 3, conditional: bool = False, seed: int = 0, size: int = 16) -> AttentionUNet2DModel:
+    """A two-level network: convolutions, then self- (and cross-)attention."""
+    attention = {"attention": "global", "cross_attention": conditional}
+    levels = [{"width": 16, "depth": 1}, {"width": 16, "depth": 1, **attention}]
+    unet = AttentionUNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=2,
+        levels=levels,
+        head_dim=8,
+        embedding_dim=32,
+        cross_attention_dim=HIDDEN if conditional else None,
+        pooled_dim=HIDDEN if conditional else None,
+    )
+    return randomise(unet, seed)
+
+
+def tiny_encoder(seed: int = 1, **streams) -> ConditionEncoder:
+    """A one-block condition encoder with the given streams, such as ``num_classes=3``."""
+    return randomise(ConditionEncoder(hidden_size=HIDDEN, num_layers=1, head_dim=8, **streams), seed)
+
+
+def tiny_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The stock scheduler that fits the default objective."""
+    return FlowMatchEulerDiscreteScheduler()
+
+
+def unconditional_pipeline(channels: int = 3, data: dict | None = None, objective: dict | None = None, **components):
+    """A pipeline without any condition."""
+    data = RGB if data is None and channels == 3 else data
+    components = {"scheduler": tiny_scheduler(), **components}
+    objective = objective or {"name": "flow"}
+    return quiet(AttnDiffPipeline(tiny_unet(channels), objective=objective, data=data, **components))
+
+
+def class_pipeline(class_names: tuple[str, ...] = ("cat", "dog", "owl"), **components):
+    """A pipeline of named classes."""
+    components = {"scheduler": tiny_scheduler(), **components}
+    return quiet(
+        AttnDiffPipeline(
+            tiny_unet(conditional=True),
+            condition_encoder=tiny_encoder(num_classes=len(class_names)),
+            objective={"name": "flow"},
+            data={**RGB, "class_names": list(class_names)},
+            **components,
+        )
+    )
+
+
+def text_pipeline(max_length: int = 8, **components):
+    """A pipeline of captions with its own tokenizer."""
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=max_length)
+    encoder = tiny_encoder(vocab_size=len(tokenizer), max_length=max_length)
+    components = {"scheduler": tiny_scheduler(), **components}
+    return quiet(
+        AttnDiffPipeline(
+            tiny_unet(conditional=True),
+            condition_encoder=encoder,
+            tokenizer=tokenizer,
+            objective={"name": "flow"},
+            data=RGB,
+            **components,
+        )
+    )
+
+
+def pretrained_text_pipeline(max_length: int = 8):
+    """A pipeline whose captions go through a frozen ``transformers`` encoder, here a small random CLIP text model."""
+    tokenizer = word_tokenizer(max_length)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return quiet(
+        AttnDiffPipeline(
+            tiny_unet(conditional=True),
+            tiny_scheduler(),
+            condition_encoder=tiny_encoder(context_dim=24),
+            tokenizer=tokenizer,
+            text_encoder=randomise(CLIPTextModel(config), seed=2),
+            objective={"name": "flow"},
+            data=RGB,
+        )
+    )
+
+
+def word_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with begin and end tokens, in place of a pretrained one."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<bos>", "<eos>", "<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(CAPTIONS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+    )
+
+
+def quiet(pipeline: AttnDiffPipeline) -> AttnDiffPipeline:
+    """The same pipeline without a progress bar."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,205 @@
+"""Every attention backend against softmax attention written out, masks and gradients included."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+
+from attndiff.attention import Attention, additive_mask, choose_backend, reference_attention
+from attndiff.encoder import ConditionEncoder
+from attndiff.rope import sequence_angles
+from attndiff.unet import AttentionUNet2DModel
+
+BATCH, QUERIES, KEYS, HEADS, CHANNELS = 3, 10, 7, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def default_backend():
+    """Setting a backend on one model changes diffusers' active backend for all."""
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    yield
+    _AttentionBackendRegistry.set_active_backend(active)
+
+
+def tensors(device="cpu", dtype=torch.float32):
+    """Queries ``(B, L, H, D)``, keys and values ``(B, S, H, D)`` that require gradients, and a mask ``(B, S)``."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(BATCH, length, HEADS, CHANNELS) for length in (QUERIES, KEYS, KEYS)]
+    qkv = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [0, 1, 0, 1, 0, 0, 0]], dtype=torch.bool, device=device)
+    return qkv, mask
+
+
+def forward_and_gradients(attend, qkv):
+    out = attend(*qkv)
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), qkv)]
+
+
+def assert_like_reference(backend, masked, device="cpu", dtype=torch.float32, tolerance=1e-5):
+    qkv, mask = tensors(device, dtype)
+    bias = additive_mask(mask, dtype) if masked else None
+    actual = forward_and_gradients(lambda q, k, v: dispatch_attention_fn(q, k, v, bias, backend=backend), qkv)
+    expected = forward_and_gradients(lambda q, k, v: reference_attention(q, k, v, mask if masked else None), qkv)
+    for ours, reference in zip(actual, expected, strict=True):
+        assert (ours.float() - reference.float()).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backend", ["native", "_native_math"])
+def test_cpu_backends(backend, masked):
+    assert_like_reference(backend, masked)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_efficient", "_native_cudnn", "xformers"])
+def test_cuda_backends(backend, masked):
+    if backend == "xformers":
+        pytest.importorskip("xformers")
+    assert_like_reference(backend, masked, "cuda", torch.float16, tolerance=2e-2)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 77])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_additive_mask_is_exact_and_aligned(length, dtype):
+    mask = torch.arange(length)[None] < torch.tensor([[length], [1]])
+    bias = additive_mask(mask, dtype)
+    assert bias.shape == (2, 1, 1, length) and bias.dtype == dtype
+    assert torch.equal(bias[:, 0, 0] == 0, mask) and (bias[:, 0, 0][~mask] == float("-inf")).all()
+    assert bias.stride(0) % 8 == 0 and bias.stride(-1) == 1
+
+
+class XformersStandIn:
+    """Checks what xformers' kernels demand of their arguments, and computes what they would."""
+
+    def __init__(self):
+        self.calls = []
+
+    def memory_efficient_attention(self, query, key, value, attn_bias=None, p=0.0, scale=None):
+        batch, queries, heads, channels = query.shape
+        keys = key.shape[1]
+        assert key.shape == value.shape == (batch, keys, heads, channels)
+        assert query.dtype == key.dtype == value.dtype
+        assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        assert p == 0.0 and scale is None
+        mask = None
+        if attn_bias is not None:
+            assert attn_bias.shape == (batch, heads, queries, keys) and attn_bias.dtype == query.dtype
+            assert attn_bias.is_floating_point() and set(attn_bias.unique().tolist()) <= {0.0, float("-inf")}
+            alignment = 128 // torch.finfo(attn_bias.dtype).bits
+            assert all(stride % alignment == 0 for stride in attn_bias.stride()[:-1]) and attn_bias.stride(-1) == 1
+            mask = attn_bias[:, 0, 0] == 0
+        self.calls.append((queries, keys, mask is not None))
+        return reference_attention(query, key, value, mask)
+
+
+@pytest.fixture
+def xformers(monkeypatch):
+    stand_in = XformersStandIn()
+    monkeypatch.setattr(attention_dispatch, "xops", stand_in)
+    monkeypatch.setattr(attention_dispatch, "_CAN_USE_XFORMERS_ATTN", True)
+    return stand_in
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_xformers_gets_what_it_demands(xformers, masked):
+    assert_like_reference("xformers", masked)
+    assert xformers.calls == [(QUERIES, KEYS, masked)]
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Fresh networks output zeros, which would hide any fault."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return module.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_run_on_xformers(xformers, dtype):
+    """Self-, window and cross-attention reach the backend that the user set, and give the same images."""
+    levels = [
+        {"width": 16, "depth": 1, "attention": "window", "window": 4},
+        {"width": 16, "depth": 1, "attention": "global", "cross_attention": True},
+    ]
+    unet = randomised(AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=16))
+    encoder = randomised(ConditionEncoder(hidden_size=16, num_layers=1, head_dim=8, vocab_size=20, max_length=7))
+    networks = [unet.to(dtype), encoder.to(dtype)]
+    ids = torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(0))
+    padding = torch.arange(7)[None] < torch.tensor([[7], [3]])
+    sample = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    @torch.no_grad()
+    def run():
+        condition = encoder(ids, padding)
+        return unet(sample, torch.zeros(2), condition.tokens, condition.mask).sample
+
+    expected = run()
+    assert expected.abs().max() > 0.05
+    for network in networks:
+        network.set_attention_backend("xformers")
+    actual = run()
+    assert set(xformers.calls) == {(7, 7, True), (16, 16, False), (16, 7, True)}
+    assert (actual - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_xformers_mask_stays_aligned_under_autocast(xformers):
+    attn = randomised(Attention(16, 8, cross_attention_dim=16))
+    attn.processor._attention_backend = AttentionBackendName.XFORMERS
+    mask = additive_mask(torch.arange(77)[None] < 5, torch.float32).expand(2, -1, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        key, value = attn.key_value(torch.randn(2, 77, 16))
+        attn(torch.randn(2, 4, 16), key_value=(key.bfloat16(), value), attention_mask=mask)
+    assert xformers.calls == [(4, 77, True)]
+
+
+def test_backend_choice():
+    """Gradients on CPU take plain matmuls; whatever the user set wins, on the layer or for all."""
+    query = torch.zeros(1)
+    assert choose_backend(query, None) == AttentionBackendName._NATIVE_MATH
+    assert choose_backend(query, "native") == "native"
+    with torch.no_grad():
+        assert choose_backend(query, None) is None
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName.FLEX)
+    assert choose_backend(query, None) is None
+    assert choose_backend(SimpleNamespace(device=torch.device("cuda")), None) is None
+
+
+def test_layer_is_the_reference_of_its_projections():
+    """The fused matmul, the head split and the norms are those of separate projections."""
+    attn = randomised(Attention(16, 8))
+    x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    query, key, value = (layer(x).reshape(2, 5, 2, 8) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    out = reference_attention(attn.norm_q(query), attn.norm_k(key), value, mask)
+    expected = attn.to_out[0](out.reshape(2, 5, 16))
+    assert torch.allclose(attn(x, attention_mask=additive_mask(mask, x.dtype)), expected, atol=1e-6)
+
+
+def test_rotation_depends_on_distance_only():
+    attn = randomised(Attention(16, 8))
+    x = torch.randn(1, 6, 16)
+    angles = sequence_angles(16, 8, x.device)
+    near, far = attn(x, angles=angles[:6]), attn(x, angles=angles[10:])
+    assert torch.allclose(near, far, atol=1e-5)
+    assert not torch.allclose(near, attn(x), atol=1e-3)
+
+
+def test_adapters_on_one_projection_are_seen():
+    """Projections that are no longer plain are called one by one."""
+    attn = randomised(Attention(16, 8))
+    x = torch.randn(1, 4, 16)
+    plain = attn(x)
+    attn.to_v = torch.nn.Sequential(attn.to_v, torch.nn.Identity())
+    assert torch.allclose(attn(x), plain, atol=1e-6)
+    attn.to_v = torch.nn.Sequential(attn.to_v, torch.nn.Hardtanh(-0.01, 0.01))
+    assert not torch.allclose(attn(x), plain, atol=1e-3)
+
+
+def test_widths_must_divide_into_heads():
+    with pytest.raises(ValueError, match="width 20 is not a multiple of head_dim 8"):
+        Attention(20, 8)

@@ -1,0 +1,62 @@
+"""Batches whose every random number follows from (seed, visit, sample id)."""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from attndiff.data.draw import BatchSampler, draw
+from attndiff.data.sources import ImageSet
+from attndiff.training.conditioning import Conditioning
+from attndiff.training.config import TrainConfig
+
+
+class DrawnDataset(Dataset):
+    """Samples with the noise, level, dropout and augmentation that one visit meets.
+
+    Args:
+        images: Normalised images with their captions or labels.
+        conditioning: Makes the condition's tensors.
+        seed: Run seed.
+        drop: Probability that the condition is dropped.
+        flip: Probability that the image is mirrored.
+    """
+
+    def __init__(self, images: ImageSet, conditioning: Conditioning, seed: int, drop: float = 0.0, flip: float = 0.0):
+        self.images, self.conditioning = images, conditioning
+        self.seed, self.drop, self.flip = seed, drop, flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        index, visit = key
+        pixels = torch.from_numpy(self.images.pixels(index))  # (C, H, W)
+        drawn = draw(self.seed, visit, index, tuple(pixels.shape), self.drop, self.flip)
+        return {
+            "images": pixels.flip(-1) if drawn.flip else pixels,
+            "noise": torch.from_numpy(drawn.noise),
+            "level": torch.tensor(drawn.level),
+            "drop": torch.tensor(drawn.drop),
+            "ids": torch.tensor(index),
+            **self.conditioning.sample(self.images, index, drawn.choice),
+        }
+
+
+def training_loader(
+    config: TrainConfig, dataset: DrawnDataset, accumulation: int, rank: int, world_size: int, start_step: int
+) -> DataLoader:
+    """Micro-batches of one rank from ``start_step`` to the end of the run.
+
+    Never handed to Accelerate's ``prepare``: it would shard again and synchronise generators that nothing here uses.
+    """
+    optim = config.optim
+    sampler = BatchSampler(
+        len(dataset),
+        optim.batch_size // (accumulation * world_size),
+        accumulation,
+        config.seed,
+        rank,
+        world_size,
+        start_step,
+        optim.steps,
+    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=optim.workers, persistent_workers=optim.workers > 0)

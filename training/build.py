@@ -1,0 +1,159 @@
+"""From a config to what is trained: data, condition, network and objective."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from peft import LoraConfig
+
+from attndiff.bundled import bundled_data
+from attndiff.data.config import DataConfig
+from attndiff.data.sources import ImageSet, open_images, open_validation
+from attndiff.hub import load
+from attndiff.encoder import ConditionEncoder
+from attndiff.errors import UserError
+from attndiff.objectives import Objective, make_objective
+from attndiff.presets import PRESETS
+from attndiff.training.conditioning import Conditioning, make_conditioning
+from attndiff.training.config import TrainConfig
+from attndiff.training.model import DenoisingModel
+from attndiff.unet import AttentionUNet2DModel
+
+HELD_OUT_SHARE = 0.05
+
+
+@dataclass
+class Parts:
+    """What a run trains and on what."""
+
+    images: ImageSet
+    validation: ImageSet
+    conditioning: Conditioning
+    model: DenoisingModel
+    notes: list[str]
+
+
+def build(config: TrainConfig) -> Parts:
+    """Open the data and make (or load) the model.
+
+    Raises:
+        UserError: If data and model do not go together.
+    """
+    data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
+    images, validation, notes = _open(data)
+    # Weights are drawn from the global generator, once, before anything else.
+    set_seed(config.seed)
+    make = _build_from if config.model.init_from else _build_new
+    conditioning, model, more = make(config, images)
+    model.unet.gradient_checkpointing = False
+    if config.optim.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    return Parts(images, validation, conditioning, model, notes + more)
+
+
+def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
+    """Training and held-out images; where the data names no held-out ones, a twentieth of it."""
+    held_out = open_validation(data)
+    if held_out is not None:
+        images = open_images(data)
+        return images, open_validation(data, images.class_names), []
+    try:
+        divided = replace(data, validation=HELD_OUT_SHARE)
+        images = open_images(divided)
+        note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
+        return images, open_validation(divided, images.class_names), [note]
+    except UserError:
+        images = open_images(data)
+        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
+
+
+def _build_new(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, DenoisingModel, list[str]]:
+    """A network from random weights."""
+    conditioning = make_conditioning(config.condition, images)
+    preset = PRESETS[config.model.preset]
+    channels = len(images.describe()["channels"])
+    settings = {"sample_size": config.data.size, "in_channels": channels, "out_channels": channels}
+    unet_settings = {**preset["unet"], **settings, **config.model.unet}
+    encoder = None
+    if conditioning.kind == "none":
+        unet_settings |= {"cross_attention_dim": None, "pooled_dim": None}
+    else:
+        encoder_settings = {**preset["encoder"], **conditioning.encoder_settings, **config.model.encoder}
+        encoder = _make(ConditionEncoder, encoder_settings, "model.encoder")
+        hidden = encoder.config.hidden_size
+        unet_settings |= {"cross_attention_dim": hidden, "pooled_dim": hidden}
+    unet = _make(AttentionUNet2DModel, unet_settings, "model.unet")
+    objective = make_run_objective(config.objective, images)
+    return conditioning, DenoisingModel(unet, encoder, objective), []
+
+
+def _make(cls: type, settings: dict, section: str):
+    """Construct a network, turning a bad setting into one sentence."""
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{section}: {error}") from None
+
+
+def make_run_objective(settings: dict, images: ImageSet) -> Objective:
+    """The objective, with ``sigma_data`` measured on the images where the config does not give it."""
+    settings = dict(settings)
+    if settings.get("sigma_data") is None:
+        sample = [images.pixels(i) for i in range(0, len(images), max(1, len(images) // 512))]
+        settings["sigma_data"] = round(float(torch.from_numpy(np.stack(sample)).std()), 4)
+    try:
+        return make_objective(settings)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from None
+
+
+def _build_from(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, DenoisingModel, list[str]]:
+    """Start from the weights of an earlier model; what does not fit its shapes starts anew and is listed."""
+    source = load(config.model.init_from)
+    channels = len(images.describe()["channels"])
+    base = dict(source.unet.config)
+    unet_settings = {k: v for k, v in base.items() if not k.startswith("_")}
+    unet_settings |= {"in_channels": channels, "out_channels": channels, **config.model.unet}
+    conditioning, encoder = _condition_from(config, source, images)
+    if encoder is not None:
+        hidden = encoder.config.hidden_size
+        unet_settings |= {"cross_attention_dim": hidden, "pooled_dim": hidden}
+    unet = _make(AttentionUNet2DModel, unet_settings, "model.unet")
+    notes = load_matching(unet, source.unet.state_dict(), "unet")
+    if encoder is not None and source.condition_encoder is not None:
+        notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
+    settings = {**source.config.objective, **config.objective} if source.config.objective else config.objective
+    model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
+    if config.model.lora_rank:
+        model.requires_grad_(False)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        rank = config.model.lora_rank
+        model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    return conditioning, model, notes
+
+
+def _condition_from(config: TrainConfig, source, images: ImageSet) -> tuple[Conditioning, ConditionEncoder | None]:
+    """The earlier model's own tokenizer and encoder for text; class embeddings are made for the new classes."""
+    old = source.condition_encoder
+    if config.condition.kind == "text" and old is not None and source.tokenizer is not None:
+        conditioning = Conditioning("text", source.tokenizer, source.text_encoder)
+        return conditioning, ConditionEncoder(**{k: v for k, v in old.config.items() if not k.startswith("_")})
+    conditioning = make_conditioning(config.condition, images)
+    if conditioning.kind == "none":
+        return conditioning, None
+    settings = {**PRESETS[config.model.preset]["encoder"], **conditioning.encoder_settings, **config.model.encoder}
+    return conditioning, _make(ConditionEncoder, settings, "model.encoder")
+
+
+def load_matching(module: torch.nn.Module, state: dict[str, torch.Tensor], name: str) -> list[str]:
+    """Copy every tensor whose name and shape fit; one sentence for each that does not."""
+    own = module.state_dict()
+    fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    module.load_state_dict(fits, strict=False)
+    return [
+        f"{name}.{key} starts from random weights: it is {tuple(own[key].shape)} here and "
+        + (f"{tuple(state[key].shape)} in the earlier model." if key in state else "absent from the earlier model.")
+        for key in own
+        if key not in fits
+    ]

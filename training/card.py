@@ -1,0 +1,266 @@
+"""The model card: what a run was made of and came to, measured or counted, never typed in."""
+
+import math
+import platform
+import shutil
+from collections import Counter
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import jinja2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from huggingface_hub import ModelCardData
+from PIL import Image
+
+from attndiff.data.sources import ImageSet
+from attndiff.neighbours import nearest_images, neighbour_sheet
+from attndiff.training.batches import DrawnDataset
+from attndiff.training.build import Parts
+from attndiff.training.checkpoint import RunState
+from attndiff.training.config import TrainConfig
+from attndiff.training.samples import grid_prompts, sample_row, swapped
+from attndiff.training.validation import validate
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+REFERENCE = 5000  # training images at most among which nearest ones are looked for
+COMPARED = 32  # pixels a side at which they are compared
+
+
+def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: dict, best: str, out: Path) -> Path:
+    """Write ``out/pipeline/README.md`` and the pictures it shows.
+
+    Args:
+        config: The run's settings.
+        parts: Its modules and data.
+        state: Its weights, averages, steps and seconds.
+        validation: Last validation entry of the log.
+        best: Name of the weights that the pipeline opens with, a key of ``validation``.
+        out: The folder whose ``pipeline`` was written.
+
+    Returns:
+        The card.
+    """
+    folder = out / "pipeline"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = out if (out / "log.jsonl").is_file() else Path(config.out)
+    grids = sorted((run / "samples").glob("*.png"))
+    with _weights(parts, state, best):
+        memory = _memory(config, parts, validation.get(best, {}))
+        neighbours = _neighbours(config, parts, folder / "neighbours.png")
+    context = {
+        **_words(config, parts, state, best),
+        "best": best,
+        "grid": bool(grids) and shutil.copyfile(grids[-1], folder / "grid.png"),
+        "curve": _copied(run / "loss_curve.png", folder),
+        "data": _data(config, parts),
+        "notes": parts.notes,
+        "training": _training(config, parts, state),
+        "config": yaml.safe_dump(_without_places(config.model_dump(mode="json")), sort_keys=False).strip(),
+        "losses": _losses(validation),
+        "memory": memory,
+        "neighbours": neighbours,
+    }
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    card = folder / "README.md"
+    card.write_text(environment.from_string(TEMPLATE.read_text()).render(context) + "\n")
+    return card
+
+
+# What the card says
+
+
+def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dict:
+    """Sentences that depend on the kind of model."""
+    kind, name = parts.conditioning.kind, Path(config.out).name
+    prompts = grid_prompts(parts, config.log.prompts, 1)
+    call = {"text": f"{prompts[0]!r}", "class": f"class_labels={prompts[0]!r}", "none": ""}[kind]
+    limit = None
+    if kind == "text":
+        length = parts.conditioning.tokenizer.model_max_length
+        limit = f"Captions are cut after {length} tokens; words that the training captions lack mean nothing to it."
+    elif kind == "class":
+        limit = f"Knows {len(parts.images.class_names)} classes: {', '.join(map(str, parts.images.class_names))}."
+    made = {"text": "images from text", "class": "images of a class", "none": "images from nothing but noise"}[kind]
+    others = [n for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
+    variants = ", ".join(f'`variant="{n.replace("_0.", "_")}"`' for n in others)
+    return {
+        "metadata": _metadata(kind),
+        "title": name,
+        "summary": f"A diffusion model with an attention U-Net that makes {made}, trained with attndiff.",
+        "sample_caption": f"Sampled with guidance {config.log.guidance_scale:g}, from fixed noise, not selected.",
+        "call": call,
+        "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
+        "limit_condition": limit,
+        "multiple": parts.model.unet.size_multiple,
+    }
+
+
+def _metadata(kind: str) -> str:
+    """Front matter for the Hub. The licence of a model follows from its data, which only its maker knows."""
+    tag = "text-to-image" if kind == "text" else "unconditional-image-generation"
+    return ModelCardData(license="other", library_name="diffusers", tags=["attndiff"], pipeline_tag=tag).to_yaml()
+
+
+def _data(config: TrainConfig, parts: Parts) -> dict:
+    """What the model was trained on, with the licences that its rows name."""
+    images, known = parts.images, parts.images.describe()
+    licences = Counter()
+    if len(images) and "license" in images.row(0):
+        licences.update(str(images.row(i)["license"]) for i in range(len(images)))
+    return {
+        "source": Path(config.data.path).name,
+        "images": len(images),
+        "held_out": len(parts.validation),
+        "size": " x ".join(map(str, known["size"])),
+        "channels": ", ".join(map(str, known["channels"])),
+        "skipped": len(images.skipped),
+        "licences": licences.most_common(),
+    }
+
+
+def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
+    """Counts, time and hardware."""
+    seen = state.step * config.optim.batch_size
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    start = config.model.init_from and f"`{Path(config.model.init_from).name}`"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate"))
+    rate = f"{seen / state.seconds:.1f} images/s, validation and sample grids included" if state.seconds else "unknown"
+    return {
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "start": start or "random weights",
+        "steps": f"{state.step} of {config.optim.batch_size} images",
+        "images": seen,
+        "visits": f"{seen / max(1, len(parts.images)):.1f}",
+        "time": f"{state.seconds:.0f} s ({state.seconds / 3600:.2f} h)",
+        "speed": rate,
+        "hardware": _hardware(),
+        "software": packages,
+    }
+
+
+def _losses(validation: dict) -> dict | None:
+    """Held-out losses by weights and level, formatted; None if none were measured."""
+    measured = {name: v for name, v in validation.items() if isinstance(v, dict) and "per_level" in v}
+    if not measured:
+        return None
+    first = next(iter(measured.values()))
+    columns = zip(*(v["per_level"] for v in measured.values()), strict=True)
+    levels = zip(first["noise_over_signal"], columns, strict=True)
+    return {
+        "n": first["n"],
+        "by_weights": [(name, f"{v['loss']:.4f}") for name, v in measured.items()],
+        "levels": [(f"{level:.3f}", [f"{error:.5f}" for error in errors]) for level, errors in levels],
+    }
+
+
+def _hardware() -> str:
+    """GPU, or CPU with its threads, of the machine that writes the card."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _without_places(value):
+    """Settings without the folders of the machine they were used on: absolute paths keep their last name."""
+    if isinstance(value, dict):
+        return {k: _without_places(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_places(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _copied(source: Path, folder: Path) -> bool:
+    if source.is_file():
+        shutil.copyfile(source, folder / source.name)
+    return source.is_file()
+
+
+# What is measured for it
+
+
+def _weights(parts: Parts, state: RunState, name: str):
+    """The model with the weights of this name inside the ``with`` block."""
+    chosen = [sigma for sigma in state.ema.averages if name == f"ema_{sigma:.3f}"]
+    return swapped(parts.model, state.ema, chosen[0]) if chosen else nullcontext()
+
+
+class _Spread:
+    """``n`` images spread evenly over a set, as a set."""
+
+    def __init__(self, images: ImageSet, n: int):
+        self.images = images
+        self.indices = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getattr__(self, name: str):
+        method = getattr(self.images, name)
+        return lambda i: method(self.indices[i])
+
+
+def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
+    """Loss on as many training images as the held-out loss was measured on."""
+    if "per_level" not in held_out:
+        return None
+    n = min(held_out["n"], len(parts.images))
+    dataset = DrawnDataset(_Spread(parts.images, n), parts.conditioning, config.seed)
+    # One process writes the card while the others wait, so that nothing may be gathered from them.
+    device = parts.model.unet.device
+    alone = SimpleNamespace(
+        process_index=0, num_processes=1, device=device, reduce=lambda x, _: x, autocast=nullcontext
+    )
+    loss = validate(parts.model, dataset, alone, at_most=n).loss
+    ratio = loss / held_out["loss"] if held_out["loss"] else math.nan
+    return {"n": n, "training": f"{loss:.4f}", "held_out": f"{held_out['loss']:.4f}", "ratio": f"{ratio:.3f}"}
+
+
+def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
+    """Draw samples over their nearest training images; the distances."""
+    prompts = grid_prompts(parts, config.log.prompts)
+    samples = sample_row(parts, prompts, config.log.guidance_scale)
+    spread = _Spread(parts.images, min(REFERENCE, len(parts.images)))
+    reference = torch.stack([_small(torch.from_numpy(spread.pixels(i))) for i in range(len(spread))])
+    data = parts.images.describe()
+    pixels = torch.stack([_small(_pixels(image, data)) for image in samples])
+    indices, distances = nearest_images(pixels, reference)
+    nearest = [spread.pixels(i).transpose(1, 2, 0) for i in indices[:, 0].tolist()]
+    captions = ["" if prompt is None else str(prompt) for prompt in prompts]
+    neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions).save(path)
+    side = max(data["size"])
+    return {
+        "reference": len(spread),
+        "scaled": f", at {COMPARED} px" if side > COMPARED else "",
+        "distances": ", ".join(f"{d:.4f}" for d in distances[:, 0].tolist()),
+    }
+
+
+def _pixels(image: Image.Image | np.ndarray, data: dict) -> torch.Tensor:
+    """A sample as ``(C, H, W)`` in [-1, 1]."""
+    low, high = (0, 255) if isinstance(image, Image.Image) else data["value_range"]
+    array = np.atleast_3d(np.asarray(image, np.float32))
+    return torch.from_numpy((array - low) / (high - low) * 2 - 1).permute(2, 0, 1)
+
+
+def _picture(pixels: np.ndarray) -> Image.Image | np.ndarray:
+    """Pixels ``(H, W, C)`` in [-1, 1] as what a grid shows."""
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if pixels.shape[-1] not in modes:
+        return pixels
+    levels = ((pixels + 1) * 127.5).round().astype(np.uint8)
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
+def _small(pixels: torch.Tensor) -> torch.Tensor:
+    """``(C, H, W)`` averaged down to at most `COMPARED` pixels a side."""
+    size = [min(COMPARED, side) for side in pixels.shape[-2:]]
+    return F.interpolate(pixels[None], size=size, mode="area")[0]

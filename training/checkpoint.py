@@ -1,0 +1,137 @@
+"""Checkpoints that are either whole or absent: written aside, hashed, synced, renamed, and only then pruned.
+
+A checkpoint is a folder `step_00000500` with the weights, averages and optimizer moments as safetensors, the step and
+optimizer scalars as JSON, and a manifest with the SHA-256 of every file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attndiff.training.ema import PowerEMA
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds: the trained module, its averages, its optimizers and how far they are."""
+
+    module: nn.Module
+    ema: PowerEMA
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every tensor by file and name."""
+        files = {"weights": {n: p.detach() for n, p in self.module.named_parameters()}}
+        for sigma in self.ema.averages:
+            files[f"ema_{sigma:.3f}"] = self.ema.state_dict(sigma)
+        files["optimizer"] = {key: value for key, value in self._moments() if torch.is_tensor(value)}
+        return {file: {k: v.contiguous() for k, v in group.items()} for file, group in files.items()}
+
+    def _moments(self):
+        """Optimizer state as (``parameter name/entry``, value) pairs."""
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        for optimizer in self.optimizers:
+            for parameter, entries in optimizer.state.items():
+                for key, value in entries.items():
+                    yield f"{names[id(parameter)]}/{key}", value
+
+    @torch.no_grad()
+    def restore(self, files: dict[str, dict[str, torch.Tensor]], step: int, seconds: float) -> None:
+        """Put back what `tensors` gave."""
+        parameters = dict(self.module.named_parameters())
+        for name, value in files["weights"].items():
+            parameters[name].copy_(value)
+        for sigma in self.ema.averages:
+            self.ema.load_state_dict(sigma, files[f"ema_{sigma:.3f}"])
+        owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        for key, value in files["optimizer"].items():
+            name, entry = key.rsplit("/", 1)
+            parameter = parameters[name]
+            state = owner[id(parameter)].state[parameter]
+            state[entry] = value if entry == "step" else value.to(parameter.device)
+        self.step, self.seconds = step, seconds
+
+
+def save_checkpoint(root: Path, state: RunState, keep: int) -> Path:
+    """Commit the state as ``root/step_N`` and prune all but the newest ``keep``.
+
+    The order is what makes a crash harmless: files, manifest and folder are on disk before the rename publishes them,
+    and nothing older goes before that.
+    """
+    final = root / f"step_{state.step:08d}"
+    temporary = root / f"tmp_{state.step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, tensors in state.tensors().items():
+        save_file(tensors, temporary / f"{name}.safetensors")
+    progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
+    (temporary / "progress.json").write_text(json.dumps(progress))
+    manifest = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(root)
+    for old in sorted(root.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and one sentence for every newer one that is damaged."""
+    problems = []
+    for folder in sorted(root.glob("step_*"), reverse=True):
+        damage = _damage(folder)
+        if damage is None:
+            return folder, problems
+        problems.append(f"checkpoint {folder.name} is damaged: {damage}")
+    return None, problems
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
+    """Tensors by file, step and seconds of a checkpoint."""
+    progress = json.loads((folder / "progress.json").read_text())
+    files = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+    return files, progress["step"], progress["seconds"]
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable."
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing."
+        if _sha256(folder / name) != digest:
+            return f"{name} does not match its SHA-256."
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""From captions and labels to the tensors that the condition encoder takes."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from attndiff.data.captions import train_tokenizer
+from attndiff.data.sources import ImageSet
+from attndiff.errors import UserError
+from attndiff.training.config import ConditionConfig
+
+
+@dataclass
+class Conditioning:
+    """A run's condition: its kind, tokenizer and frozen text encoder, whichever apply.
+
+    Args:
+        kind: ``"none"``, ``"class"`` or ``"text"``.
+        tokenizer: Of text conditions.
+        text_encoder: Frozen pretrained encoder of text conditions, or None where ours learns from tokens.
+        encoder_settings: Which streams the `ConditionEncoder` needs.
+    """
+
+    kind: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    text_encoder: PreTrainedModel | None = None
+    encoder_settings: dict = field(default_factory=dict)
+
+    def sample(self, images: ImageSet, index: int, choice: float) -> dict[str, torch.Tensor]:
+        """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
+        if self.kind == "class":
+            return {"class_labels": torch.tensor(images.label(index))}
+        if self.kind == "text":
+            captions = images.captions(index)
+            return {key: value[0] for key, value in self.tokens([captions[int(choice * len(captions))]]).items()}
+        return {}
+
+    def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """``input_ids`` and ``attention_mask``, both ``(B, T)`` int64, cut and padded to the tokenizer's length."""
+        encoded = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    @torch.no_grad()
+    def embed(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Replace the tokens of a batch by the hidden states of the pretrained encoder, where there is one."""
+        if self.text_encoder is None or "input_ids" not in batch:
+            return batch
+        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        encoder = self.text_encoder.to(ids.device)
+        return {**batch, "context": encoder(ids, attention_mask=mask).last_hidden_state, "context_mask": mask}
+
+
+def make_conditioning(config: ConditionConfig, images: ImageSet) -> Conditioning:
+    """Learn or load what the condition needs.
+
+    Raises:
+        UserError: If the data has no captions or classes where the config asks for them, or the pretrained encoder
+            cannot be opened.
+    """
+    if config.kind == "class":
+        if not images.class_names:
+            raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
+        return Conditioning("class", encoder_settings={"num_classes": len(images.class_names)})
+    if config.kind == "none":
+        return Conditioning("none")
+    if config.pretrained:
+        return _pretrained(config)
+    captions = [caption for i in range(len(images)) for caption in images.captions(i)]
+    tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
+    settings = {"vocab_size": len(tokenizer), "max_length": config.max_length}
+    return Conditioning("text", tokenizer, encoder_settings=settings)
+
+
+def _pretrained(config: ConditionConfig) -> Conditioning:
+    """A frozen ``transformers`` encoder; of a two-tower model (CLIP) the text tower."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+        encoder = AutoModel.from_pretrained(config.pretrained, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"condition.pretrained {config.pretrained}: {' '.join(str(error).split())[:300]}") from None
+    encoder = getattr(encoder, "text_model", encoder)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_length)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Conditioning(
+        "text", tokenizer, encoder.eval().requires_grad_(False), {"context_dim": encoder.config.hidden_size}
+    )

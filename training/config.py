@@ -1,0 +1,193 @@
+"""The settings of a run: typed, from YAML, overridden by KEY=VALUE, stored resolved beside the run.
+
+Every mistake in them is one sentence: an unknown key is answered with the nearest right one, a wrong value with what
+would be right.
+"""
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attndiff.data.config import DataConfig
+from attndiff.errors import UserError
+from attndiff.presets import PRESETS
+
+FORMAT_VERSION = 1
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A group of settings; assignments are validated like the file."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class ConditionConfig(Section):
+    """What the images are conditioned on."""
+
+    kind: Literal["none", "class", "text"] = "text"
+    vocab_size: int = Field(2048, ge=300)
+    max_length: int = Field(24, ge=2)
+    pretrained: str | None = None  # name or folder of a frozen transformers text encoder used instead of our tokenizer
+    dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
+
+
+class ModelConfig(Section):
+    """The network: a preset, and whatever is to differ from it."""
+
+    preset: str = "xs"
+    unet: dict[str, Any] = {}
+    encoder: dict[str, Any] = {}
+    init_from: str | None = None  # pipeline folder whose weights to start from
+    lora_rank: int | None = Field(None, ge=1)  # train an adapter of this rank on init_from instead of all weights
+
+
+class OptimConfig(Section):
+    """How the weights move."""
+
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)  # instead of steps: as many as fit, measured before step 1
+    batch_size: int = Field(96, ge=1)  # images per step over all processes and micro-batches
+    micro_batch: int | None = Field(None, ge=1)  # images a process handles at once; None: no accumulation
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = Field(2e-3, gt=0)
+    adamw_lr: float = Field(1e-3, gt=0)  # of the parameters that Muon does not take
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(100, ge=0)  # steps
+    decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero
+    clip: float = Field(1.0, gt=0)  # gradient norm at most
+    ema: list[float] = [0.05, 0.10]  # relative widths of the kept averages
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    flip: float = Field(0.0, ge=0, le=1)  # probability of mirroring an image
+    workers: int = Field(0, ge=0)  # loader processes
+    deterministic: bool = False
+
+
+class LogConfig(Section):
+    """What is written while training, and how often in steps."""
+
+    every: int = Field(10, ge=1)
+    validate_every: int = Field(250, ge=1)
+    sample_every: int = Field(1000, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)  # checkpoints
+    prompts: list[str] = []  # captions (or class names) of the sample grids; empty: some of the held-out ones
+    guidance_scale: float = Field(3.0, ge=0)
+    tracker: str | None = "tensorboard"
+
+
+class TrainConfig(Section):
+    """Everything that determines a run."""
+
+    format_version: int = FORMAT_VERSION
+    out: str
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    condition: ConditionConfig = ConditionConfig()
+    model: ModelConfig = ModelConfig()
+    objective: dict[str, Any] = {"name": "flow"}
+    optim: OptimConfig = OptimConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
+    """Read a YAML file (or the name of a bundled recipe) and apply ``KEY=VALUE`` overrides with dotted keys.
+
+    Raises:
+        UserError: If the file is missing or no YAML, a key is unknown, or a value does not fit.
+    """
+    file = Path(path)
+    if not file.is_file() and (RECIPES / f"{path}.yaml").is_file():
+        file = RECIPES / f"{path}.yaml"
+    if not file.is_file():
+        bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise UserError(f"config {path} does not exist; give a YAML file or one of the bundled recipes: {bundled}.")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} must hold 'key: value' lines, not a {type(values).__name__}.")
+    for override in overrides:
+        _apply(values, override)
+    return make_config(values)
+
+
+def make_config(values: dict[str, Any]) -> TrainConfig:
+    """Validate a nested dict of settings.
+
+    Raises:
+        UserError: As `load_config`.
+    """
+    _check_keys(values, TrainConfig, "")
+    if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UserError(
+            f"format_version is {values['format_version']}, and this attndiff reads {FORMAT_VERSION}; "
+            "use the version that wrote the config."
+        )
+    try:
+        config = TrainConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"config: {'.'.join(map(str, first['loc']))}: {_sentence(first['msg'])}") from None
+    return _check_values(config)
+
+
+def _sentence(message: str) -> str:
+    """A validator's message as the end of a sentence."""
+    message = message.removeprefix("Value error, ").rstrip(".")
+    return message[:1].lower() + message[1:] + "."
+
+
+def _check_values(config: TrainConfig) -> TrainConfig:
+    if config.model.preset not in PRESETS:
+        raise UserError(f"model.preset {config.model.preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
+    if (config.optim.steps is None) == (config.optim.minutes is None):
+        raise UserError("config: give either optim.steps or optim.minutes.")
+    if not config.optim.ema or any(not 0 < sigma < 0.28 for sigma in config.optim.ema):
+        raise UserError("optim.ema must list relative widths between 0 and 0.28, such as [0.05, 0.10].")
+    if config.model.lora_rank and not config.model.init_from:
+        raise UserError("model.lora_rank trains an adapter on a model; name that model in model.init_from.")
+    return config
+
+
+def store_config(config: TrainConfig, path: Path) -> None:
+    """Write the resolved settings as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Put one ``a.b=value`` into nested settings."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r} must have the form KEY=VALUE, such as optim.steps=2000.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {parent} is a single value and has no {last!r}.")
+    values[last] = yaml.safe_load(text)
+
+
+def _check_keys(values: Any, kind: type, prefix: str) -> None:
+    """Refuse keys that a section does not have, naming the nearest one."""
+    if not isinstance(values, dict):
+        raise UserError(f"config: {prefix[:-1]} must be a section of 'key: value' lines, not {values!r}.")
+    known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else _annotations(kind)
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are: {', '.join(known)}."
+            raise UserError(f"config: unknown key {prefix}{key}; {hint}")
+        if isinstance(known[key], type) and (is_dataclass(known[key]) or issubclass(known[key], Section)):
+            _check_keys(value, known[key], f"{prefix}{key}.")
+
+
+def _annotations(kind: type[BaseModel]) -> dict[str, Any]:
+    return {name: (get_args(f.annotation) or [f.annotation])[0] for name, f in kind.model_fields.items()}

@@ -1,0 +1,83 @@
+"""From a run to a pipeline folder: the weights that do best on held-out images, the others as variants, and a card."""
+
+import json
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from attndiff.errors import UserError
+from attndiff.training.build import Parts, build
+from attndiff.training.card import write_card
+from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint
+from attndiff.training.config import TrainConfig, make_config
+from attndiff.training.ema import PowerEMA
+from attndiff.training.progress import read_log
+from attndiff.training.samples import make_pipeline, swapped
+
+
+def best_weights(validation: dict) -> str:
+    """Name of the weights (``raw`` or an average) with the least held-out loss."""
+    losses = {name: v["loss"] for name, v in validation.items() if isinstance(v, dict)}
+    return min(losses, key=losses.get)
+
+
+def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: dict, out: Path) -> Path:
+    """Write ``out/pipeline``: the best weights under the plain names, the rest as variants, and the model card.
+
+    Args:
+        config: The run's settings.
+        parts: Its modules.
+        state: Its weights and averages.
+        validation: Last validation entry of the log.
+        out: The run's folder.
+    """
+    folder = out / "pipeline"
+    best = best_weights(validation)
+    names = ["raw", *(f"ema_{sigma:.3f}" for sigma in state.ema.averages)]
+    parts.model.eval()
+    for name in sorted(names, key=lambda n: n == best):
+        variant = None if name == best else name.replace("_0.", "_")
+        if name == "raw":
+            _save(parts, folder, variant)
+        else:
+            sigma = next(s for s in state.ema.averages if name == f"ema_{s:.3f}")
+            with swapped(parts.model, state.ema, sigma):
+                _save(parts, folder, variant)
+    write_card(config, parts, state, validation, best, out)
+    return folder
+
+
+def _save(parts: Parts, folder: Path, variant: str | None) -> None:
+    """Save the whole pipeline, or only our components' weights under a variant's name."""
+    if variant is None:
+        make_pipeline(parts).save_pretrained(folder)
+        return
+    parts.model.unet.save_pretrained(folder / "unet", variant=variant)
+    if parts.model.condition_encoder is not None:
+        parts.model.condition_encoder.save_pretrained(folder / "condition_encoder", variant=variant)
+
+
+def export_checkpoint(run: Path, folder: Path) -> Path:
+    """Package the newest whole checkpoint of a run that has not ended.
+
+    Raises:
+        UserError: If ``run`` is no run, holds no whole checkpoint, or ``folder`` is in use.
+    """
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} is not a training run; give the folder named by 'out' in its config.")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose a new folder.")
+    newest, _ = newest_checkpoint(run / "checkpoints")
+    if newest is None:
+        raise UserError(f"{run} holds no whole checkpoint yet; the first comes after log.checkpoint_every steps.")
+    config = make_config(json.loads((run / "config.json").read_text()))
+    parts = build(config)
+    state = RunState(parts.model, PowerEMA(parts.model, tuple(config.optim.ema)), [])
+    files, step, seconds = read_checkpoint(newest)
+    state.restore({**files, "optimizer": {}}, step, seconds)
+    parts.model.to(Accelerator().device)
+    _, validations = read_log(run / "log.jsonl")
+    before = [v for v in validations if v["step"] <= step]
+    return export_run(config, parts, state, (before or [{"raw": {"loss": 0.0}}])[-1], folder)
+
+

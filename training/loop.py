@@ -1,0 +1,277 @@
+"""The training loop: Accelerate for devices and precision, everything else in the open.
+
+`Trainer.run` reads as the story of a run; what it calls is one file each.
+"""
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from attndiff.errors import UserError
+from attndiff.training.batches import DrawnDataset, training_loader
+from attndiff.training.build import Parts, build
+from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
+from attndiff.training.config import TrainConfig, make_config, store_config
+from attndiff.training.ema import PowerEMA
+from attndiff.training.export import export_run
+from attndiff.training.optim import lr_factor, make_optimizers, set_lr
+from attndiff.training.plan import Plan, fit_steps, make_plan
+from attndiff.training.progress import Progress, read_log
+from attndiff.training.samples import save_grid, swapped
+from attndiff.training.validation import validate
+from attndiff.viewing import loss_curve
+
+
+def resolve_precision(config: TrainConfig) -> str:
+    """Accelerate's name of the precision; ``auto`` takes bfloat16 where the hardware computes in it."""
+    if config.optim.precision != "auto":
+        return {"fp32": "no", "bf16": "bf16"}[config.optim.precision]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+
+
+class Trainer:
+    """One run of one config.
+
+    Args:
+        config: The settings; ``optim.minutes`` becomes ``optim.steps`` here.
+
+    Raises:
+        UserError: If the data, model or output folder do not go together.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.out = config, Path(config.out)
+        check_output_folder(self.out)
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            mixed_precision=resolve_precision(config), log_with=config.log.tracker, project_dir=self.out
+        )
+        if config.optim.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.parts: Parts = build(config)
+        optim, conditioning = config.optim, self.parts.conditioning
+        self.train_set = DrawnDataset(
+            self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip
+        )
+        self.held_out = DrawnDataset(self.parts.validation, conditioning, config.seed)
+        world = self.accelerator.num_processes
+        micro = optim.micro_batch or max(1, optim.batch_size // world)
+        self.accumulation = optim.batch_size // (micro * world)
+        if self.accumulation * micro * world != optim.batch_size:
+            raise UserError(
+                f"optim.batch_size {optim.batch_size} must be a multiple of optim.micro_batch {micro} "
+                f"times {world} process{'es' if world > 1 else ''}."
+            )
+        self.parts.model.to(self.accelerator.device)
+
+    def plan(self) -> Plan:
+        """Count and time a step; settles ``optim.steps`` where minutes were given."""
+        plan = make_plan(self.parts.model, self.train_set, self.config, self.accelerator)
+        if self.config.optim.steps is None:
+            steps = torch.tensor(fit_steps(self.config, plan.step_seconds), device=self.accelerator.device)
+            steps = int(self.accelerator.reduce(steps, "mean"))
+            values = self.config.model_dump()
+            values["optim"] |= {"steps": steps, "minutes": None}
+            self.config = make_config(values)
+        return plan
+
+    def run(self) -> Path:
+        """Train to the end, resuming where an earlier run of the same config stopped.
+
+        Returns:
+            The pipeline folder ``out/pipeline``.
+        """
+        stored = self._adopt_stored_config()
+        plan = self.plan()
+        state = self._prepare()
+        start = self._resume(state) if stored else 0
+        self._write_config()
+        progress = self._begin(plan, start)
+        model = self.model
+        began = time.perf_counter() - state.seconds
+        loader = iter(training_loader(self.config, self.train_set, self.accumulation, *self._place(), start))
+        for step in range(start, self.config.optim.steps):
+            factor = lr_factor(step, self.config.optim)
+            set_lr(state.optimizers, factor)
+            loss = self._step(model, state, loader, step)
+            state.step, state.seconds = step + 1, time.perf_counter() - began
+            state.ema.update(self.parts.model, step + 1)
+            self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
+        progress.close()
+        return self._finish(state)
+
+    # Before the first step
+
+    def _adopt_stored_config(self) -> bool:
+        """Whether the folder holds an unfinished run of this config; settles minutes as that run did."""
+        file = self.out / "config.json"
+        if not file.is_file():
+            return False
+        stored, mine = json.loads(file.read_text()), self.config.model_dump(mode="json")
+        if self.config.optim.steps is None:
+            mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
+        different = [
+            f"{section}.{key}: {stored[section][key]!r} then, {mine[section].get(key)!r} now"
+            for section in ("data", "condition", "model", "optim")
+            for key in stored[section]
+            if stored[section][key] != mine[section].get(key)
+        ]
+        different += [f"{k}: {stored[k]!r} then, {mine[k]!r} now" for k in ("seed",) if stored[k] != mine[k]]
+        if different:
+            raise UserError(
+                f"{self.out} holds a run of another config ({'; '.join(different)}); choose another 'out' or "
+                "restore the settings."
+            )
+        self.config = make_config(mine)
+        return True
+
+    def _prepare(self) -> RunState:
+        config = self.config.optim
+        module = self.parts.model
+        optimizers = make_optimizers(module, config)
+        ema = PowerEMA(module, tuple(config.ema))
+        if config.compile:
+            module.compile(fullgraph=True)
+        self.model, *optimizers = self.accelerator.prepare(module, *optimizers)
+        self.model.train()
+        return RunState(module, ema, [getattr(o, "optimizer", o) for o in optimizers])
+
+    def _resume(self, state: RunState) -> int:
+        """Restore the newest whole checkpoint; the step to go on from."""
+        newest, problems = newest_checkpoint(self.out / "checkpoints")
+        for problem in problems:
+            self.accelerator.print(f"{problem} Falling back to an older one.")
+        if newest is None:
+            if problems:
+                raise UserError(f"no checkpoint in {self.out} is whole; choose another 'out' to start anew.")
+            return 0
+        state.restore(*read_checkpoint(newest))
+        self.accelerator.print(f"resuming {self.out} at step {state.step}")
+        return state.step
+
+    def _write_config(self) -> None:
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            store_config(self.config, self.out / "config.yaml")
+            (self.out / "config.json").write_text(json.dumps(self.config.model_dump(mode="json"), indent=1))
+        if self.config.log.tracker:
+            self.accelerator.init_trackers("tracker")
+
+    def _begin(self, plan: Plan, start: int) -> Progress:
+        config = self.config
+        for line in plan.lines(config, len(self.train_set)) + self.parts.notes:
+            self.accelerator.print(line)
+        main = self.accelerator.is_main_process
+        flops = 3 * plan.forward_flops
+        return Progress(config.optim.steps, start, config.optim.batch_size, flops, self.out / "log.jsonl", main)
+
+    def _place(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    # One step
+
+    def _step(self, model, state: RunState, loader, step: int) -> float:
+        """Forward, backward and optimizer step over all micro-batches; the mean loss of the global batch."""
+        total = torch.zeros((), device=self.accelerator.device)
+        seen: list[dict] = []
+        for micro in range(self.accumulation):
+            batch = {key: value.to(self.accelerator.device) for key, value in next(loader).items()}
+            batch = self.parts.conditioning.embed(batch)
+            last = micro == self.accumulation - 1
+            with self.accelerator.no_sync(model) if not last else nullcontext():
+                with self.accelerator.autocast():
+                    errors = model(batch)
+                loss = errors.mean() / self.accumulation
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            seen.append({"ids": batch["ids"], "level": batch["level"]})
+        norm = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.config.optim.clip)
+        loss = self.accelerator.reduce(total, "mean").item()
+        # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise UserError(self._non_finite(step, loss, float(norm), seen))
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _non_finite(self, step: int, loss: float, norm: float, seen: list[dict]) -> str:
+        """What stopped a run, in one sentence."""
+        ids = torch.cat([s["ids"] for s in seen]).tolist()
+        worst = torch.cat([s["level"] for s in seen]).abs().max().item()
+        bad = [n for n, p in self.parts.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        return (
+            f"training stopped before step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient "
+            f"in {bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}; the last checkpoint "
+            "is whole, lower optim.lr or set optim.precision=fp32 and run again."
+        )
+
+    # Between steps
+
+    def _after_step(self, state: RunState, progress: Progress, loss: float, lr: float) -> None:
+        log, step, end = self.config.log, state.step, self.config.optim.steps
+        entry = progress.step(step, loss, lr, store=step % log.every == 0 or step == end)
+        if entry and log.tracker:
+            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
+        if step % log.validate_every == 0 or step == end:
+            self._validate(state, progress)
+            progress.pause()
+        if (step % log.sample_every == 0 or step == end) and self.accelerator.is_main_process:
+            path = self.out / "samples" / f"step_{step:08d}.png"
+            save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, path)
+            progress.pause()
+        if step % log.checkpoint_every == 0 or step == end:
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.out / "checkpoints", state, log.keep)
+            self.accelerator.wait_for_everyone()
+
+    def _validate(self, state: RunState, progress: Progress) -> dict:
+        """Held-out losses of the raw and averaged weights, logged."""
+        results = {"raw": validate(self.parts.model, self.held_out, self.accelerator)}
+        for sigma in state.ema.averages:
+            with swapped(self.parts.model, state.ema, sigma):
+                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator)
+        entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
+        entry |= {name: result.to_json() for name, result in results.items()}
+        progress.write(entry)
+        progress.say(
+            f"step {state.step}: held-out loss " + ", ".join(f"{name} {r.loss:.4f}" for name, r in results.items())
+        )
+        if self.config.log.tracker:
+            scalars = {f"held_out/{name}": r.loss for name, r in results.items()}
+            levels = asdict(results["raw"])
+            for ratio, error in zip(levels["noise_over_signal"], levels["per_level"], strict=True):
+                scalars[f"held_out_x0/noise_{ratio:.2f}"] = error
+            self.accelerator.log(scalars, step=state.step)
+        return entry
+
+    def _finish(self, state: RunState) -> Path:
+        """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            steps, validations = read_log(self.out / "log.jsonl")
+            loss_curve(steps, validations, self.out / "loss_curve.png")
+            export_run(self.config, self.parts, state, validations[-1], self.out)
+        self.accelerator.wait_for_everyone()
+        return self.out / "pipeline"
+
+
+def check_output_folder(out: Path) -> None:
+    """Refuse to write into a folder that is not a run's.
+
+    Raises:
+        UserError: If ``out`` is a file, or holds anything but a run.
+    """
+    if out.is_file():
+        raise UserError(f"out {out} is a file; name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

@@ -1,0 +1,47 @@
+"""Muon for the matrices, AdamW for the rest, and one learning-rate curve for both."""
+
+import torch
+from torch import nn
+
+from attndiff.training.config import OptimConfig
+
+
+def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Optimizers over the trainable parameters.
+
+    Muon (Jordan et al. 2024, arXiv 2502.16982 for its scale) takes the weight matrices of the blocks; embeddings,
+    modulation, convolutions and vectors stay with AdamW.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if config.optimizer == "muon" and is_matrix(name, p)]
+    rest = [p for name, p in named if not (config.optimizer == "muon" and is_matrix(name, p))]
+    optimizers = []
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    lr = config.adamw_lr if config.optimizer == "muon" else config.lr
+    optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
+    return optimizers
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a block's weight matrix."""
+    return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation"))
+
+
+def lr_factor(step: int, config: OptimConfig) -> float:
+    """Share of the full learning rate at a step counted from 0: linear warm-up, constant, linear decay to zero."""
+    warm = min(1.0, (step + 1) / (config.warmup + 1))
+    decay_steps = config.decay * config.steps
+    left = config.steps - step
+    return warm * (min(1.0, left / decay_steps) if decay_steps else 1.0)
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to ``factor`` of its full one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("full_lr", group["lr"])
+            group["lr"] = group["full_lr"] * factor

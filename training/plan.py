@@ -1,0 +1,90 @@
+"""What a run will cost, counted and measured before it starts."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from attndiff.training.batches import DrawnDataset
+from attndiff.training.config import TrainConfig
+from attndiff.training.model import DenoisingModel
+
+
+@dataclass
+class Plan:
+    """A run in numbers.
+
+    Args:
+        parameters: Trainable parameters.
+        forward_flops: FLOPs of one image's forward pass (2 per multiply-add).
+        step_seconds: Measured seconds of one step's forward and backward passes.
+        memory_bytes: Weights, gradients, optimizer moments and averages in float32; activations come on top.
+    """
+
+    parameters: int
+    forward_flops: float
+    step_seconds: float
+    memory_bytes: int
+
+    def lines(self, config: TrainConfig, images: int) -> list[str]:
+        """The plan as text."""
+        steps = config.optim.steps
+        seen = steps * config.optim.batch_size
+        return [
+            f"parameters      {self.parameters / 1e6:.2f} M",
+            f"forward         {self.forward_flops / 1e9:.3f} GFLOP an image at {config.data.size} px",
+            f"state           {self.memory_bytes / 2**20:.0f} MiB for weights, gradients, moments and averages",
+            f"data            {images} images, {seen / images:.1f} visits each",
+            f"steps           {steps} of {config.optim.batch_size} images, {self.step_seconds:.3f} s each",
+            f"time            about {steps * self.step_seconds / 60:.1f} min",
+        ]
+
+
+def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float:
+    """FLOPs of the forward pass of one sample (a batch of one)."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(sample)
+    return float(counter.get_total_flops())
+
+
+def make_plan(model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator) -> Plan:
+    """Count and time; weights stay as they are, gradients are cleared again."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    one = dataset.conditioning.embed(_to(default_collate([dataset[(0, 0)]]), accelerator))
+    seconds = time_step(model, dataset, config, accelerator)
+    copies = 4 + len(config.optim.ema)
+    return Plan(trainable, count_flops(model, one), seconds, 4 * copies * trainable)
+
+
+def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, repeats: int = 3) -> float:
+    """Seconds of one step's forward and backward passes on this process, after a warm-up."""
+    share = max(1, config.optim.batch_size // accelerator.num_processes)
+    micro = min(config.optim.micro_batch or share, share)
+
+    def step() -> None:
+        batch = default_collate([dataset[(i % len(dataset), 0)] for i in range(micro)])
+        with accelerator.autocast():
+            loss = model(dataset.conditioning.embed(_to(batch, accelerator))).mean()
+        loss.backward()
+
+    step()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    seconds = (time.perf_counter() - start) / repeats * (share / micro)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return seconds
+
+
+def fit_steps(config: TrainConfig, step_seconds: float) -> int:
+    """Steps that fit into ``optim.minutes``; a fifth is left for the optimizer, averages, grids and validation."""
+    return max(10, int(config.optim.minutes * 60 / (1.2 * step_seconds)))
+
+
+def _to(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    return {key: value.to(accelerator.device) for key, value in batch.items()}

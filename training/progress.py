@@ -1,0 +1,75 @@
+"""The progress line: images per second, loss, learning rate, time left and achieved FLOP/s; the log beside it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows and stores how a run goes; silent on all processes but the first.
+
+    Args:
+        total: Steps of the whole run.
+        start: Step at which this process begins.
+        batch_size: Images a step.
+        flops_per_image: Forward and backward FLOPs of an image.
+        log: JSON-lines file, appended to; an entry of an unfinished step after a resume replaces nothing.
+        main: Whether this process shows anything.
+    """
+
+    def __init__(self, total: int, start: int, batch_size: int, flops_per_image: float, log: Path, main: bool):
+        self.batch_size, self.flops_per_image, self.log, self.main = batch_size, flops_per_image, log, main
+        # Without a terminal a line every ten seconds is enough.
+        interval = 0.2 if sys.stderr.isatty() else 10
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", mininterval=interval, disable=not main, dynamic_ncols=True
+        )
+        self.last_time, self.last_step = time.perf_counter(), start
+
+    def step(self, step: int, loss: float, lr: float, store: bool) -> dict | None:
+        """Note that ``step`` (from 1) is done; returns the log entry when it is stored."""
+        self.bar.update(step - self.bar.n)
+        if not store:
+            return None
+        now = time.perf_counter()
+        rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
+        self.last_time, self.last_step = now, step
+        flops = rate * self.flops_per_image
+        entry = {"step": step, "images": step * self.batch_size, "loss": loss, "lr": lr, "images_per_second": rate}
+        entry["tflops"] = flops / 1e12
+        shown = f"{flops / 1e12:.1f} TFLOP/s" if flops > 1e12 else f"{flops / 1e9:.0f} GFLOP/s"
+        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {rate:.0f} images/s, {shown}", refresh=False)
+        self.write(entry)
+        return entry
+
+    def pause(self) -> None:
+        """Leave time spent on validation or grids out of the next rate."""
+        self.last_time = time.perf_counter()
+
+    def write(self, entry: dict) -> None:
+        """Append an entry to the log."""
+        if self.main:
+            with open(self.log, "a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.main:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self.bar.close()
+
+
+def read_log(log: Path) -> tuple[list[dict], list[dict]]:
+    """Training entries and validations of a log, each step once (the last time it ran)."""
+    steps, validations = {}, {}
+    if log.is_file():
+        for line in log.read_text().splitlines():
+            entry = json.loads(line)
+            (validations if "loss" not in entry else steps)[entry["step"]] = entry
+    return [steps[k] for k in sorted(steps)], [validations[k] for k in sorted(validations)]
