@@ -57,7 +57,9 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
     return F.pad(bias, (0, -length % 8))[..., :length]
 
 
-def choose_backend(query: torch.Tensor, requested: AttentionBackendName | str | None) -> AttentionBackendName | str | None:
+def choose_backend(
+    query: torch.Tensor, requested: AttentionBackendName | str | None
+) -> AttentionBackendName | str | None:
     """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
 
     On CPU, torch's fused kernel spends four times as long as plain matmuls in the backward pass of the short

@@ -30,6 +30,13 @@ def check_numbers(
         )
 
 
+def check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError unless all of ``given`` are known."""
+    unknown = [repr(value) for value in given if value not in known]
+    if unknown:
+        raise ValueError(f"{name} can be {', '.join(known)}; there is no {', '.join(unknown)}.")
+
+
 def check_size(height: int, width: int, multiple: int) -> None:
     """Raise ValueError unless both sides are positive multiples of ``multiple``."""
     wrong = [

@@ -1,6 +1,7 @@
 """A small convolutional classifier, trained on real images, that says which class a picture is of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class ConvTrunk(nn.Module):
         super().__init__()
         widths = [width, 2 * width, 4 * width]
         self.stem = nn.Conv2d(channels, width, 4, stride=2, padding=1)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.residual = nn.ModuleList(
             nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, w, 3, padding=1)) for w in widths
         )
@@ -75,7 +76,15 @@ def batches(n: int, batch_size: int, epochs: int, generator: torch.Generator) ->
         yield from (batch for batch in order if len(batch) == min(batch_size, n))
 
 
-def fit(model: nn.Module, loss_of, n: int, epochs: int, batch_size: int, lr: float, generator: torch.Generator) -> None:
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    n: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    generator: torch.Generator,
+) -> None:
     """Train with AdamW under a one-cycle rate; ``loss_of(indices)`` is the loss of a batch."""
     indices = list(batches(n, batch_size, epochs, generator))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)

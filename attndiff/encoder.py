@@ -193,7 +193,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         """Patch embeddings ``(B, rows * cols, C)`` of images ``(B, channels, H, W)``, and the grid's size."""
         side = self.config.image_patch_size
         if pixels.shape[-2] % side or pixels.shape[-1] % side:
-            raise ValueError(f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}.")
+            raise ValueError(
+                f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}."
+            )
         x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
         x = x.permute(0, 2, 3, 1, 4, 5)
         return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from attndiff.bundled import bundled_model
 from attndiff.errors import UserError
 
 INDEX = "model_index.json"
@@ -17,7 +18,7 @@ def load(path_or_hub_id: str | os.PathLike, **kwargs):
     """Open a pipeline that attndiff saved; no code that comes with it is run, or even fetched.
 
     Args:
-        path_or_hub_id: A folder, or a Hub repository such as ``"user/name"``.
+        path_or_hub_id: A folder, a Hub repository such as ``"user/name"``, or the name of a bundled model.
         kwargs: As for `diffusers.DiffusionPipeline.from_pretrained`, such as ``dtype``, ``variant``, ``revision``,
             ``token``.
 
@@ -27,8 +28,10 @@ def load(path_or_hub_id: str | os.PathLike, **kwargs):
     Raises:
         UserError: If there is no such folder or repository, or something in it is missing or damaged.
     """
-    folder = Path(path_or_hub_id)
+    folder = bundled_model(str(path_or_hub_id)) or Path(path_or_hub_id)
     if not folder.is_dir():
+        if "/" not in folder.as_posix():
+            raise UserError(f"{folder}: no such folder; name a Hub repository user/name or the bundled emoji-xs.")
         folder = _download(str(path_or_hub_id), kwargs)
     check_folder(folder)
     from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline  # diffusers takes seconds to import

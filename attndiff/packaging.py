@@ -2,7 +2,7 @@
 
 ``model_index.json`` names a code file at the root for the pipeline and one in the folder of each network, with a hash
 of its content in its name. `diffusers.DiffusionPipeline` runs them when it is told to trust them; the classmethods
-here never do, they take the classes of their own module.
+here never do, they take the classes of their own module. (diffusers' ``AutoPipeline`` classes do not read this form.)
 """
 
 import hashlib

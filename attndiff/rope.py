@@ -21,9 +21,7 @@ def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -
     freqs = 100.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
     rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] * freqs  # (h, F/2)
     cols = torch.arange(width, device=device, dtype=torch.float32)[:, None] * freqs  # (w, F/2)
-    grid = torch.cat(
-        [rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)], dim=-1
-    )  # (h, w, F)
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)], dim=-1)  # (h, w, F)
     return grid.flatten(0, 1)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from attndiff.call_checks import check_numbers
@@ -16,7 +17,7 @@ from attndiff.lens_picture import save_attention_pictures
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.viewing import as_picture, contact_sheet
 
-UNCONDITIONAL_COUNT = 8
+ROW = 8  # images of an unconditional model in a row
 
 
 @dataclass
@@ -70,7 +71,11 @@ def best_device() -> str:
 
 def open_model(model: str | Path) -> AttnDiffPipeline:
     """The pipeline of a folder, Hub id or bundled name, on the best device."""
-    return load(model).to(best_device())
+    logging.disable_progress_bar()  # a second's loading would leave its bar above every answer
+    try:
+        return load(model).to(best_device())
+    finally:
+        logging.enable_progress_bar()
 
 
 def kind_of(pipeline: AttnDiffPipeline) -> str:
@@ -108,21 +113,16 @@ def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
         UserError: If the request does not fit the model.
     """
     arguments = condition(pipeline, request.prompts)
-    columns, rows = len(request.prompts), request.count or 1
-    if not arguments:
-        if request.attention:
-            raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
-        total = request.count or UNCONDITIONAL_COUNT
-        columns = min(total, UNCONDITIONAL_COUNT)
-        rows = -(-total // columns)
-    sampled = []
-    for row in range(rows):
-        first = row * columns
-        width = min(columns, total - first) if not arguments else columns
-        generators = [torch.Generator().manual_seed(request.seed + first + i) for i in range(width)]
+    if not arguments and request.attention:
+        raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
+    rows = []
+    seed = request.seed
+    for length in row_lengths(request):
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(length)]
+        seed += length
         try:
             output = pipeline(
-                **(arguments or {"num_images_per_prompt": width}),
+                **(arguments or {"num_images_per_prompt": length}),
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
                 generator=generators,
@@ -132,14 +132,23 @@ def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
             )
         except ValueError as error:  # how a pipeline refuses arguments
             raise UserError(str(error)) from None
-        sampled.append(Row(output.images, output.attention_maps))
-    return sampled
+        rows.append(Row(output.images, output.attention_maps))
+    return rows
+
+
+def row_lengths(request: Request) -> list[int]:
+    """Images of each row: one of every prompt, or of an unconditional model eight and what is left."""
+    if request.prompts:
+        return [len(request.prompts)] * (request.count or 1)
+    count = request.count or ROW
+    return [min(ROW, count - first) for first in range(0, count, ROW)]
 
 
 def sheet(rows: list[Row], prompts: list[str]) -> Image.Image:
     """All rows as one picture, the prompts above the columns."""
     captions = prompts or [""] * len(rows[0].images)
-    return contact_sheet({" " * i: row.images for i, row in enumerate(rows)}, captions)
+    labels = [str(i + 1) for i in range(len(rows))] if len(rows) > 1 else [""]
+    return contact_sheet({label: row.images for label, row in zip(labels, rows, strict=True)}, captions)
 
 
 def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> int:

@@ -144,7 +144,7 @@ def set_timesteps(
         num_inference_steps: Steps, at least 1; schedulers of order 2 call the network ``2 n - 1`` times.
         device: Where the timesteps are put.
         sigmas: Native levels of the objective to use as they are, falling, without the final 0; they replace
-            ``num_inference_steps``.
+            ``num_inference_steps``. Those of EDM begin at the scheduler's ``sigma_max``.
 
     Raises:
         ValueError: If the number of steps is not positive, or ``sigmas`` do not fall or leave the scheduler's range.
@@ -250,3 +250,5 @@ def _check_sigmas(scheduler: SchedulerMixin, objective: Objective, sigmas: list[
         raise ValueError(
             f"sigmas must be a falling list of numbers above 0 and at most {highest:g}, without the final 0."
         )
+    if objective.name == "edm" and not math.isclose(values[0], highest):
+        raise ValueError(f"sigmas must begin at {highest:g}, the scheduler's sigma_max, which scales the first noise.")

@@ -80,7 +80,12 @@ def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
     left.plot([e["images"] for e in steps], [e["loss"] for e in steps], color="0.7", linewidth=0.8, label="training")
     names = [name for name in (validations[-1] if validations else {}) if name not in ("images", "step")]
     for name in names:
-        left.plot([v["images"] for v in validations], [v[name]["loss"] for v in validations], label=f"held out, {name}")
+        left.plot(
+            [v["images"] for v in validations],
+            [v[name]["loss"] for v in validations],
+            marker=".",
+            label=f"held out, {name}",
+        )
         last = validations[-1][name]
         right.plot(last["noise_over_signal"], last["per_level"], marker="o", label=name)
     left.set(xlabel="images seen", ylabel="loss", yscale="log")

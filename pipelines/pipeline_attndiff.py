@@ -15,22 +15,29 @@ from diffusers import SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.call_checks import as_labels, as_texts, check_generators, check_latents, check_numbers, check_size
+from attndiff.call_checks import (
+    as_labels,
+    as_texts,
+    check_choice,
+    check_generators,
+    check_latents,
+    check_numbers,
+    check_size,
+)
 from attndiff.encoder import ConditionEncoder
 from attndiff.guidance import Embeds, GuidedNetwork, repeat_embeds
 from attndiff.lens import AttentionMaps, AttentionRecorder
 from attndiff.objectives import Objective, make_objective
 from attndiff.packaging import CallLock, SelfContainedPipeline
 from attndiff.postprocess import OUTPUT_TYPES, to_output
+from attndiff.prompts import tokenize
 from attndiff.schedules import check_scheduler, level_at, scheduler_input, scheduler_output, set_timesteps
 from attndiff.unet import AttentionUNet2DModel
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -189,7 +196,9 @@ class AttnDiffPipeline(SelfContainedPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_numbers(num_inference_steps, guidance_scale, guidance_interval, num_images_per_prompt)
-        self._check_choices(output_type, callback_on_step_end_tensor_inputs)
+        check_choice("output_type", [output_type], OUTPUT_TYPES)
+        tensor_names = callback_on_step_end_tensor_inputs
+        check_choice("callback_on_step_end_tensor_inputs", tensor_names, self._callback_tensor_inputs)
         with self._lock:
             objective, device = make_objective(self.config.objective), self._execution_device
             check_scheduler(self.scheduler, objective)
@@ -213,13 +222,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
             recorder = AttentionRecorder(self.unet, rows=slice(0, batch)) if output_attention_maps else None
             with recorder or nullcontext():
                 sampled = self._denoise(
-                    scheduler,
-                    objective,
-                    tensors,
-                    guidance_interval,
-                    generator,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
+                    scheduler, objective, tensors, guidance_interval, generator, callback_on_step_end, tensor_names
                 )
             images = sampled if output_type == "latent" else self.decode_latents(sampled, output_type)
             self.maybe_free_model_hooks()
@@ -265,7 +268,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
             raise ValueError(f"prompt has {len(texts)} texts, but class_labels has {len(labels)}: give as many.")
         streams, drop = {}, None
         if texts is not None:
-            ids, mask = self._tokenize(texts)
+            ids, mask = (tensor.to(self._execution_device) for tensor in tokenize(self.tokenizer, texts))
             if self.text_encoder is None:
                 streams = {"input_ids": ids, "attention_mask": mask}
             else:
@@ -284,18 +287,6 @@ class AttnDiffPipeline(SelfContainedPipeline):
         if len(texts) not in (1, prompts):
             raise ValueError(f"negative_prompt has {len(texts)} texts for {prompts} prompts: give one, or one each.")
         return self._encode(texts * (prompts // len(texts)), None)
-
-    def _tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, both ``(P, T)`` int64, padded to the tokenizer's length; what is cut is warned about."""
-        encoded = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        for text, kept in zip(texts, encoded["input_ids"].tolist()):
-            whole = self.tokenizer(text, verbose=False)["input_ids"]
-            if len(whole) > len(kept):
-                same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
-                cut = self.tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
-                logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
-        device = self._execution_device
-        return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
 
     def _labels(self, class_labels) -> torch.Tensor | None:
         """Class numbers ``(P,)`` on the device."""
@@ -321,15 +312,6 @@ class AttnDiffPipeline(SelfContainedPipeline):
             raise ValueError(f"this model does not read text: give {takes} instead of prompt and negative_prompt.")
         elif class_labels is not None and not classes:
             raise ValueError(f"this model has no classes: give {takes} instead of class_labels.")
-
-    def _check_choices(self, output_type: str, callback_inputs: list[str]) -> None:
-        """Raise ValueError unless the output type and the tensors for callbacks exist."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
-        unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            known = ", ".join(self._callback_tensor_inputs)
-            raise ValueError(f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}; there are {known}.")
 
     # Sampling
 

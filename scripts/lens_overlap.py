@@ -12,7 +12,7 @@ object of another prompt, because a map that only prefers the middle beats 0.5 t
 in its place under the same image; and against untrained networks of the same configuration, because the keys of words
 and the white of backgrounds are the same in all prompts: one network of random weights gave nouns 0.62 and its other
 tokens 0.45 (80 prompts). `mass_ratio` is the share of a map's weight on the object over the object's share of the area.
-Intervals are 95 % bootstrap intervals over prompts; those of the untrained are the lowest and highest mean of all seeds.
+Intervals are 95 % bootstrap intervals over prompts; the untrained's are the lowest and highest mean of all seeds.
 """
 
 import argparse

@@ -55,7 +55,7 @@ def main(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     image_type = {"_type": "Image"}
     string = {"_type": "Value", "dtype": "string"}
-    features = {"image": image_type, "captions": {"_type": "List", "feature": string}, **{c: string for c in COLUMNS}}
+    features = {"image": image_type, "captions": {"_type": "List", "feature": string}, **dict.fromkeys(COLUMNS, string)}
     meta = {"huggingface": json.dumps({"info": {"features": features}})}
     for split, kept in rows.items():
         kept.sort(key=lambda row: (row["style"], row["codepoints"]))

@@ -1,5 +1,8 @@
 """Tiny pipelines with random parameters, for tests: under 100 k parameters, 16 px, a call in well under a second."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -15,12 +18,13 @@ HIDDEN = 16
 RGB = {"channels": ["R", "G", "B"], "bit_depth": 8, "value_range": [0, 255], "class_names": None, "size": [16, 16]}
 
 
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> torch.nn.Module:
-    """Fill every parameter with seeded noise: freshly made networks output zeros, which would hide any fault."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+def randomised(make: Callable[[], torch.nn.Module], seed: int = 0, scale: float = 0.05) -> torch.nn.Module:
+    """A seeded module with noise on every parameter: freshly made networks output zeros, which would hide any fault."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        module = make()
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+            parameter.add_(torch.randn(parameter.shape) * scale)
     return module.eval()
 
 
@@ -28,7 +32,8 @@ def tiny_unet(channels: int = 3, conditional: bool = False, seed: int = 0, size:
     """A two-level network: convolutions, then self- (and cross-)attention."""
     attention = {"attention": "global", "cross_attention": conditional}
     levels = [{"width": 16, "depth": 1}, {"width": 16, "depth": 1, **attention}]
-    unet = AttentionUNet2DModel(
+    make = partial(
+        AttentionUNet2DModel,
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -39,12 +44,12 @@ def tiny_unet(channels: int = 3, conditional: bool = False, seed: int = 0, size:
         cross_attention_dim=HIDDEN if conditional else None,
         pooled_dim=HIDDEN if conditional else None,
     )
-    return randomise(unet, seed)
+    return randomised(make, seed)
 
 
 def tiny_encoder(seed: int = 1, **streams) -> ConditionEncoder:
     """A one-block condition encoder with the given streams, such as ``num_classes=3``."""
-    return randomise(ConditionEncoder(hidden_size=HIDDEN, num_layers=1, head_dim=8, **streams), seed)
+    return randomised(partial(ConditionEncoder, hidden_size=HIDDEN, num_layers=1, head_dim=8, **streams), seed)
 
 
 def tiny_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -111,7 +116,7 @@ def pretrained_text_pipeline(max_length: int = 8):
             tiny_scheduler(),
             condition_encoder=tiny_encoder(context_dim=24),
             tokenizer=tokenizer,
-            text_encoder=randomise(CLIPTextModel(config), seed=2),
+            text_encoder=randomised(partial(CLIPTextModel, config), seed=2),
             objective={"name": "flow"},
             data=RGB,
         )

@@ -64,13 +64,13 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def palette_image(transparency=None) -> tuple[bytes, np.ndarray]:
     """A palette image of three colours, one of them transparent if asked, and its indices."""
     indices = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE) % 3
-    image = Image.fromarray(indices).convert("P")
     image = Image.frombytes("P", (SIZE, SIZE), indices.tobytes())
     image.putpalette([255, 0, 0, 0, 255, 0, 10, 20, 30])
     return encode(image, **({} if transparency is None else {"transparency": transparency})), indices
@@ -99,8 +99,11 @@ def eight_bit() -> list[Case]:
     transparent, _ = palette_image(transparency=1)
     bits = np.array([[0, 255] * 2] * SIZE, np.uint8)
     luma = np.rint(RGB @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-    cmyk = np.concatenate([RGB, np.zeros_like(ALPHA)[..., None]], axis=-1)
+    cmyk = np.dstack([RGB, np.zeros_like(ALPHA)])
+    cmyk_file = encode(Image.fromarray(cmyk, "CMYK"), "TIFF")
+    palette_file = encode(Image.fromarray(GREY).convert("P"), "TIFF")
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    opaque = np.dstack([RGB, np.full_like(ALPHA, 255)])
     keyed = np.stack([np.where(GREY[0, 0] == GREY, 255, GREY)] * 3)
     keep_alpha = {"channels": "RGBA"}
     return [
@@ -117,16 +120,18 @@ def eight_bit() -> list[Case]:
             first(np.where(indices[..., None] == 1, 255, PALETTE[indices]).astype(np.uint8)),
             notes=("palette expanded", "alpha composited over white"),
         ),
-        Case("grey_keyed.png", encode(GREY, transparency=int(GREY[0, 0])), keyed, notes=("alpha composited over white",)),
+        Case(
+            "grey_keyed.png", encode(GREY, transparency=int(GREY[0, 0])), keyed, notes=("alpha composited over white",)
+        ),
         Case("la.png", encode(grey_alpha), grey3(over(GREY[..., None], ALPHA, [255])[0])),
         Case("la_kept.png", encode(grey_alpha), first(np.stack([kept_grey(), ALPHA], -1)), options={"channels": "LA"}),
         Case("rgba.png", encode(rgba), over(RGB, ALPHA, [255] * 3), notes=("alpha composited over white",)),
         Case("rgba_on_teal.png", encode(rgba), over(RGB, ALPHA, [0, 128, 128]), options={"background": "#008080"}),
         Case("rgba_kept.png", encode(rgba), first(np.concatenate([kept, ALPHA[..., None]], -1)), options=keep_alpha),
-        Case("opaque_kept.png", encode(RGB), np.concatenate([first(RGB), np.full((1, 4, 4), 255, np.uint8)]), options=keep_alpha),
-        Case("cmyk.tif", encode(Image.fromarray(cmyk, "CMYK"), "TIFF"), first(255 - RGB), notes=("CMYK converted to RGB",)),
-        Case("cmyk_bands.tif", encode(Image.fromarray(cmyk, "CMYK"), "TIFF"), first(cmyk), options={"channels": 4}),
-        Case("palette_bands.tif", encode(Image.fromarray(GREY).convert("P"), "TIFF"), refusal="PALETTE", options={"channels": 3}),
+        Case("opaque_kept.png", encode(RGB), first(opaque), options=keep_alpha),
+        Case("cmyk.tif", cmyk_file, first(255 - RGB), notes=("CMYK converted to RGB",)),
+        Case("cmyk_bands.tif", cmyk_file, first(cmyk), options={"channels": 4}),
+        Case("palette_bands.tif", palette_file, refusal="PALETTE", options={"channels": 3}),
         Case("one_bit.png", encode(Image.fromarray(bits).convert("1")), grey3(bits)),
         Case("three_bands.png", encode(RGB), first(RGB), options={"channels": 3}),
         Case(
@@ -182,8 +187,18 @@ def deep() -> list[Case]:
         Case("five_bands_as_rgb.tif", tiff(WORDS, **contiguous), refusal="has 5 bands.*set channels=5"),
         Case("five_bands_as_four.tif", tiff(WORDS, **contiguous), refusal="has 5 bands", options={"channels": 4}),
         Case("rgb_as_five.png", encode(RGB), refusal="has 3 bands.*channels=5", options=five),
-        Case("turned16.tif", tiff(ramp, extratags=[(274, "H", 1, 6, True)]), first(np.rot90(ramp, -1)), options={"channels": "L"}),
-        Case("turned5.tif", tiff(WORDS, extratags=[(274, "H", 1, 7, True)], **contiguous), first(UPRIGHT[7](WORDS)), options=five),
+        Case(
+            "turned16.tif",
+            tiff(ramp, extratags=[(274, "H", 1, 6, True)]),
+            first(np.rot90(ramp, -1)),
+            options={"channels": "L"},
+        ),
+        Case(
+            "turned5.tif",
+            tiff(WORDS, extratags=[(274, "H", 1, 7, True)], **contiguous),
+            first(UPRIGHT[7](WORDS)),
+            options=five,
+        ),
     ]
 
 
@@ -227,7 +242,9 @@ def broken() -> list[Case]:
         Case("empty.png", b"", refusal="is empty"),
         Case("truncated.png", encode(noise)[:4000], refusal="cannot be read"),
         Case("truncated.jpg", encode(noise, "JPEG")[:1500], refusal="truncated"),
-        Case("truncated.tif", tiff(WORDS, photometric="minisblack", planarconfig="contig")[:60], refusal="cannot be read"),
+        Case(
+            "truncated.tif", tiff(WORDS, photometric="minisblack", planarconfig="contig")[:60], refusal="cannot be read"
+        ),
         Case("page.jpg", b"\n<!DOCTYPE html><html><body>404</body></html>", refusal="HTML"),
         Case("drawing.png", b'<?xml version="1.0"?><svg xmlns="x"/>', refusal="SVG"),
         Case("noise.png", bytes(range(256)) * 4, refusal="not an image"),

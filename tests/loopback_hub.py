@@ -100,8 +100,7 @@ class HubRequest(BaseHTTPRequestHandler):
         elif parts == ["api", "validate-yaml"]:
             self._json({"errors": [], "warnings": []})
         elif parts[4:5] == ["preupload"]:
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            self._json({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
+            self._preupload("/".join(parts[2:4]), [file["path"] for file in json.loads(body)["files"]])
         elif parts[4:5] == ["commit"]:
             repo_id = "/".join(parts[2:4])
             sha = self.hub.repos[repo_id].commit([json.loads(line) for line in body.splitlines()])
@@ -116,6 +115,15 @@ class HubRequest(BaseHTTPRequestHandler):
             return
         self.hub.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
         self._json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id})
+
+    def _preupload(self, repo_id: str, paths: list[str]) -> None:
+        """How to send each file, and the hash of what is there already."""
+        there = self.hub.repos[repo_id].commits[-1][1]
+        answers = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+        for answer in answers:
+            if answer["path"] in there:
+                answer["oid"] = blob_hash(there[answer["path"]])
+        self._json({"files": answers})
 
     def _model(self, parts: list[str]) -> None:
         """Information about a repository, or the list of its files."""

@@ -1,5 +1,6 @@
 """Every attention backend against softmax attention written out, masks and gradients included."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,10 @@ def test_additive_mask_is_exact_and_aligned(length, dtype):
     assert bias.stride(0) % 8 == 0 and bias.stride(-1) == 1
 
 
+def seeded(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
 class XformersStandIn:
     """Checks what xformers' kernels demand of their arguments, and computes what they would."""
 
@@ -111,12 +116,13 @@ def test_xformers_gets_what_it_demands(xformers, masked):
     assert xformers.calls == [(QUERIES, KEYS, masked)]
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomised(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     """Fresh networks output zeros, which would hide any fault."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        module = make()
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     return module.eval()
 
 
@@ -127,8 +133,10 @@ def test_networks_run_on_xformers(xformers, dtype):
         {"width": 16, "depth": 1, "attention": "window", "window": 4},
         {"width": 16, "depth": 1, "attention": "global", "cross_attention": True},
     ]
-    unet = randomised(AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=16))
-    encoder = randomised(ConditionEncoder(hidden_size=16, num_layers=1, head_dim=8, vocab_size=20, max_length=7))
+    unet = randomised(lambda: AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=16))
+    encoder = randomised(
+        lambda: ConditionEncoder(hidden_size=16, num_layers=1, head_dim=8, vocab_size=20, max_length=7)
+    )
     networks = [unet.to(dtype), encoder.to(dtype)]
     ids = torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(0))
     padding = torch.arange(7)[None] < torch.tensor([[7], [3]])
@@ -149,7 +157,7 @@ def test_networks_run_on_xformers(xformers, dtype):
 
 
 def test_xformers_mask_stays_aligned_under_autocast(xformers):
-    attn = randomised(Attention(16, 8, cross_attention_dim=16))
+    attn = randomised(lambda: Attention(16, 8, cross_attention_dim=16))
     attn.processor._attention_backend = AttentionBackendName.XFORMERS
     mask = additive_mask(torch.arange(77)[None] < 5, torch.float32).expand(2, -1, -1, -1)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
@@ -172,8 +180,8 @@ def test_backend_choice():
 
 def test_layer_is_the_reference_of_its_projections():
     """The fused matmul, the head split and the norms are those of separate projections."""
-    attn = randomised(Attention(16, 8))
-    x, mask = torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    attn = randomised(lambda: Attention(16, 8))
+    x, mask = seeded(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
     query, key, value = (layer(x).reshape(2, 5, 2, 8) for layer in (attn.to_q, attn.to_k, attn.to_v))
     out = reference_attention(attn.norm_q(query), attn.norm_k(key), value, mask)
     expected = attn.to_out[0](out.reshape(2, 5, 16))
@@ -181,8 +189,8 @@ def test_layer_is_the_reference_of_its_projections():
 
 
 def test_rotation_depends_on_distance_only():
-    attn = randomised(Attention(16, 8))
-    x = torch.randn(1, 6, 16)
+    attn = randomised(lambda: Attention(16, 8))
+    x = seeded(1, 6, 16)
     angles = sequence_angles(16, 8, x.device)
     near, far = attn(x, angles=angles[:6]), attn(x, angles=angles[10:])
     assert torch.allclose(near, far, atol=1e-5)
@@ -191,8 +199,8 @@ def test_rotation_depends_on_distance_only():
 
 def test_adapters_on_one_projection_are_seen():
     """Projections that are no longer plain are called one by one."""
-    attn = randomised(Attention(16, 8))
-    x = torch.randn(1, 4, 16)
+    attn = randomised(lambda: Attention(16, 8))
+    x = seeded(1, 4, 16)
     plain = attn(x)
     attn.to_v = torch.nn.Sequential(attn.to_v, torch.nn.Identity())
     assert torch.allclose(attn(x), plain, atol=1e-6)

@@ -152,6 +152,16 @@ def test_two_flow_steps_divide_the_way_evenly():
     assert len(heun.timesteps) == 3
 
 
+def test_repeated_timesteps_skip_no_step():
+    """Rounded timesteps repeat where steps are many; a scheduler that looks its place up by them skips the first."""
+    objective = make_objective({"name": "epsilon"})
+    scheduler = make("UniPCMultistepScheduler", KARRAS)
+    set_timesteps(scheduler, objective, 2000)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
+    assert scheduler.step_index == 1
+
+
 def test_convergence_orders_above_the_floor():
     """Halving the steps of a broad Gaussian halves Euler's error and quarters the second-order ones at least."""
     objective = make_objective({"name": "flow"})
@@ -188,6 +198,9 @@ def test_impossible_arguments_are_refused():
     objective = make_objective({"name": "v"})
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, not 0"):
         set_timesteps(default_scheduler(objective), objective, 0)
+    edm = make_objective({"name": "edm"})
+    with pytest.raises(ValueError, match="sigmas must begin at 80, the scheduler's sigma_max"):
+        set_timesteps(default_scheduler(edm), edm, 2, sigmas=[20.0, 1.0])
     with pytest.raises(ValueError, match="sigmas: DDIMScheduler takes none"):
         set_timesteps(make("DDIMScheduler", {}), objective, 4, sigmas=[1.0, 0.5])
 

@@ -10,9 +10,9 @@ from peft import LoraConfig
 from attndiff.bundled import bundled_data
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_images, open_validation
-from attndiff.hub import load
 from attndiff.encoder import ConditionEncoder
 from attndiff.errors import UserError
+from attndiff.hub import load
 from attndiff.objectives import Objective, make_objective
 from attndiff.presets import PRESETS
 from attndiff.training.conditioning import Conditioning, make_conditioning
@@ -42,10 +42,15 @@ def build(config: TrainConfig) -> Parts:
     """
     data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
     images, validation, notes = _open(data)
+    if config.condition.kind == "text" and not images.captions(0):
+        raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)
     make = _build_from if config.model.init_from else _build_new
     conditioning, model, more = make(config, images)
+    if config.data.size % model.unet.size_multiple:
+        multiple = model.unet.size_multiple
+        raise UserError(f"data.size {config.data.size} must be a multiple of {multiple} for this network.")
     model.unet.gradient_checkpointing = False
     if config.optim.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()

@@ -1,5 +1,6 @@
 """The model card: what a run was made of and came to, measured or counted, never typed in."""
 
+import json
 import math
 import platform
 import shutil
@@ -14,17 +15,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from PIL import Image
 
 from attndiff.data.sources import ImageSet
+from attndiff.lens_picture import attention_picture
 from attndiff.neighbours import nearest_images, neighbour_sheet
+from attndiff.sampling import tokens_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
-from attndiff.training.samples import grid_prompts, sample_row, swapped
+from attndiff.training.samples import grid_prompts, make_pipeline, sample_row, swapped
 from attndiff.training.validation import validate
+from attndiff.viewing import as_picture
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 REFERENCE = 5000  # training images at most among which nearest ones are looked for
@@ -52,11 +57,14 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
     with _weights(parts, state, best):
         memory = _memory(config, parts, validation.get(best, {}))
         neighbours = _neighbours(config, parts, folder / "neighbours.png")
+        attention = _attention(config, parts, folder / "attention.png")
+    if grids:
+        shutil.copyfile(grids[-1], folder / "grid.png")
     context = {
         **_words(config, parts, state, best),
         "best": best,
-        "grid": bool(grids) and shutil.copyfile(grids[-1], folder / "grid.png"),
-        "curve": _copied(run / "loss_curve.png", folder),
+        "grid": grids[-1].stem.removeprefix("step_").lstrip("0") if grids else None,
+        "curve": _copied(run / "loss_curve.png", folder / "loss_curve.png"),
         "data": _data(config, parts),
         "notes": parts.notes,
         "training": _training(config, parts, state),
@@ -64,6 +72,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         "losses": _losses(validation),
         "memory": memory,
         "neighbours": neighbours,
+        "attention": attention,
     }
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     card = folder / "README.md"
@@ -76,9 +85,9 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
 
 def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dict:
     """Sentences that depend on the kind of model."""
-    kind, name = parts.conditioning.kind, Path(config.out).name
-    prompts = grid_prompts(parts, config.log.prompts, 1)
-    call = {"text": f"{prompts[0]!r}", "class": f"class_labels={prompts[0]!r}", "none": ""}[kind]
+    kind = parts.conditioning.kind
+    quoted = json.dumps(grid_prompts(parts, config.log.prompts, 1)[0], ensure_ascii=False)
+    call = {"text": quoted, "class": f"class_labels={quoted}", "none": ""}[kind]
     limit = None
     if kind == "text":
         length = parts.conditioning.tokenizer.model_max_length
@@ -86,16 +95,17 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
     elif kind == "class":
         limit = f"Knows {len(parts.images.class_names)} classes: {', '.join(map(str, parts.images.class_names))}."
     made = {"text": "images from text", "class": "images of a class", "none": "images from nothing but noise"}[kind]
-    others = [n for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
-    variants = ", ".join(f'`variant="{n.replace("_0.", "_")}"`' for n in others)
+    others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
+    variants = ", ".join(f'`variant="{name}"`' for name in others)
     return {
         "metadata": _metadata(kind),
-        "title": name,
+        "title": Path(config.out).name,
         "summary": f"A diffusion model with an attention U-Net that makes {made}, trained with attndiff.",
-        "sample_caption": f"Sampled with guidance {config.log.guidance_scale:g}, from fixed noise, not selected.",
+        "guidance": f"{config.log.guidance_scale:g}",
         "call": call,
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
         "limit_condition": limit,
+        "started_anew": config.model.init_from is None,
         "multiple": parts.model.unet.size_multiple,
     }
 
@@ -178,9 +188,10 @@ def _without_places(value):
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _copied(source: Path, folder: Path) -> bool:
+def _copied(source: Path, target: Path) -> bool:
+    """Copy a picture of the run, if it has been drawn."""
     if source.is_file():
-        shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(source, target)
     return source.is_file()
 
 
@@ -203,21 +214,29 @@ class _Spread:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getattr__(self, name: str):
-        method = getattr(self.images, name)
-        return lambda i: method(self.indices[i])
+    def pixels(self, i: int) -> np.ndarray:
+        return self.images.pixels(self.indices[i])
+
+    def captions(self, i: int) -> list[str]:
+        return self.images.captions(self.indices[i])
+
+    def label(self, i: int) -> int | None:
+        return self.images.label(self.indices[i])
 
 
 def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     """Loss on as many training images as the held-out loss was measured on."""
-    if "per_level" not in held_out:
+    if "per_level" not in held_out or parts.validation is parts.images:
         return None
     n = min(held_out["n"], len(parts.images))
     dataset = DrawnDataset(_Spread(parts.images, n), parts.conditioning, config.seed)
     # One process writes the card while the others wait, so that nothing may be gathered from them.
-    device = parts.model.unet.device
     alone = SimpleNamespace(
-        process_index=0, num_processes=1, device=device, reduce=lambda x, _: x, autocast=nullcontext
+        process_index=0,
+        num_processes=1,
+        device=parts.model.unet.device,
+        reduce=lambda sums, _: sums,
+        autocast=Accelerator().autocast,
     )
     loss = validate(parts.model, dataset, alone, at_most=n).loss
     ratio = loss / held_out["loss"] if held_out["loss"] else math.nan
@@ -242,6 +261,25 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
         "scaled": f", at {COMPARED} px" if side > COMPARED else "",
         "distances": ", ".join(f"{d:.4f}" for d in distances[:, 0].tolist()),
     }
+
+
+def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
+    """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
+    levels = parts.model.unet.config.levels
+    if parts.conditioning.kind != "text" or not any(level.get("cross_attention") for level in levels):
+        return None
+    prompt = grid_prompts(parts, config.log.prompts)[0]
+    pipe = make_pipeline(parts)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(
+        prompt,
+        guidance_scale=config.log.guidance_scale,
+        generator=torch.Generator().manual_seed(0),
+        output_attention_maps=True,
+    )
+    maps = output.attention_maps.averaged()[0]  # (S, h, w)
+    attention_picture(as_picture(output.images[0]), tokens_of(pipe, prompt), maps).save(path)
+    return prompt
 
 
 def _pixels(image: Image.Image | np.ndarray, data: dict) -> torch.Tensor:

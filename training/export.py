@@ -79,5 +79,3 @@ def export_checkpoint(run: Path, folder: Path) -> Path:
     _, validations = read_log(run / "log.jsonl")
     before = [v for v in validations if v["step"] <= step]
     return export_run(config, parts, state, (before or [{"raw": {"loss": 0.0}}])[-1], folder)
-
-

@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -38,6 +39,26 @@ def resolve_precision(config: TrainConfig) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
 
 
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate's view of the devices and processes, made anew for every run of this Python process.
+
+    Raises:
+        UserError: If fewer processes came together than the launcher started.
+    """
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=resolve_precision(config),
+        log_with=config.log.tracker,
+        project_dir=config.out,
+    )
+    # On CPU, Accelerate can come up as several lone processes, each of which would write the same folder.
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != asked:
+        raise UserError(f"the launcher started {asked} processes, but {accelerator.num_processes} came together.")
+    return accelerator
+
+
 class Trainer:
     """One run of one config.
 
@@ -51,10 +72,7 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config, self.out = config, Path(config.out)
         check_output_folder(self.out)
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            mixed_precision=resolve_precision(config), log_with=config.log.tracker, project_dir=self.out
-        )
+        self.accelerator = make_accelerator(config)
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
         self.parts: Parts = build(config)
@@ -256,12 +274,12 @@ class Trainer:
 
     def _finish(self, state: RunState) -> Path:
         """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""
-        self.accelerator.end_training()
         if self.accelerator.is_main_process:
             steps, validations = read_log(self.out / "log.jsonl")
             loss_curve(steps, validations, self.out / "loss_curve.png")
             export_run(self.config, self.parts, state, validations[-1], self.out)
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
         return self.out / "pipeline"
 
 

@@ -21,8 +21,9 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
             matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         optimizers.append(muon)
-    lr = config.adamw_lr if config.optimizer == "muon" else config.lr
-    optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
+    if rest:
+        lr = config.adamw_lr if config.optimizer == "muon" else config.lr
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
     return optimizers
 
 

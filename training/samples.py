@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.schedules import default_scheduler
 from attndiff.training.build import Parts
 from attndiff.training.ema import PowerEMA
 from attndiff.training.model import DenoisingModel
-from attndiff.schedules import default_scheduler
 from attndiff.viewing import contact_sheet
 
 
@@ -68,9 +68,7 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float, steps: int = 
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     condition = {"none": {"num_images_per_prompt": len(prompts)}, "class": {"class_labels": prompts}}
     arguments = condition.get(parts.conditioning.kind, {"prompt": prompts})
-    return pipe(
-        **arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators
-    ).images
+    return pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).images
 
 
 def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float, path: Path) -> None:

@@ -33,7 +33,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """Height and width of ``"32"`` or ``"32x48"``, both None where nothing is given."""
     if text is None:
         return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
     if not match:
         raise UserError(f"--size {text} must be a number of pixels such as 32, or a height and width such as 32x48.")
     return int(match[1]), int(match[2] or match[1])

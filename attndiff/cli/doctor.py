@@ -1,10 +1,13 @@
 """``attndiff doctor``."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from attndiff.bundled import bundled_data
 
 if TYPE_CHECKING:
     from attndiff.data.config import DataConfig
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 def doctor(
     data: Annotated[
         str | None,
-        typer.Argument(help="Folder, parquet file, Hub id, or a training config. Left out: the environment is checked."),
+        typer.Argument(help="Folder, parquet file, Hub id or training config; without it the environment is checked."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="How to read it, such as size=64 channels=5.")
@@ -50,9 +53,8 @@ def data_config(data: str, overrides: list[str]) -> "DataConfig":
     if Path(data).suffix.lower() in (".yaml", ".yml"):
         from attndiff.training.config import load_config
 
-        return load_config(data, overrides).data
-    from dataclasses import fields
-
+        config = load_config(data, overrides).data
+        return replace(config, path=str(bundled_data(config.path) or config.path))
     import yaml
 
     from attndiff.data.config import DataConfig, check_choice
@@ -65,4 +67,4 @@ def data_config(data: str, overrides: list[str]) -> "DataConfig":
             raise UserError(f"setting {override!r} must have the form KEY=VALUE, such as size=64.")
         check_choice("setting", key, tuple(field.name for field in fields(DataConfig) if field.name != "path"))
         settings[key] = yaml.safe_load(value)
-    return DataConfig(data, **settings)
+    return DataConfig(str(bundled_data(data) or data), **settings)

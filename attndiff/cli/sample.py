@@ -42,4 +42,5 @@ def sample(
     if images is not None:
         print(f"images:          {save_images(pipeline, rows, images)} in {images}")
     if attention_maps is not None:
-        print(f"attention maps:  {len(save_attention(pipeline, rows, request.prompts, attention_maps))} in {attention_maps}")
+        pictures = save_attention(pipeline, rows, request.prompts, attention_maps)
+        print(f"attention maps:  {len(pictures)} in {attention_maps}")

@@ -51,7 +51,7 @@ class DataConfig:
             raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
-        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+        if isinstance(self.validation, (int, float)) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation} is no fraction: give a number between 0 and 1, or a path")
         if self.where is not None and not isinstance(self.where, dict):
             raise UserError("where must map column names to lists of values, such as {style: [noto]}")

@@ -93,7 +93,7 @@ def _json_row(line: str, number: int, path: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise UserError(f"{path}: line {number} is not a JSON object such as {{\"file_name\": ..., \"text\": ...}}")
+        raise UserError(f'{path}: line {number} is not a JSON object such as {{"file_name": ..., "text": ...}}')
     return row
 
 

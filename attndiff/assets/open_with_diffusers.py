@@ -1,0 +1,22 @@
+"""Open a pipeline folder with diffusers alone and sample it: attndiff is not imported, and need not be installed.
+
+python open_with_diffusers.py PIPELINE_FOLDER OUT_FOLDER PROMPT_OR_CLASS...
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+folder, out, *prompts = sys.argv[1:]
+pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+kind = "class_labels" if pipeline.tokenizer is None else "prompt"
+generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+images = pipeline(**{kind: prompts}, num_inference_steps=20, guidance_scale=3.0, generator=generators).images
+if "attndiff" in sys.modules:
+    raise SystemExit("the folder is not self-contained: attndiff was imported")
+Path(out).mkdir(parents=True, exist_ok=True)
+for number, image in enumerate(images):
+    image.save(Path(out, f"{number:02d}.png"))

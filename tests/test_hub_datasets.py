@@ -1,0 +1,108 @@
+"""A dataset on the Hub is opened by its id, whole or as a stream, from wherever HF_ENDPOINT points."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from loopback_hub import HubRequest, LoopbackHub, Repo, blob_hash
+from PIL import Image
+
+
+class DatasetRequest(HubRequest):
+    """Requests about datasets, answered as those about models."""
+
+    def do_GET(self) -> None:
+        parts = self._note()
+        if parts[4:5] == ["tree"]:
+            self._tree("/".join(parts[2:4]), parts[5], "/".join(parts[6:]))
+        elif parts[:2] == ["api", "datasets"]:
+            self._model(parts[2:])
+        elif parts[:1] == ["datasets"] and parts[3:4] == ["resolve"]:
+            self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
+        else:
+            self._error(404, "EntryNotFound", "no such address")
+
+    def _tree(self, repo_id: str, revision: str, folder: str) -> None:
+        """What lies directly in a folder."""
+        entries, prefix = {}, f"{folder}/" if folder else ""
+        for path, content in self.hub.repos[repo_id].at(revision)[1].items():
+            if path.startswith(prefix):
+                child, deeper = (prefix + path.removeprefix(prefix).split("/")[0]), "/" in path.removeprefix(prefix)
+                kind = "directory" if deeper else "file"
+                entries[child] = {"type": kind, "path": child, "size": len(content), "oid": blob_hash(content)}
+        self._json(list(entries.values()))
+
+    def do_POST(self) -> None:
+        parts = self._note()
+        wanted = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        found = self._find("/".join(parts[2:4]), parts[5])
+        if found is not None:
+            files = {path: content for path, content in found[1].items() if path in wanted.replace("%2F", "/")}
+            self._json([{"type": "file", "path": p, "size": len(c), "oid": blob_hash(c)} for p, c in files.items()])
+
+
+class DatasetHub(LoopbackHub):
+    def __enter__(self):
+        handler = type("Handler", (DatasetRequest,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+
+SCRIPT = """
+import json
+from attndiff.data.config import DataConfig
+from attndiff.data.sources import open_images, open_validation, stream_images
+from attndiff.errors import UserError
+
+config = DataConfig("someone/squares", size=4, caption_column="text")
+images, validation = open_images(config), open_validation(config)
+stream = list(stream_images(config))
+try:
+    open_images(DataConfig("someone/absent", size=4))
+except UserError as error:
+    refusal = str(error)
+print(json.dumps({
+    "train": [[images.captions(i), images.pixels(i).mean().item()] for i in range(len(images))],
+    "validation": len(validation),
+    "stream": [[row["captions"], row["pixels"].mean().item()] for row in stream],
+    "refusal": refusal,
+}))
+"""
+
+
+def square(level: int) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def parquet(levels: list[int]) -> bytes:
+    table = pa.table({"image": [square(level) for level in levels], "text": [f"level {level}" for level in levels]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def test_hub_dataset(tmp_path):
+    parts = {"train": parquet([0, 255]), "validation": parquet([9])}
+    files = {f"data/{part}-00000-of-00001.parquet": content for part, content in parts.items()}
+    with DatasetHub() as hub:
+        hub.repos["someone/squares"] = Repo(commits=[("1" * 40, files)])
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+        requests = "\n".join(hub.requests)
+    assert done.returncode == 0, done.stderr[-3000:] + requests
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["train"] == [[["level 0"], -1.0], [["level 255"], 1.0]] == result["stream"]
+    assert result["validation"] == 1
+    assert result["refusal"].startswith("someone/absent: no such folder here")

@@ -1,0 +1,100 @@
+"""The quickstart from end to end, with a tiny model and runs of two steps in place of the bundled ones."""
+
+import json
+
+import pytest
+from commands import WORDS, attndiff, make_config, make_images, tree
+from factories import text_pipeline
+from PIL import Image
+
+from attndiff.quickstart import Tour, check_folder, claim_folder, run_quickstart
+
+STAGES = 5
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    """A tour that takes seconds."""
+    root = tmp_path_factory.mktemp("tour")
+    text_pipeline().save_pretrained(root / "model")
+    images = make_images(root / "images")
+    style = make_config(root / "style.yaml", images, root / "unused", model={"init_from": str(root / "model")})
+    classes = make_config(
+        root / "classes.yaml",
+        images,
+        root / "unused",
+        data={"caption_column": None, "label_column": "label"},
+        condition={"kind": "class"},
+        log={"prompts": []},
+    )
+    return Tour(
+        model=str(root / "model"),
+        concepts=("red apple", "blue heart"),
+        styles=("flat", "3d"),
+        looked_inside=("red apple, flat",),
+        style_recipe=str(style),
+        class_recipe=str(classes),
+        overrides={str(style): ["optim.steps=3"]},
+        steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tour, tmp_path_factory):
+    """The folder of a quickstart, and what it returned."""
+    out = tmp_path_factory.mktemp("quickstart")
+    return out, run_quickstart(out, tour)
+
+
+def test_the_report_names_everything_and_all_of_it_exists(finished):
+    out, report = finished
+    assert json.loads((out / "report.json").read_text()) == report
+    for key in ("bundled_model", "trained_model", "class_model"):
+        assert (out / report[key] / "model_index.json").is_file()
+    for key in ("samples", "attention", "trained_samples", "class_samples", "loss_curve", "class_loss_curve"):
+        assert Image.open(out / report[key]).width > 100, key
+    assert len(report["seconds"]) == STAGES and all(seconds > 0 for seconds in report["seconds"].values())
+
+
+def test_the_markdown_shows_every_picture_and_the_next_command(finished):
+    out, report = finished
+    text = (out / "report.md").read_text()
+    for key in ("samples", "attention", "trained_samples", "class_samples", "loss_curve", "class_loss_curve"):
+        assert f"]({report[key]})" in text, key
+    assert report["next"][0] in text and f"sample {out / 'style/pipeline'}" in report["next"][0]
+
+
+def test_recipes_take_the_settings_of_the_tour(finished):
+    out, report = finished
+    assert report["training"]["style"]["steps"] == 3 and report["training"]["classes"]["steps"] == 2
+    assert json.loads((out / "style/config.json").read_text())["out"] == str(out / "style")
+
+
+def test_both_trained_folders_were_opened_elsewhere(finished):
+    out, report = finished
+    assert len(list((out / "style/opened").glob("*.png"))) == len(WORDS[:2])
+    assert len(list((out / "classes/opened").glob("*.png"))) == len(report["prompts"]["classes"]) == 8
+
+
+def test_the_trained_model_can_be_sampled(finished, tmp_path):
+    out, report = finished
+    result = attndiff("sample", out / report["trained_model"], "red apple", "--steps", 1, "--out", tmp_path / "g.png")
+    assert result.code == 0, result.err
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    before = tree(tmp_path)
+    result = attndiff("quickstart", "--out", tmp_path)
+    assert result.code == 2 and str(tmp_path) in result.err and result.err.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_an_earlier_quickstart_is_redone_and_what_was_added_kept(tmp_path):
+    claim_folder(tmp_path / "out")
+    (tmp_path / "out/style").mkdir()
+    (tmp_path / "out/style/log.jsonl").write_text("old")
+    (tmp_path / "out/mine.png").write_text("added by hand")
+    check_folder(tmp_path / "out")
+    claim_folder(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".attndiff-quickstart", "mine.png"]

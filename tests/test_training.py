@@ -1,0 +1,176 @@
+"""Runs of the real trainer on a handful of real images, with the tiny preset."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attndiff.errors import UserError
+from attndiff.training.config import make_config
+from attndiff.training.export import export_checkpoint
+from attndiff.training.loop import Trainer
+
+FOOD = {
+    "path": "emoji32",
+    "size": 16,
+    "caption_column": "captions",
+    "where": {"style": ["noto"], "group": ["Food & Drink"]},
+}
+ACTIVITIES = {"path": "emoji32", "size": 16, "label_column": "style", "where": {"group": ["Activities"]}}
+
+
+def settings(out, **changes) -> dict:
+    values = {
+        "out": str(out),
+        "data": FOOD,
+        "model": {"preset": "tiny"},
+        "optim": {"steps": 6, "batch_size": 8, "warmup": 2, "precision": "fp32", "flip": 0.5},
+        "log": {
+            "every": 1,
+            "validate_every": 3,
+            "sample_every": 6,
+            "checkpoint_every": 3,
+            "prompts": ["pizza, noto"],
+            "tracker": None,
+        },
+    }
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values[section] = {**values[section], name: value} if name else value
+    return values
+
+
+def train(out, **changes):
+    return Trainer(make_config(settings(out, **changes))).run()
+
+
+def losses(run) -> list[str]:
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"].hex() for entry in entries if "loss" in entry]
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    newest = max((run / "checkpoints").glob("step_*"))
+    return {f"{f.stem}/{k}": v for f in newest.glob("*.safetensors") for k, v in load_file(f).items()}
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "text"
+    train(out)
+    return out
+
+
+def test_a_run_leaves_everything_a_user_needs(text_run):
+    for name in (
+        "config.yaml",
+        "log.jsonl",
+        "loss_curve.png",
+        "samples/step_00000006.png",
+        "pipeline/model_index.json",
+    ):
+        assert (text_run / name).stat().st_size > 0, name
+    entries = [json.loads(line) for line in (text_run / "log.jsonl").read_text().splitlines()]
+    validation = [entry for entry in entries if "raw" in entry][-1]
+    assert set(validation) == {"step", "images", "raw", "ema_0.050", "ema_0.100"}
+    assert len(validation["raw"]["per_level"]) == 8
+    assert {"images_per_second", "tflops", "lr"} <= set(entries[0])
+
+
+def test_a_stopped_run_ends_bit_identical(text_run, tmp_path):
+    """Stop after step 3 by dropping what came later, as a kill would, and run again."""
+    out = tmp_path / "stopped"
+    shutil.copytree(text_run, out)
+    shutil.rmtree(out / "checkpoints" / "step_00000006")
+    values = settings(out)
+    stored = json.loads((out / "config.json").read_text()) | {"out": str(out)}
+    (out / "config.json").write_text(json.dumps(stored))
+    (out / "log.jsonl").write_text("")
+    Trainer(make_config(values)).run()
+    assert losses(out) == losses(text_run)[3:]
+    mine, theirs = weights(out), weights(text_run)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_workers_and_micro_batches_do_not_change_what_is_learned(text_run, tmp_path):
+    train(tmp_path / "run", optim__workers=2, optim__micro_batch=4)
+    ours = [float.fromhex(x) for x in losses(tmp_path / "run")]
+    theirs = [float.fromhex(x) for x in losses(text_run)]
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_two_processes_have_the_losses_of_one(text_run, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(settings(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, "training/train.py", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = [float.fromhex(x) for x in losses(tmp_path / "run")]
+    theirs = [float.fromhex(x) for x in losses(text_run)]
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(text_run, tmp_path):
+    train(tmp_path / "run", optim__gradient_checkpointing=True)
+    assert losses(tmp_path / "run") == losses(text_run)
+
+
+def test_class_labels_and_no_condition(tmp_path):
+    train(tmp_path / "class", data__=ACTIVITIES, condition__={"kind": "class"}, log__prompts=[])
+    index = json.loads((tmp_path / "class" / "pipeline" / "model_index.json").read_text())
+    assert index["data"]["class_names"] == ["fluent 3d", "fluent flat", "noto", "twemoji"]
+    train(tmp_path / "none", condition__={"kind": "none"}, log__prompts=[])
+    assert not (tmp_path / "none" / "pipeline" / "condition_encoder").exists()
+
+
+def test_init_from_starts_where_the_earlier_model_ended(text_run, tmp_path):
+    train(tmp_path / "next", model__init_from=str(text_run / "pipeline"))
+    first = float.fromhex(losses(tmp_path / "next")[0])
+    assert first < float.fromhex(losses(text_run)[0])
+
+
+def test_init_from_lists_what_does_not_fit(text_run, tmp_path):
+    changes = {"data__": ACTIVITIES, "condition__": {"kind": "class"}, "log__prompts": []}
+    trainer = Trainer(make_config(settings(tmp_path / "x", model__init_from=str(text_run / "pipeline"), **changes)))
+    assert any("class_embedding" in note for note in trainer.parts.notes)
+    assert not any("unet." in note for note in trainer.parts.notes)
+
+
+def test_an_adapter_moves_only_its_own_weights(text_run, tmp_path):
+    train(tmp_path / "lora", model__init_from=str(text_run / "pipeline"), model__lora_rank=2, log__validate_every=6)
+    before = load_file(next((text_run / "pipeline" / "unet").glob("*model.safetensors")))
+    state = weights(tmp_path / "lora")
+    assert any("lora_A" in key for key in state)
+    frozen = [key for key in before if "weights/unet." + key in state]
+    assert frozen and all(torch.equal(before[key], state["weights/unet." + key]) for key in frozen)
+
+
+def test_another_config_in_the_same_folder_is_refused(text_run):
+    with pytest.raises(UserError, match=r"optim.lr: 0.002 then, 0.1 now"):
+        train(text_run, optim__lr=0.1)
+
+
+def test_a_non_finite_loss_stops_with_its_place_named(tmp_path):
+    trainer = Trainer(make_config(settings(tmp_path / "run")))
+    with torch.no_grad():
+        trainer.parts.model.unet.stem.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"before step 1: loss nan.*samples \["):
+        trainer.run()
+
+
+def test_export_of_an_unfinished_run(text_run, tmp_path):
+    folder = export_checkpoint(text_run, tmp_path / "exported")
+    assert (folder / "model_index.json").is_file()
+
+
+def test_minutes_become_steps(tmp_path):
+    values = settings(tmp_path / "run")
+    values["optim"] = {**values["optim"], "steps": None, "minutes": 0.01}
+    trainer = Trainer(make_config(values))
+    trainer.plan()
+    assert trainer.config.optim.steps >= 10 and trainer.config.optim.minutes is None
