@@ -82,7 +82,7 @@ def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
     entry = validation_entry()
     before = {name: p.detach().clone() for name, p in parts.model.named_parameters()}
-    front, body = parse(write_card(config, parts, state, entry, "ema_0.100", tmp_path))
+    front, body = parse(write_card(config, parts, state, entry, "ema_0.100", tmp_path / "pipeline"))
     assert front["library_name"] == "diffusers"
     assert front["pipeline_tag"] == "text-to-image"
     assert "attndiff" in front["tags"]
@@ -104,7 +104,7 @@ def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
 
 def test_every_table_has_one_width(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
-    _, body = parse(write_card(config, parts, state, validation_entry(), "raw", tmp_path))
+    _, body = parse(write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline"))
     tables = re.findall(r"(?:^\|.*\n)+", body, re.M)
     assert len(tables) == 4
     for table in tables:
@@ -114,7 +114,7 @@ def test_every_table_has_one_width(data, tmp_path):
 def test_the_card_shows_the_last_grid_and_only_pictures_that_are_there(data, tmp_path):
     pictures_of(tmp_path)
     config, parts, state = finished_run(data, tmp_path)
-    card = write_card(config, parts, state, validation_entry(), "raw", tmp_path)
+    card = write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
     assert set(links(card.read_text())) == {"grid.png", "loss_curve.png", "attention.png", "neighbours.png"}
     assert all((card.parent / link).is_file() for link in links(card.read_text()))
     assert Image.open(card.parent / "grid.png").getpixel((0, 0)) == (0, 0, 255)
@@ -124,18 +124,18 @@ def test_the_memorisation_loss_is_of_the_chosen_weights(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
     losses = {}
     for best in ("raw", "ema_0.050"):
-        _, body = parse(write_card(config, parts, state, validation_entry(), best, tmp_path))
+        _, body = parse(write_card(config, parts, state, validation_entry(), best, tmp_path / "pipeline"))
         losses[best] = float(re.search(r"evenly over the data: ([\d.]+)", body)[1])
     assert losses["raw"] == losses["ema_0.050"]  # the averages of this run are its weights
     state.ema.averages[0.05] = [p * 0 for p in state.ema.averages[0.05]]
-    _, body = parse(write_card(config, parts, state, validation_entry(), "ema_0.050", tmp_path))
+    _, body = parse(write_card(config, parts, state, validation_entry(), "ema_0.050", tmp_path / "pipeline"))
     assert float(re.search(r"evenly over the data: ([\d.]+)", body)[1]) != losses["raw"]
 
 
 @pytest.mark.parametrize("kind", ["class", "none"])
 def test_without_text_or_a_measured_loss(data, tmp_path, kind):
     config, parts, state = finished_run(data, tmp_path, kind)
-    front, body = parse(write_card(config, parts, state, {"raw": {"loss": 0.0}}, "raw", tmp_path))
+    front, body = parse(write_card(config, parts, state, {"raw": {"loss": 0.0}}, "raw", tmp_path / "pipeline"))
     assert front["pipeline_tag"] == "unconditional-image-generation"
     assert "0.0000" not in body
     assert links(body) == ["neighbours.png"]

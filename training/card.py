@@ -36,8 +36,8 @@ REFERENCE = 5000  # training images at most among which nearest ones are looked 
 COMPARED = 32  # pixels a side at which they are compared
 
 
-def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: dict, best: str, out: Path) -> Path:
-    """Write ``out/pipeline/README.md`` and the pictures it shows.
+def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: dict, best: str, folder: Path) -> Path:
+    """Write ``folder/README.md`` and the pictures it shows.
 
     Args:
         config: The run's settings.
@@ -45,14 +45,13 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         state: Its weights, averages, steps and seconds.
         validation: Last validation entry of the log.
         best: Name of the weights that the pipeline opens with, a key of ``validation``.
-        out: The folder whose ``pipeline`` was written.
+        folder: The pipeline folder.
 
     Returns:
         The card.
     """
-    folder = out / "pipeline"
     folder.mkdir(parents=True, exist_ok=True)
-    run = out if (out / "log.jsonl").is_file() else Path(config.out)
+    run = Path(config.out)
     grids = sorted((run / "samples").glob("*.png"))
     with _weights(parts, state, best):
         memory = _memory(config, parts, validation.get(best, {}))
@@ -238,7 +237,7 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
         reduce=lambda sums, _: sums,
         autocast=Accelerator().autocast,
     )
-    loss = validate(parts.model, dataset, alone, at_most=n).loss
+    loss = validate(parts.model, dataset, alone).loss
     ratio = loss / held_out["loss"] if held_out["loss"] else math.nan
     return {"n": n, "training": f"{loss:.4f}", "held_out": f"{held_out['loss']:.4f}", "ratio": f"{ratio:.3f}"}
 

@@ -21,17 +21,16 @@ def best_weights(validation: dict) -> str:
     return min(losses, key=losses.get)
 
 
-def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: dict, out: Path) -> Path:
-    """Write ``out/pipeline``: the best weights under the plain names, the rest as variants, and the model card.
+def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: dict, folder: Path) -> Path:
+    """Write a pipeline folder: the best weights under the plain names, the rest as variants, and the model card.
 
     Args:
         config: The run's settings.
         parts: Its modules.
         state: Its weights and averages.
         validation: Last validation entry of the log.
-        out: The run's folder.
+        folder: Where to write; the run's own folder is the config's ``out``.
     """
-    folder = out / "pipeline"
     best = best_weights(validation)
     names = ["raw", *(f"ema_{sigma:.3f}" for sigma in state.ema.averages)]
     parts.model.eval()
@@ -43,7 +42,7 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
             sigma = next(s for s in state.ema.averages if name == f"ema_{s:.3f}")
             with swapped(parts.model, state.ema, sigma):
                 _save(parts, folder, variant)
-    write_card(config, parts, state, validation, best, out)
+    write_card(config, parts, state, validation, best, folder)
     return folder
 
 

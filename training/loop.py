@@ -26,7 +26,7 @@ from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
-from attndiff.training.validation import validate
+from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
 
 
@@ -95,7 +95,8 @@ class Trainer:
         """Count and time a step; settles ``optim.steps`` where minutes were given."""
         plan = make_plan(self.parts.model, self.train_set, self.config, self.accelerator)
         if self.config.optim.steps is None:
-            steps = torch.tensor(fit_steps(self.config, plan.step_seconds), device=self.accelerator.device)
+            fitting = fit_steps(self.config, plan.step_seconds, min(AT_MOST, len(self.held_out)))
+            steps = torch.tensor(fitting, device=self.accelerator.device)
             steps = int(self.accelerator.reduce(steps, "mean"))
             values = self.config.model_dump()
             values["optim"] |= {"steps": steps, "minutes": None}
@@ -277,7 +278,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             steps, validations = read_log(self.out / "log.jsonl")
             loss_curve(steps, validations, self.out / "loss_curve.png")
-            export_run(self.config, self.parts, state, validations[-1], self.out)
+            export_run(self.config, self.parts, state, validations[-1], self.out / "pipeline")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return self.out / "pipeline"

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import TrainConfig
 from attndiff.training.model import DenoisingModel
+from attndiff.training.validation import LEVELS
 
 
 @dataclass
@@ -81,9 +82,20 @@ def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Ac
     return seconds
 
 
-def fit_steps(config: TrainConfig, step_seconds: float) -> int:
-    """Steps that fit into ``optim.minutes``; a fifth is left for the optimizer, averages, grids and validation."""
-    return max(10, int(config.optim.minutes * 60 / (1.2 * step_seconds)))
+def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
+    """Steps that fit into ``optim.minutes``.
+
+    Args:
+        config: The settings.
+        step_seconds: Of one step's forward and backward passes.
+        held_out: Images of a validation.
+    """
+    optim = config.optim
+    # A forward pass is a third of forward and backward; raw and averaged weights are validated at every level.
+    forwards = (1 + len(optim.ema)) * LEVELS * held_out
+    validation = forwards / (3 * optim.batch_size) / config.log.validate_every
+    # The optimizer and the averages take about a third of a step's passes at small batches.
+    return max(10, int(optim.minutes * 60 / (step_seconds * (1.35 + validation))))
 
 
 def _to(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:

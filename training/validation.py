@@ -15,6 +15,7 @@ from attndiff.training.model import DenoisingModel
 
 LEVELS = 8
 SEED = 20
+AT_MOST = 256  # held-out images
 
 
 @dataclass
@@ -44,18 +45,17 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator, at_most: int = 256) -> Validation:
-    """Evaluate on the first ``at_most`` held-out images, shared out over all processes.
+def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
+    """Evaluate on the first `AT_MOST` held-out images, shared out over all processes.
 
     Args:
         model: Encoder, network and loss head, unwrapped.
         dataset: Held-out samples without dropout or flips.
         accelerator: For the device, precision and the sum over processes.
-        at_most: Images per noise level.
     """
     quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
     normals = [NormalDist().inv_cdf(q) for q in quantiles]
-    n = min(at_most, len(dataset))
+    n = min(AT_MOST, len(dataset))
     mine = range(accelerator.process_index, n, accelerator.num_processes)
     sums = torch.zeros(2, LEVELS, dtype=torch.float64, device=accelerator.device)
     was_training = model.training

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +17,9 @@ from attndiff.data.tables import ImageTable, MissingPart, encoded_image, open_st
 from attndiff.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Without a terminal, a line of progress every ten seconds is enough.
+QUIET = 0.2 if sys.stderr.isatty() else 10
 
 # Decoded images are kept in memory up to this much, so that each is decoded once; larger sets are decoded every time.
 CACHE_BYTES = 1 << 30
@@ -130,7 +134,7 @@ class ImageSet:
         """Positions in `rows` of the images that can be read; keeps them decoded if the set is small."""
         good, kept, kept_bytes, depths, digest = [], [], 0, {8}, hashlib.sha256()
         bad: list[tuple[str, str]] = []
-        for position, row in enumerate(tqdm(rows, "Reading images", delay=2, leave=False)):
+        for position, row in enumerate(tqdm(rows, "Reading images", delay=2, leave=False, mininterval=QUIET)):
             try:
                 levels = self.normalizer.normalize(self.table.image(row), self.table.names[row]).levels
             except UserError as error:
