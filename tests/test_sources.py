@@ -17,6 +17,7 @@ from PIL import Image
 
 from attndiff.data import sources
 from attndiff.data.config import DataConfig
+from attndiff.data.doctor import diagnose
 from attndiff.data.sources import open_images, open_validation, stream_images
 from attndiff.errors import UserError
 
@@ -85,8 +86,11 @@ def test_captions_beside_images(tmp_path):
     assert [images.captions(i) for i in range(2)] == [["number 0"], ["number 1"]]
     assert open_images(config(tmp_path)).captions(0) == []
     put(tmp_path / "2.png", 2)
+    images = open_images(config(tmp_path, caption_column="text"))
+    assert len(images) == 2 and images.skipped == [("2.png", "has no caption ('text' is missing)")]
+    assert ("2.png", "has no caption ('text' is missing)") in diagnose(config(tmp_path, caption_column="text")).dropped
     with pytest.raises(UserError, match=r"2\.png: has no caption"):
-        open_images(config(tmp_path, caption_column="text"))
+        open_images(config(tmp_path, caption_column="text", on_error="raise"))
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -61,7 +61,7 @@ def weights(run) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "text"
-    train(out)
+    train(out, log__snapshot_every=1)
     return out
 
 
@@ -166,6 +166,15 @@ def test_a_non_finite_loss_stops_with_its_place_named(tmp_path):
 def test_export_of_an_unfinished_run(text_run, tmp_path):
     folder = export_checkpoint(text_run, tmp_path / "exported")
     assert (folder / "model_index.json").is_file()
+
+
+def test_an_average_of_another_width_is_rebuilt(text_run, tmp_path):
+    folder = export_checkpoint(text_run, tmp_path / "rebuilt", sigma_rel=0.1)
+    rebuilt = load_file(next((folder / "unet").glob("*.safetensors")))
+    kept = {
+        k.removeprefix("ema_0.100/unet."): v for k, v in weights(text_run).items() if k.startswith("ema_0.100/unet.")
+    }
+    assert all(torch.allclose(rebuilt[key], kept[key], atol=1e-4) for key in kept)
 
 
 def test_minutes_become_steps(tmp_path):

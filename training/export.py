@@ -10,9 +10,9 @@ from attndiff.training.build import Parts, build
 from attndiff.training.card import write_card
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint
 from attndiff.training.config import TrainConfig, make_config
-from attndiff.training.ema import PowerEMA
+from attndiff.training.ema import PowerEMA, rebuild_average
 from attndiff.training.progress import read_log
-from attndiff.training.samples import make_pipeline, swapped
+from attndiff.training.samples import copy_into, make_pipeline, swapped
 
 
 def best_weights(validation: dict) -> str:
@@ -56,20 +56,27 @@ def _save(parts: Parts, folder: Path, variant: str | None) -> None:
         parts.model.condition_encoder.save_pretrained(folder / "condition_encoder", variant=variant)
 
 
-def export_checkpoint(run: Path, folder: Path) -> Path:
-    """Package the newest whole checkpoint of a run that has not ended.
+def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -> Path:
+    """Package the newest whole checkpoint of a run, or an average of any width rebuilt from its snapshots.
+
+    Args:
+        run: The run's folder.
+        folder: New pipeline folder.
+        sigma_rel: Relative width of the average to rebuild; None takes the checkpoint's best weights.
 
     Raises:
-        UserError: If ``run`` is no run, holds no whole checkpoint, or ``folder`` is in use.
+        UserError: If ``run`` is no run, holds no whole checkpoint (or no snapshots), or ``folder`` is in use.
     """
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a training run; give the folder named by 'out' in its config.")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new folder.")
+    config = make_config(json.loads((run / "config.json").read_text()) | {"out": str(run)})
+    if sigma_rel is not None:
+        return _export_average(config, run, folder, sigma_rel)
     newest, _ = newest_checkpoint(run / "checkpoints")
     if newest is None:
         raise UserError(f"{run} holds no whole checkpoint yet; the first comes after log.checkpoint_every steps.")
-    config = make_config(json.loads((run / "config.json").read_text()))
     parts = build(config)
     state = RunState(parts.model, PowerEMA(parts.model, tuple(config.optim.ema)), [])
     files, step, seconds = read_checkpoint(newest)
@@ -78,3 +85,12 @@ def export_checkpoint(run: Path, folder: Path) -> Path:
     _, validations = read_log(run / "log.jsonl")
     before = [v for v in validations if v["step"] <= step]
     return export_run(config, parts, state, (before or [{"raw": {"loss": 0.0}}])[-1], folder)
+
+
+def _export_average(config: TrainConfig, run: Path, folder: Path, sigma_rel: float) -> Path:
+    """Package the average of one width."""
+    average = rebuild_average(run / "snapshots", sigma_rel)
+    parts = build(config)
+    copy_into(parts.model, average)
+    make_pipeline(parts).save_pretrained(folder)
+    return folder

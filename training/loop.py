@@ -248,6 +248,8 @@ class Trainer:
             path = self.out / "samples" / f"step_{step:08d}.png"
             save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, path)
             progress.pause()
+        if log.snapshot_every and step % log.snapshot_every == 0 and self.accelerator.is_main_process:
+            state.ema.save_snapshots(self.out / "snapshots", step)
         if step % log.checkpoint_every == 0 or step == end:
             if self.accelerator.is_main_process:
                 save_checkpoint(self.out / "checkpoints", state, log.keep)

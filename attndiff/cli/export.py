@@ -9,8 +9,12 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     folder: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],
+    sigma_rel: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.28, help="Width of the weight average to rebuild from log.snapshot_every."),
+    ] = None,
 ) -> None:
-    """Package the newest checkpoint of a run that has not ended as a pipeline folder."""
+    """Package the newest checkpoint of a run, or a weight average of another width, as a pipeline folder."""
     from attndiff.training.export import export_checkpoint
 
-    print(f"pipeline folder: {export_checkpoint(run, folder)}")
+    print(f"pipeline folder: {export_checkpoint(run, folder, sigma_rel)}")

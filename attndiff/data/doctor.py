@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from attndiff.data.config import DataConfig
 from attndiff.data.normalize import Normalizer, to_signed
-from attndiff.data.sources import make_normalizer, open_table_of, read_captions, read_labels, select_rows
+from attndiff.data.sources import captioned, make_normalizer, open_table_of, read_captions, read_labels, select_rows
 from attndiff.data.tables import ImageTable
 from attndiff.errors import UserError
 
@@ -101,6 +101,7 @@ def diagnose(config: DataConfig) -> Report:
     """
     normalizer, table = make_normalizer(config), open_table_of(config)
     passing, rows = select_rows(table, config)
+    rows, silent = captioned(table, rows, config.caption_column)
     images = _Images(table, normalizer, rows)
     captions = classes = None
     if config.caption_column:
@@ -111,9 +112,9 @@ def diagnose(config: DataConfig) -> Report:
         classes = {name: counts[number] for number, name in enumerate(names)}
     return Report(
         path=config.path,
-        rows=len(rows),
+        rows=len(rows) + len(silent),
         usable=len(images.names),
-        dropped=[*table.left_out, *images.dropped],
+        dropped=[*table.left_out, *silent, *images.dropped],
         altered=dict(images.altered),
         sizes=_by_count(images.sizes),
         kinds=_by_count(images.kinds),

@@ -66,13 +66,22 @@ def select_rows(table: ImageTable, config: DataConfig) -> tuple[list[int], list[
     return passing, chosen
 
 
+def captioned(table: ImageTable, rows: list[int], column: str | None) -> tuple[list[int], list[tuple[str, str]]]:
+    """The rows that have a caption, and name and reason of the others; in a table an empty cell is no condition."""
+    if column is None or table.root is None or column not in table.columns:
+        return rows, []
+    values = table.column(column)
+    kept = [row for row in rows if values[row] is not None]
+    silent = [(table.names[row], f"has no caption ({column!r} is missing)") for row in rows if values[row] is None]
+    if not kept:
+        raise UserError(f"{table.root / silent[0][0]}: {silent[0][1]}, like all {len(silent)} images; write one")
+    return kept, silent
+
+
 def read_captions(table: ImageTable, rows: list[int], column: str) -> list[list[str]]:
-    """Captions of the rows; raises `UserError` where there are none."""
+    """Captions of rows that have one; raises `UserError` if the column is missing or says nothing."""
     require_column("caption_column", column, table.columns, table.origin)
     values = table.column(column)
-    for row in rows:
-        if values[row] is None and table.root is not None:
-            raise UserError(f"{table.root / table.names[row]}: has no caption ({column!r} is missing), write one")
     captions = [clean_captions(values[row]) for row in rows]
     if not any(any(texts) for texts in captions):
         raise UserError(f"{table.origin}: every caption in column {column!r} is empty, name another caption_column")
@@ -117,12 +126,17 @@ class ImageSet:
         self.normalizer = make_normalizer(config)
         self.table = open_table_of(config)
         passing, rows = select_rows(self.table, config)
+        rows, silent = captioned(self.table, rows, config.caption_column)
+        if silent and config.on_error == "raise":
+            raise UserError(f"{self.table.root / silent[0][0]}: {silent[0][1]}, write one")
+        if silent:
+            logger.warning("%s: %d images skipped, first %s: %s", self.table.origin, len(silent), *silent[0])
         captions = read_captions(self.table, rows, config.caption_column) if config.caption_column else [[]] * len(rows)
         labels: list[int | None] = [None] * len(rows)
         self.class_names = None
         if config.label_column:
             labels, self.class_names = read_labels(self.table, passing, rows, config.label_column, class_names)
-        self.skipped = list(self.table.left_out)
+        self.skipped = [*self.table.left_out, *silent]
         good = self._decode_all(rows, config.on_error)
         self._rows = [rows[i] for i in good]
         self._captions = [captions[i] for i in good]
