@@ -1,4 +1,4 @@
-"""A frozen pretrained text encoder, here small and random: trained with, saved, pushed and opened by stock diffusers."""
+"""A frozen pretrained text encoder, here small and random: trained with, saved and opened by stock diffusers."""
 
 import pytest
 import torch
