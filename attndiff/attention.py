@@ -171,6 +171,15 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 def _linear_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
     """The outputs of several bias-free linear layers of one input, as one matmul while all of them are plain."""
-    if all(type(layer) is nn.Linear for layer in layers):
+    if all(_is_plain(layer) for layer in layers):
         return F.linear(x, torch.cat([layer.weight for layer in layers])).chunk(len(layers), dim=-1)
     return tuple(layer(x) for layer in layers)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a linear one whose weight can be used without calling it.
+
+    The hooks of diffusers (layerwise casting, group offloading) and accelerate (sequential offloading) bring a weight
+    to its precision and device only while its layer is called.
+    """
+    return type(layer) is nn.Linear and not hasattr(layer, "_diffusers_hook") and not hasattr(layer, "_hf_hook")

@@ -28,8 +28,9 @@ class ConditionOutput(BaseOutput):
     """
 
     tokens: torch.Tensor
-    mask: torch.Tensor
-    pooled: torch.Tensor
+    # None is never seen: offloading hooks rebuild an output as type(output)(dict), which asks for defaults.
+    mask: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
 
 
 def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

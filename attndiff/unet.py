@@ -102,7 +102,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ConvBlock", "TransformerBlock"]
     _repeated_blocks = ["ConvBlock", "TransformerBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "stem", "head", "noise_embedding", "modulation"]
+    _skip_layerwise_casting_patterns = ["norm", "stem", "head", "embedding", "modulation"]
 
     @register_to_config
     def __init__(

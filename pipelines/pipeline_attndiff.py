@@ -130,7 +130,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
 
     @property
     def _conditional(self) -> bool:
-        return self.unet.config.cross_attention_dim is not None
+        # Without a network, a pipeline still encodes prompts.
+        return self.unet is None or self.unet.config.cross_attention_dim is not None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -257,6 +258,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
                 positive = self._encode(as_texts(prompt), self._labels(class_labels))
             negative = (negative_prompt_embeds, negative_prompt_attention_mask)
             if do_classifier_free_guidance and negative_prompt_embeds is None:
+                if self.condition_encoder is None:
+                    raise ValueError("without a condition_encoder, guidance needs negative_prompt_embeds: give them.")
                 negative = self._encode_negative(as_texts(negative_prompt, "negative_prompt"), len(positive[0]))
             prompt_embeds, prompt_attention_mask = repeat_embeds(*positive, num_images_per_prompt)
             negative_prompt_embeds, negative_prompt_attention_mask = repeat_embeds(*negative, num_images_per_prompt)
