@@ -130,7 +130,7 @@ class Quickstart:
             print(f"[{number}/{len(stages)}] {name} (about {left / 60:.1f} minutes left)", flush=True)
             start = time.perf_counter()
             stage()
-            self.report["seconds"][name] = round(time.perf_counter() - start, 1)
+            self.report["seconds"][name] = round(time.perf_counter() - start, 2)
             left -= expected
         markdown = write_report(self.report, self.out)
         print(f"done in {sum(self.report['seconds'].values()) / 60:.1f} minutes: {markdown}")

@@ -1,0 +1,76 @@
+"""What ships with the package keeps its promises: sizes, licences, and code that is the package's own."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import attndiff
+from attndiff.bundle import bundle_component
+from attndiff.bundled import bundled_data, bundled_model
+
+MODEL, DATA = bundled_model("emoji-xs"), bundled_data("emoji32")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = attndiff.load("emoji-xs")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def folder_size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_sizes_are_within_the_limits(pipe):
+    networks = (pipe.unet, pipe.condition_encoder)
+    assert sum(p.numel() for network in networks for p in network.parameters()) <= 12_000_000
+    assert folder_size(MODEL) <= 25_000_000 and folder_size(DATA) <= 12_000_000
+    tokens, counter = torch.randn(1, 24, 192), FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        pipe.unet(torch.randn(1, 3, 32, 32), torch.zeros(1), tokens, pooled_projections=tokens[:, 0])
+    assert counter.get_total_flops() <= 2e9
+
+
+def test_the_code_in_the_folder_is_the_code_of_the_package(pipe):
+    """After a change of the networks or the pipeline: ``python scripts/bundle_model.py``."""
+    for component, folder in ((pipe.unet, "unet"), (pipe.condition_encoder, "condition_encoder"), (pipe, ".")):
+        name, source = bundle_component(type(component))
+        assert (MODEL / folder / name).read_text() == source
+
+
+def test_every_image_may_be_passed_on():
+    allowed = {"MIT", "CC-BY-4.0", "Apache-2.0 (flags: public domain)"}
+    for part in ("train", "validation"):
+        assert set(pq.read_table(DATA / f"{part}.parquet", columns=["license"])["license"].to_pylist()) <= allowed
+    assert len(list((DATA / "LICENSES").iterdir())) >= 4
+
+
+def test_no_held_out_family_is_trained_on():
+    families = [
+        set(pq.read_table(DATA / f"{part}.parquet", columns=["family"])["family"].to_pylist())
+        for part in ("train", "validation")
+    ]
+    assert not families[0] & families[1]
+
+
+def test_a_prompt_names_the_colour_of_what_comes_out(pipe):
+    images = pipe(
+        ["blue heart, noto", "red apple, fluent flat"],
+        num_inference_steps=12,
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+        output_type="pt",
+    ).images
+    blue, red = images[:, :, 8:24, 8:24].mean(dim=(2, 3))
+    assert blue[2] > blue[0] + 0.2 and red[0] > red[2] + 0.2
+
+
+def test_the_card_says_where_the_model_came_from():
+    card = (MODEL / "README.md").read_text()
+    settings = json.loads((MODEL / "unet" / "config.json").read_text())
+    assert settings["_class_name"] == "AttentionUNet2DModel"
+    for word in ("MIT", "Apache-2.0", "images seen", "held-out loss", "near-copies", "hardware"):
+        assert word in card, word
