@@ -60,6 +60,8 @@ from transformers import PreTrainedTokenizerBase
 """What a pipeline call is refused for, each in one sentence that names the argument and says what works."""
 
 
+
+
 def check_numbers(
     num_inference_steps: int,
     guidance_scale: float,
@@ -193,6 +195,7 @@ Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
 
+
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
     """Rotation angles of every token of a ``height x width`` grid.
 
@@ -236,6 +239,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
 """
+
+
 
 
 def reference_attention(
@@ -424,6 +429,8 @@ RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 
 
 Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
 """
+
+
 
 
 class Conv3x3(nn.Conv2d):
@@ -623,6 +630,9 @@ Shapes: B batch, S condition tokens, T text tokens, C hidden channels.
 """
 
 
+
+
+
 @dataclass
 class ConditionOutput(BaseOutput):
     """What the U-Net attends to.
@@ -816,6 +826,7 @@ Shapes: B images, S condition tokens, C channels, h and w of the latents.
 """
 
 
+
 Embeds = tuple[torch.Tensor, torch.Tensor | None]  # tokens (B, S, C); mask (B, S), true for tokens that count
 
 
@@ -915,6 +926,9 @@ the fast attention kernels stay on and the pixels do not change.
 
 Shapes: B images, S condition tokens, H and W of the image, h and w of the level that a layer works at.
 """
+
+
+
 
 
 @dataclass
@@ -1125,6 +1139,7 @@ Shapes: x (B, C, H, W), levels (B,).
 """
 
 
+
 LOG_RATIO_LIMIT = math.log(1000.0)  # |ln(noise / signal)| that the coordinate is clamped to
 
 
@@ -1313,6 +1328,7 @@ def make_objective(config: dict) -> Objective:
 of its content in its name. `diffusers.DiffusionPipeline` runs them when it is told to trust them; the classmethods
 here never do, they take the classes of their own module. (diffusers' ``AutoPipeline`` classes do not read this form.)
 """
+
 
 
 CODE_FILE = re.compile(r"(.+)_([0-9a-f]{12})\.py")
@@ -1563,6 +1579,8 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 
 
+
+
 LINEAR_BETAS = {  # arXiv 2006.11239, section 4: the noise ends at 157 times the signal
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -1803,6 +1821,8 @@ def _check_sigmas(scheduler: SchedulerMixin, objective: Objective, sigmas: list[
 
 Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
 """
+
+
 
 
 logger = logging.get_logger(__name__)
@@ -2066,6 +2086,9 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C channels, h and w of the latents.
 """
+
+
+
 
 
 @dataclass

@@ -28,6 +28,7 @@ Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
 
+
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
     """Rotation angles of every token of a ``height x width`` grid.
 
@@ -71,6 +72,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
 """
+
+
 
 
 def reference_attention(
@@ -259,6 +262,8 @@ RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 
 
 Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
 """
+
+
 
 
 class Conv3x3(nn.Conv2d):
@@ -456,6 +461,9 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 Shapes: B batch, S condition tokens, T text tokens, C hidden channels.
 """
+
+
+
 
 
 @dataclass

@@ -31,6 +31,7 @@ Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
 
+
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
     """Rotation angles of every token of a ``height x width`` grid.
 
@@ -74,6 +75,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
 """
+
+
 
 
 def reference_attention(
@@ -262,6 +265,8 @@ RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 
 
 Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
 """
+
+
 
 
 class Conv3x3(nn.Conv2d):
@@ -459,6 +464,8 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
 """
+
+
 
 
 logger = logging.get_logger(__name__)
