@@ -4,6 +4,20 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
 
+# What the bundled model is shown by: a prompt is "concept, style".
+CONCEPTS = (
+    "rocket",
+    "red apple",
+    "grinning face",
+    "cat face",
+    "blue heart",
+    "house",
+    "umbrella",
+    "fire",
+    "deciduous tree",
+    "pizza",
+)
+
 
 def bundled_model(name: str) -> Path | None:
     """Folder of the bundled pipeline of this name, or None."""

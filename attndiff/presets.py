@@ -7,8 +7,8 @@ Parameters of network and encoder (with 2,048 text tokens), and operations of on
 |------|---------|---------|-------|-----------------------------|
 | tiny | 0.04 M  | 0.08 M  | 0.01  | tests                       |
 | xs   | 9.2 M   | 1.7 M   | 0.97  | training on two CPU cores   |
-| s    | 28.3 M  | 7.9 M   | 2.22  | training on one GPU         |
-| b    | 120.2 M | 20.0 M  | 8.77  | several GPUs                |
+| s    | 28.3 M  | 7.9 M   | 2.22  | one GPU; not trained yet    |
+| b    | 120.2 M | 20.0 M  | 8.77  | several; not trained yet    |
 """
 
 ATTENDING = {"attention": "global", "cross_attention": True}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from attndiff.bundled import ASSETS, bundled_model
+from attndiff.bundled import ASSETS, CONCEPTS, bundled_model
 from attndiff.errors import UserError
 from attndiff.report import write_report
 from attndiff.sampling import Request, open_model, sample_rows, save_attention
@@ -43,18 +43,7 @@ class Tour:
     """
 
     model: str = "emoji-xs"
-    concepts: tuple[str, ...] = (
-        "rocket",
-        "red apple",
-        "grinning face",
-        "cat face",
-        "blue heart",
-        "house",
-        "umbrella",
-        "fire",
-        "deciduous tree",
-        "pizza",
-    )
+    concepts: tuple[str, ...] = CONCEPTS
     styles: tuple[str, ...] = ("fluent 3d", "fluent flat", "noto")
     looked_inside: tuple[str, ...] = ("red apple, fluent 3d", "blue heart, noto", "cat face, fluent flat")
     style_recipe: str = "emoji-style"

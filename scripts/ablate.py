@@ -27,7 +27,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from attndiff import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
-from attndiff.training.config import TrainConfig, load_config, make_config
+from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.validation import validate
 
@@ -39,10 +39,6 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-class ChannelRMSNorm(nn.RMSNorm):
-    """RMSNorm over the channels of a pixel."""
 
 
 class AdditiveUpsample(blocks.Upsample):
@@ -106,7 +102,7 @@ ADAMW_LRS = (5e-4, 1e-3, 2e-3)
 ARMS = {
     "default": Arm(),
     "AdamW for all": Arm(optimizer="adamw", lrs=ADAMW_LRS),
-    "RMS norm": Arm(conv_norms(ChannelRMSNorm)),
+    "RMS norm": Arm(conv_norms(nn.RMSNorm)),
     "group norm": Arm(conv_norms(lambda dim: ChannelGroupNorm(16, dim))),
     "no norm, weight-normalised": Arm(weight_normalised),
     "additive skips": Arm(additive_skips),
@@ -119,7 +115,6 @@ def make_run(arm: Arm, lr: float, seed: int) -> tuple[TrainConfig, Parts]:
     """Config and parts of one run."""
     overrides = [f"seed={seed}", f"optim.lr={lr}", f"optim.batch_size={BATCH}", "optim.steps=1000000"]
     config = load_config("emoji-xs", [*overrides, f"optim.optimizer={arm.optimizer}", "optim.compile=false"])
-    config = make_config(config.model_dump())
     parts = build(config)
     parts.model.unet = arm.change(parts.model.unet)
     return config, parts

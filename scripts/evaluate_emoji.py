@@ -32,23 +32,11 @@ from emoji_measures import Emoji, Evaluation, Prompt, Real, caption_judge, evalu
 from emoji_report import markdown
 from PIL import Image, ImageDraw
 
-from attndiff.bundled import bundled_model
+from attndiff.bundled import CONCEPTS, bundled_model
 from attndiff.neighbours import neighbour_sheet
 from attndiff.training.config import load_config
 from attndiff.viewing import contact_sheet, enlarge
 
-CONCEPTS = [
-    "rocket",
-    "red apple",
-    "grinning face",
-    "cat face",
-    "blue heart",
-    "house",
-    "umbrella",
-    "fire",
-    "deciduous tree",
-    "pizza",
-]
 SEEDS_OF_WITHHELD = 8
 BATCH = 10
 

@@ -59,17 +59,16 @@ def build(config: TrainConfig) -> Parts:
 
 def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
     """Training and held-out images; where the data names no held-out ones, a twentieth of it."""
-    held_out = open_validation(data)
+    images = open_images(data)
+    held_out = open_validation(data, images.class_names)
     if held_out is not None:
-        images = open_images(data)
-        return images, open_validation(data, images.class_names), []
+        return images, held_out, []
     try:
         divided = replace(data, validation=HELD_OUT_SHARE)
-        images = open_images(divided)
+        rest = open_images(divided, images.class_names)
         note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
-        return images, open_validation(divided, images.class_names), [note]
+        return rest, open_validation(divided, images.class_names), [note]
     except UserError:
-        images = open_images(data)
         return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
 
 
