@@ -7,11 +7,13 @@ image a family is taken. Its maps are recorded with the true image under noise (
 while a new image is sampled for the same prompt (the object is what is not white).
 
 The measure is the area under the ROC curve: the probability that a pixel of the object has a higher weight than one of
-the background. The noun's is held against 0.5; against the other tokens' of the same prompt; against its own with the
-object of another prompt, because a map that only prefers the middle beats 0.5 too; against another prompt's noun put
-in its place under the same image; and against untrained networks of the same configuration, because the keys of words
-and the white of backgrounds are the same in all prompts: one network of random weights gave nouns 0.62 and its other
-tokens 0.45 (80 prompts). `mass_ratio` is the share of a map's weight on the object over the object's share of the area.
+the background, for the mean of all levels and for each level's own maps. The noun's is held against 0.5; against each
+kind of other token in the same prompt, and against all of them but the start, which gathers the background; against its
+own with the object of another prompt, because a map that only prefers the middle beats 0.5 too; against another
+prompt's noun put in its place under the same image; and against untrained networks of the same configuration, because
+the keys of words and the white of backgrounds are the same in all prompts: one network of random weights gave nouns
+0.62 and its other tokens 0.45 (80 prompts). `mass_ratio` is the share of a map's weight on the object over the object's
+share of the area.
 Intervals are 95 % bootstrap intervals over prompts; the untrained's are the lowest and highest mean of all seeds.
 """
 
@@ -25,10 +27,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from attndiff.hub import load
-from attndiff.lens import AttentionRecorder
+from attndiff.lens import AttentionMaps, AttentionRecorder
 from attndiff.lens_picture import merge_words
 from attndiff.objectives import make_objective
 
@@ -36,6 +39,7 @@ AREA = (0.1, 0.85)  # an object smaller or larger than this share of the image l
 WHITE = 0.9  # a generated pixel with all channels above this, in [-1, 1], is background
 RESAMPLES = 2000
 NETWORKS = ("unet", "condition_encoder")
+CONTROLS = ("other", "style", "comma", "start", "visible_others", "noun_on_another_object", "wrong_noun")
 PEOPLE = {"man", "woman", "person", "people", "men", "women"}
 PREPOSITIONS = {"with", "without", "of", "in", "on", "over", "behind", "and", "at", "from", "to", "for", "holding"}
 
@@ -101,8 +105,17 @@ def read_cases(data: Path, tokenizer, size: int, n: int, seed: int) -> list[Case
     return cases
 
 
-def maps_under_noise(pipe, cases: list[Case], ratio: float, generator: torch.Generator) -> torch.Tensor:
-    """``(B, S, H, W)`` maps of the true images, noise making up ``ratio`` of noise plus signal."""
+def by_level(maps: AttentionMaps) -> dict[str, torch.Tensor]:
+    """``(B, S, H, W)`` maps of every level, enlarged to the image, and their mean."""
+    scales = {
+        f"level {level}": F.interpolate(scale, size=maps.size, mode="bilinear", align_corners=False).cpu()
+        for level, scale in maps.per_scale.items()
+    }
+    return {"all levels": maps.averaged().cpu(), **scales}
+
+
+def maps_under_noise(pipe, cases: list[Case], ratio: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """`by_level` of the true images, noise making up ``ratio`` of noise plus signal."""
     objective = make_objective(dict(pipe.config.objective))
     x0 = torch.stack([case.pixels for case in cases]).to(pipe.unet.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
@@ -117,11 +130,11 @@ def maps_under_noise(pipe, cases: list[Case], ratio: float, generator: torch.Gen
             condition.mask,
             condition.pooled,
         )
-    return recorder.maps().averaged().cpu()
+    return by_level(recorder.maps())
 
 
-def maps_while_sampling(pipe, cases: list[Case], steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(B, S, H, W)`` maps and the objects ``(B, H, W)`` of newly sampled images."""
+def maps_while_sampling(pipe, cases: list[Case], steps: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """`by_level` and the objects ``(B, H, W)`` of newly sampled images."""
     generator = [torch.Generator().manual_seed(seed + i) for i in range(len(cases))]
     out = pipe(
         prompt=[case.prompt for case in cases],
@@ -131,7 +144,7 @@ def maps_while_sampling(pipe, cases: list[Case], steps: int, seed: int) -> tuple
         output_attention_maps=True,
     )
     white = (out.images.float() * 2 - 1 > WHITE).all(dim=1)
-    return out.attention_maps.averaged().cpu(), ~white.cpu()
+    return by_level(out.attention_maps), ~white.cpu()
 
 
 def auc(weights: torch.Tensor, shape: torch.Tensor) -> float:
@@ -159,7 +172,9 @@ def scores(
     """
     noun = maps[case.kinds["noun"][0]].mean(0)
     groups = dict(case.kinds)
-    groups["all_others"] = [word for kind, words in case.kinds.items() if kind != "noun" for word in words]
+    groups["visible_others"] = [
+        word for kind, words in groups.items() if kind not in ("noun", "start") for word in words
+    ]
     result = {}
     for name, measure_of in (("auc", auc), ("mass_ratio", mass_ratio)):
         found = {
@@ -170,7 +185,7 @@ def scores(
         found["noun_on_another_object"] = measure_of(noun, another)
         if wrong is not None:
             found["wrong_noun"] = measure_of(wrong, shape)
-        for control in ("all_others", "noun_on_another_object", "wrong_noun"):
+        for control in CONTROLS:
             if control in found:
                 found[f"noun_minus_{control}"] = found["noun"] - found[control]
         result[name] = found
@@ -209,14 +224,17 @@ def score_all(
     ]
 
 
-def measure_real(pipe, cases: list[Case], ratio: float, seed: int) -> dict:
-    """Summary over true images at one noise ratio."""
+def measure_real(pipe, cases: list[Case], ratio: float, seed: int) -> dict[str, dict]:
+    """Summary over true images at one noise ratio, by level."""
     others = [*cases[1:], *cases[:1]]
     swapped = [replace(c, prompt=other.prompt, kinds=other.kinds) for c, other in zip(cases, others, strict=True)]
     maps, wrong = (maps_under_noise(pipe, x, ratio, torch.Generator().manual_seed(seed)) for x in (cases, swapped))
-    wrong = torch.stack([m[case.kinds["noun"][0]].mean(0) for m, case in zip(wrong, swapped, strict=True)])
-    shapes = torch.stack([case.object for case in cases])
-    return summary(score_all(cases, maps, shapes, wrong), np.random.default_rng(seed))
+    shapes, result = torch.stack([case.object for case in cases]), {}
+    for level in maps:
+        nouns = [m[case.kinds["noun"][0]].mean(0) for m, case in zip(wrong[level], swapped, strict=True)]
+        scored = score_all(cases, maps[level], shapes, torch.stack(nouns))
+        result[level] = summary(scored, np.random.default_rng(seed))
+    return result
 
 
 def untrained(pipe, seed: int) -> SimpleNamespace:
@@ -230,32 +248,41 @@ def untrained(pipe, seed: int) -> SimpleNamespace:
     return SimpleNamespace(**fresh, tokenizer=pipe.tokenizer, config=pipe.config)
 
 
-def measure_untrained(pipe, cases: list[Case], ratio: float, seeds: int) -> dict:
-    """Mean, lowest and highest of the means over prompts of several untrained networks."""
+def measure_untrained(pipe, cases: list[Case], ratio: float, seeds: int) -> dict[str, dict]:
+    """Mean, lowest and highest of the means over prompts of several untrained networks, by level."""
     runs = [measure_real(untrained(pipe, seed), cases, ratio, seed) for seed in range(seeds)]
-    result = {}
-    for name, kinds in runs[0].items():
-        means = {kind: [run[name][kind]["mean"] for run in runs] for kind in kinds}
-        result[name] = {
-            kind: {"mean": float(np.mean(m)), "low": min(m), "high": max(m), "n": len(m)} for kind, m in means.items()
-        }
-    return result
+
+    def spread(level: str, name: str, kind: str) -> dict[str, float]:
+        means = [run[level][name][kind]["mean"] for run in runs]
+        return {"mean": float(np.mean(means)), "low": min(means), "high": max(means), "n": seeds}
+
+    return {
+        level: {name: {kind: spread(level, name, kind) for kind in kinds} for name, kinds in measures.items()}
+        for level, measures in runs[0].items()
+    }
+
+
+def measure_generated(pipe, cases: list[Case], steps: int, seed: int) -> dict[str, dict]:
+    """Summary over newly sampled images, by level."""
+    maps, shapes = maps_while_sampling(pipe, cases, steps, seed)
+    scored = {level: score_all(cases, found, shapes) for level, found in maps.items()}
+    return {level: summary(rows, np.random.default_rng(seed)) for level, rows in scored.items() if rows}
 
 
 def measure(pipe, cases: list[Case], ratios: list[float], steps: int, seed: int, seeds: int) -> dict:
-    """The whole report as JSON-ready numbers."""
-    report = {"n": len(cases)}
-    report |= {f"real, noise {ratio:g}": measure_real(pipe, cases, ratio, seed) for ratio in ratios}
+    """The whole report as JSON-ready numbers: source, level, measure, kind."""
+    report = {f"real, noise {ratio:g}": measure_real(pipe, cases, ratio, seed) for ratio in ratios}
     report |= {f"untrained, noise {ratio:g}": measure_untrained(pipe, cases, ratio, seeds) for ratio in ratios}
-    scored = score_all(cases, *maps_while_sampling(pipe, cases, steps, seed))
-    return report | ({"generated": summary(scored, np.random.default_rng(seed))} if scored else {})
+    return report | {"generated": measure_generated(pipe, cases, steps, seed)}
 
 
 def show(report: dict) -> None:
     """Print the AUCs."""
-    for source, result in report.items():
-        for kind, v in result["auc"].items() if isinstance(result, dict) else ():
-            print(f"{source:20} {kind:34} {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}] n={v['n']}")
+    for source, levels in report.items():
+        for level, result in levels.items():
+            for kind, v in result["auc"].items():
+                numbers = f"{v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}] n={v['n']}"
+                print(f"{source:20} {level:10} {kind:34} {numbers}")
 
 
 def main() -> None:
@@ -274,8 +301,8 @@ def main() -> None:
     pipe = load(args.model)
     cases = read_cases(args.data, pipe.tokenizer, pipe.unet.config.sample_size, args.n, args.seed)
     report = measure(pipe, cases, args.ratios, args.steps, args.seed, args.untrained)
-    report = {"model": args.model, "data": str(args.data), **report}
     show(report)
+    report = {"model": args.model, "data": str(args.data), "n": len(cases), **report}
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 

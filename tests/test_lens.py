@@ -294,8 +294,8 @@ def test_overlap_measures(overlap):
     maps = torch.stack([torch.ones(4, 4), shape + 0.1, 1.1 - shape.float()])
     case = overlap.Case("apple, noto", {"noun": [[1]], "style": [[2]], "start": [[0]]}, torch.zeros(3, 4, 4), shape)
     found = overlap.scores(case, maps, shape, shape.T, wrong=maps[2])["auc"]
-    assert (found["noun"], found["style"], found["start"], found["all_others"]) == (1, 0, 0.5, 0.25)
-    assert found["noun_on_another_object"] == 0.5 and found["noun_minus_all_others"] == 0.75
+    assert (found["noun"], found["style"], found["start"], found["visible_others"]) == (1, 0, 0.5, 0)
+    assert found["noun_on_another_object"] == 0.5 and found["noun_minus_start"] == 0.5
     assert found["wrong_noun"] == 0 and found["noun_minus_wrong_noun"] == 1
 
 
@@ -333,11 +333,12 @@ def test_overlap_report_of_an_untrained_model(overlap):
     assert len({case.prompt for case in cases}) == 12
     assert all(case.pixels.shape == (3, 16, 16) and case.pixels.abs().max() <= 1 for case in cases)
     report = overlap.measure(pipe, cases, [0.4, 0.8], steps=2, seed=0, seeds=2)
-    assert set(report) >= {"n", "real, noise 0.4", "real, noise 0.8", "untrained, noise 0.4", "untrained, noise 0.8"}
-    found = report["real, noise 0.4"]["auc"]
+    assert set(report) >= {"real, noise 0.4", "real, noise 0.8", "untrained, noise 0.4", "untrained, noise 0.8"}
+    assert set(report["real, noise 0.4"]) == {"all levels", "level 1"}
+    found = report["real, noise 0.4"]["level 1"]["auc"]
     assert found["noun"]["n"] == 12 and 0 < found["noun"]["low"] < found["noun"]["mean"] < found["noun"]["high"] < 1
-    for control in ("all_others", "wrong_noun", "noun_on_another_object"):
+    for control in ("visible_others", "wrong_noun", "noun_on_another_object"):
         difference = found["noun"]["mean"] - found[control]["mean"]
         assert abs(found[f"noun_minus_{control}"]["mean"] - difference) < 1e-9
-    assert report["untrained, noise 0.4"]["auc"]["noun"]["n"] == 2
+    assert report["untrained, noise 0.4"]["level 1"]["auc"]["noun"]["n"] == 2
     json.dumps(report)
