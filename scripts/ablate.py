@@ -8,14 +8,16 @@ levels. diffusers' `UNet2DConditionModel` is an arm under the same rules. Short 
 the best arms of ours, the default among them, and the best of diffusers' then train at full length with two seeds. A
 difference within the spread of the seeds is a tie, and then the simpler form wins.
 
-Time is the processor time of a run, so that two runs side by side, or a busy machine, treat no arm better than another.
-Runs that are already in the output file are not repeated, so the command can be stopped and started again.
+The time of a run is its number of steps times the arm's seconds a step, measured first with all arms taking turns: a
+busy machine then slows a run down, but takes nothing from the arm that happened to meet it. Runs that are already in
+the output file are not repeated, so the command can be stopped and started again.
 """
 
 import argparse
 import json
 import math
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,6 +38,8 @@ from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.validation import validate
 
 BATCH = 32
+WARMUP = 50  # steps
+DECAY = 0.4  # share of a run, at its end, over which the learning rate falls to zero
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -43,6 +47,13 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm that computes in the precision of its input; mixed ones leave the fused kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class AdditiveUpsample(blocks.Upsample):
@@ -102,11 +113,11 @@ class Arm:
     lrs: tuple[float, float, float] = (1e-3, 2e-3, 4e-3)
 
 
-ADAMW_LRS = (5e-4, 1e-3, 2e-3)
+ADAMW_LRS = (1e-3, 2e-3, 4e-3)
 ARMS = {
     "default": Arm(),
     "AdamW for all": Arm(optimizer="adamw", lrs=ADAMW_LRS),
-    "RMS norm": Arm(conv_norms(nn.RMSNorm)),
+    "RMS norm": Arm(conv_norms(RMSNorm)),
     "group norm": Arm(conv_norms(lambda dim: ChannelGroupNorm(16, dim))),
     "no norm, weight-normalised": Arm(weight_normalised),
     "additive skips": Arm(additive_skips),
@@ -124,63 +135,94 @@ def make_run(arm: Arm, lr: float, seed: int) -> tuple[TrainConfig, Parts]:
     return config, parts
 
 
-def train(name: str, lr: float, seed: int, minutes: float) -> dict:
-    """Train one run for ``minutes`` of processor time on one thread, and evaluate it."""
+def training_step(parts: Parts, optimizers: list, batch: dict, clip: float) -> float:
+    """One step of one run; its loss."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = parts.model(batch).mean()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parts.model.parameters(), clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def draw_for(config: TrainConfig, parts: Parts) -> DrawnDataset:
+    """The training images as a run meets them."""
+    return DrawnDataset(parts.images, parts.conditioning, config.seed, config.condition.dropout)
+
+
+def step_seconds(names: list[str], rounds: int) -> dict[str, float]:
+    """Seconds of a training step by arm, the lower quartile of rounds in which all arms take turns."""
+    torch.set_num_threads(1)
+    steps = {}
+    for name in names:
+        config, parts = make_run(ARMS[name], ARMS[name].lrs[0], 0)
+        loader = iter(training_loader(config, draw_for(config, parts), 1, 0, 1, 0))
+        steps[name] = (config, parts, make_optimizers(parts.model, config.optim), loader)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 2):
+        for name, (config, parts, optimizers, loader) in steps.items():
+            start = time.process_time()
+            training_step(parts, optimizers, next(loader), config.optim.clip)
+            if turn >= 2:  # the first ones warm up
+                times[name].append(time.process_time() - start)
+    return {name: statistics.quantiles(values, n=4)[0] for name, values in times.items()}
+
+
+def train(name: str, lr: float, seed: int, steps: int) -> dict:
+    """Train one run on one thread, and evaluate it."""
     torch.set_num_threads(1)
     config, parts = make_run(ARMS[name], lr, seed)
-    accelerator = Accelerator(cpu=True)
     optimizers = make_optimizers(parts.model, config.optim)
-    dataset = DrawnDataset(parts.images, parts.conditioning, seed, config.condition.dropout)
-    start, images = time.process_time(), 0
-    for batch in training_loader(config, dataset, 1, 0, 1, 0):
-        spent = (time.process_time() - start) / (60 * minutes)
-        if spent >= 1:
-            break
-        set_lr(optimizers, min(1, images / (50 * BATCH) + 0.02) * min(1, (1 - spent) / 0.4))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = parts.model(batch).mean()
-        if not math.isfinite(loss.item()):
-            return {"x0_error": math.inf, "images": images}
-        loss.backward()
-        nn.utils.clip_grad_norm_(parts.model.parameters(), config.optim.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        images += BATCH
-    held_out = DrawnDataset(parts.validation, parts.conditioning, 0)
-    result = validate(parts.model, held_out, accelerator)
+    loader = iter(training_loader(config, draw_for(config, parts), 1, 0, 1, 0))
+    for step in range(steps):
+        set_lr(optimizers, min(1, (step + 1) / WARMUP) * min(1, (1 - step / steps) / DECAY))
+        if not math.isfinite(training_step(parts, optimizers, next(loader), config.optim.clip)):
+            return {"x0_error": math.inf, "steps": step}
+    result = validate(parts.model, DrawnDataset(parts.validation, parts.conditioning, 0), Accelerator(cpu=True))
     parameters = sum(p.numel() for p in parts.model.unet.parameters())
-    return {"x0_error": result.x0_error, "images": images, "parameters": parameters, "n": result.n}
+    return {"x0_error": result.x0_error, "steps": steps, "parameters": parameters, "n": result.n}
 
 
 class Campaign:
     """Runs beside each other in processes, each result written as soon as it is there.
 
     Args:
-        out: JSON file of all runs so far.
+        out: JSON file: seconds a step by arm, and all runs so far.
+        names: The arms.
         workers: Runs side by side.
+        rounds: Turns of the arms when their steps are timed.
     """
 
-    def __init__(self, out: Path, workers: int):
+    def __init__(self, out: Path, names: list[str], workers: int, rounds: int):
         self.out, self.workers = out, workers
-        self.results = json.loads(out.read_text()) if out.is_file() else {}
+        self.found = json.loads(out.read_text()) if out.is_file() else {"step_seconds": {}, "runs": {}}
+        if not self.found["step_seconds"].keys() >= set(names):
+            self.found["step_seconds"] = step_seconds(names, rounds)
+            self._write()
 
-    def run(self, wanted: list[tuple[str, float, int, float]]) -> list[dict]:
-        """The results of the wanted (arm, learning rate, seed, minutes), training those that are missing."""
-        keys = [f"{name} | lr {lr:g} | seed {seed} | {minutes:g} min" for name, lr, seed, minutes in wanted]
+    def run(self, wanted: list[tuple[str, float, int]], minutes: float) -> list[dict]:
+        """The results of the wanted (arm, learning rate, seed), training those that are missing."""
+        runs = self.found["runs"]
+        steps = {name: round(60 * minutes / seconds) for name, seconds in self.found["step_seconds"].items()}
+        keys = [f"{name} | lr {lr:g} | seed {seed} | {minutes:g} min" for name, lr, seed in wanted]
         with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn")) as pool:
-            missing = {pool.submit(train, *w): key for w, key in zip(wanted, keys) if key not in self.results}
+            missing = {pool.submit(train, *w, steps[w[0]]): key for w, key in zip(wanted, keys) if key not in runs}
             for future in as_completed(missing):
-                self.results[missing[future]] = future.result()
+                runs[missing[future]] = future.result()
                 print(missing[future], future.result(), flush=True)
-                self.out.write_text(json.dumps(dict(sorted(self.results.items())), indent=1) + "\n")
-        return [self.results[key] for key in keys]
+                self._write()
+        return [runs[key] for key in keys]
+
+    def _write(self) -> None:
+        self.out.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
 
 
 def choose_rates(campaign: Campaign, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:
     """Each arm's best learning rate of three, and its error there."""
-    wanted = [(name, lr, 0, minutes) for name in names for lr in ARMS[name].lrs]
-    errors = {w[:2]: result["x0_error"] for w, result in zip(wanted, campaign.run(wanted))}
+    wanted = [(name, lr, 0) for name in names for lr in ARMS[name].lrs]
+    errors = {w[:2]: result["x0_error"] for w, result in zip(wanted, campaign.run(wanted, minutes))}
     return {name: min((errors[name, lr], lr) for lr in ARMS[name].lrs)[::-1] for name in names}
 
 
@@ -199,20 +241,21 @@ def main() -> None:
     parser.add_argument("--search-minutes", type=float, default=4, help="length of a run that chooses a learning rate")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--finalists", type=int, default=3, help="arms of ours that train at full length")
+    parser.add_argument("--rounds", type=int, default=16, help="turns of the arms when their steps are timed")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("model_cards/ablation.json"))
     options = parser.parse_args()
-    campaign = Campaign(options.out, options.workers)
+    campaign = Campaign(options.out, options.arms, options.workers, options.rounds)
     rates = choose_rates(campaign, options.arms, options.search_minutes)
     print(f"\n| arm | best learning rate | error after {options.search_minutes:g} min |\n|---|---|---|")
     for name, (lr, error) in sorted(rates.items(), key=lambda item: item[1][1]):
         print(f"| {name} | {lr:g} | {error:.5f} |")
     best = finalists(rates, options.finalists)
-    runs = campaign.run([(name, rates[name][0], seed, options.minutes) for name in best for seed in (0, 1)])
-    print("\n| arm | error of the clean image, two seeds | mean | images seen | parameters |\n|---|---|---|---|---|")
+    runs = campaign.run([(name, rates[name][0], seed) for name in best for seed in (0, 1)], options.minutes)
+    print("\n| arm | error of the clean image, two seeds | mean | steps | parameters |\n|---|---|---|---|---|")
     for name, a, b in zip(best, runs[::2], runs[1::2]):
         errors = f"{a['x0_error']:.5f}, {b['x0_error']:.5f} | {(a['x0_error'] + b['x0_error']) / 2:.5f}"
-        print(f"| {name} | {errors} | {a['images']} | {a['parameters'] / 1e6:.2f} M |")
+        print(f"| {name} | {errors} | {a['steps']} | {a['parameters'] / 1e6:.2f} M |")
 
 
 if __name__ == "__main__":
