@@ -7,20 +7,28 @@ from attndiff.data.draw import BatchSampler, draw
 from attndiff.data.sources import ImageSet
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.latents import LatentSet
 
 
 class DrawnDataset(Dataset):
     """Samples with the noise, level, dropout and augmentation that one visit meets.
 
     Args:
-        images: Normalised images with their captions or labels.
+        images: Normalised images (or their latents) with their captions or labels.
         conditioning: Makes the condition's tensors.
         seed: Run seed.
         drop: Probability that the condition is dropped.
         flip: Probability that the image is mirrored.
     """
 
-    def __init__(self, images: ImageSet, conditioning: Conditioning, seed: int, drop: float = 0.0, flip: float = 0.0):
+    def __init__(
+        self,
+        images: ImageSet | LatentSet,
+        conditioning: Conditioning,
+        seed: int,
+        drop: float = 0.0,
+        flip: float = 0.0,
+    ):
         self.images, self.conditioning = images, conditioning
         self.seed, self.drop, self.flip = seed, drop, flip
 
@@ -32,13 +40,18 @@ class DrawnDataset(Dataset):
         pixels = torch.from_numpy(self.images.pixels(index))  # (C, H, W)
         drawn = draw(self.seed, visit, index, tuple(pixels.shape), self.drop, self.flip)
         return {
-            "images": pixels.flip(-1) if drawn.flip else pixels,
+            "images": self._mirrored(index, pixels) if drawn.flip else pixels,
             "noise": torch.from_numpy(drawn.noise),
             "level": torch.tensor(drawn.level),
             "drop": torch.tensor(drawn.drop),
             "ids": torch.tensor(index),
             **self.conditioning.sample(self.images, index, drawn.choice),
         }
+
+    def _mirrored(self, index: int, pixels: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.images, LatentSet):
+            return torch.from_numpy(self.images.mirrored(index))
+        return pixels.flip(-1)
 
 
 def training_loader(

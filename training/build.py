@@ -1,10 +1,12 @@
 """From a config to what is trained: data, condition, network and objective."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
 from peft import LoraConfig
 
 from attndiff.bundled import bundled_data
@@ -17,6 +19,7 @@ from attndiff.objectives import Objective, make_objective
 from attndiff.presets import PRESETS
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
 from attndiff.training.model import DenoisingModel
 from attndiff.unet import AttentionUNet2DModel
 
@@ -27,11 +30,12 @@ HELD_OUT_SHARE = 0.05
 class Parts:
     """What a run trains and on what."""
 
-    images: ImageSet
-    validation: ImageSet
+    images: ImageSet | LatentSet
+    validation: ImageSet | LatentSet
     conditioning: Conditioning
     model: DenoisingModel
     notes: list[str]
+    vae: AutoencoderKL | None = None
 
 
 def build(config: TrainConfig) -> Parts:
@@ -46,15 +50,23 @@ def build(config: TrainConfig) -> Parts:
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)
-    make = _build_from if config.model.init_from else _build_new
-    conditioning, model, more = make(config, images)
-    if config.data.size % model.unet.size_multiple:
-        multiple = model.unet.size_multiple
-        raise UserError(f"data.size {config.data.size} must be a multiple of {multiple} for this network.")
+    source = load(config.model.init_from) if config.model.init_from else None
+    vae = _open_vae(config, source, images)
+    if source is None:
+        conditioning, unet, encoder, more = _build_new(config, images, vae)
+    else:
+        conditioning, unet, encoder, more = _build_from(config, images, vae, source)
+    _check_size(config, unet, vae)
+    if vae is not None:
+        images, validation = _encode(config, images, validation, vae)
+    settings = {**((source.config.objective if source else None) or {}), **config.objective}
+    model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
+    if config.model.lora_rank:
+        _add_adapter(model, config.model.lora_rank)
     model.unet.gradient_checkpointing = False
     if config.optim.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    return Parts(images, validation, conditioning, model, notes + more)
+    return Parts(images, validation, conditioning, model, notes + more, vae)
 
 
 def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
@@ -72,12 +84,48 @@ def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
         return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
 
 
-def _build_new(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, DenoisingModel, list[str]]:
-    """A network from random weights."""
+def _open_vae(config: TrainConfig, source, images: ImageSet) -> AutoencoderKL | None:
+    """The autoencoder in whose latents to train: the config's, or that of the model to start from."""
+    if config.model.vae:
+        vae = open_vae(config.model.vae)
+    elif source is not None and source.vae is not None:
+        vae = freeze(source.vae)
+    else:
+        return None
+    check_channels(vae, images)
+    return vae
+
+
+def _channels(images: ImageSet, vae: AutoencoderKL | None) -> int:
+    """Channels that the network sees."""
+    return len(images.describe()["channels"]) if vae is None else vae.config.latent_channels
+
+
+def _check_size(config: TrainConfig, unet: AttentionUNet2DModel, vae: AutoencoderKL | None) -> None:
+    size, multiple, factor = config.data.size, unet.size_multiple, 1 if vae is None else vae_factor(vae)
+    if size % (multiple * factor):
+        network = "this network" if vae is None else f"this network on this VAE ({multiple} latents of {factor} pixels)"
+        raise UserError(f"data.size {size} must be a multiple of {multiple * factor} for {network}.")
+
+
+def _encode(
+    config: TrainConfig, images: ImageSet, validation: ImageSet, vae: AutoencoderKL
+) -> tuple[LatentSet, LatentSet]:
+    """Latents of the training and the held-out images, which may be the same."""
+    folder = Path(config.out) / FOLDER
+    latents = LatentSet(images, vae, folder, mirror=config.optim.flip > 0)
+    return latents, latents if validation is images else LatentSet(validation, vae, folder)
+
+
+def _build_new(
+    config: TrainConfig, images: ImageSet, vae: AutoencoderKL | None
+) -> tuple[Conditioning, AttentionUNet2DModel, ConditionEncoder | None, list[str]]:
+    """Networks from random weights."""
     conditioning = make_conditioning(config.condition, images)
     preset = PRESETS[config.model.preset]
-    channels = len(images.describe()["channels"])
-    settings = {"sample_size": config.data.size, "in_channels": channels, "out_channels": channels}
+    channels = _channels(images, vae)
+    side = config.data.size // (1 if vae is None else vae_factor(vae))
+    settings = {"sample_size": side, "in_channels": channels, "out_channels": channels}
     unet_settings = {**preset["unet"], **settings, **config.model.unet}
     encoder = None
     if conditioning.kind == "none":
@@ -87,9 +135,7 @@ def _build_new(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, Den
         encoder = _make(ConditionEncoder, encoder_settings, "model.encoder")
         hidden = encoder.config.hidden_size
         unet_settings |= {"cross_attention_dim": hidden, "pooled_dim": hidden}
-    unet = _make(AttentionUNet2DModel, unet_settings, "model.unet")
-    objective = make_run_objective(config.objective, images)
-    return conditioning, DenoisingModel(unet, encoder, objective), []
+    return conditioning, _make(AttentionUNet2DModel, unet_settings, "model.unet"), encoder, []
 
 
 def _make(cls: type, settings: dict, section: str):
@@ -100,8 +146,8 @@ def _make(cls: type, settings: dict, section: str):
         raise UserError(f"{section}: {error}") from None
 
 
-def make_run_objective(settings: dict, images: ImageSet) -> Objective:
-    """The objective, with ``sigma_data`` measured on the images where the config does not give it."""
+def make_run_objective(settings: dict, images: ImageSet | LatentSet) -> Objective:
+    """The objective, with ``sigma_data`` measured on the images (or latents) where the config does not give it."""
     settings = dict(settings)
     if settings.get("sigma_data") is None:
         sample = [images.pixels(i) for i in range(0, len(images), max(1, len(images) // 512))]
@@ -112,10 +158,11 @@ def make_run_objective(settings: dict, images: ImageSet) -> Objective:
         raise UserError(f"config: {error}") from None
 
 
-def _build_from(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, DenoisingModel, list[str]]:
+def _build_from(
+    config: TrainConfig, images: ImageSet, vae: AutoencoderKL | None, source
+) -> tuple[Conditioning, AttentionUNet2DModel, ConditionEncoder | None, list[str]]:
     """Start from the weights of an earlier model; what does not fit its shapes starts anew and is listed."""
-    source = load(config.model.init_from)
-    channels = len(images.describe()["channels"])
+    channels = _channels(images, vae)
     base = dict(source.unet.config)
     unet_settings = {k: v for k, v in base.items() if not k.startswith("_")}
     unet_settings |= {"in_channels": channels, "out_channels": channels, **config.model.unet}
@@ -127,14 +174,13 @@ def _build_from(config: TrainConfig, images: ImageSet) -> tuple[Conditioning, De
     notes = load_matching(unet, source.unet.state_dict(), "unet")
     if encoder is not None and source.condition_encoder is not None:
         notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
-    settings = {**source.config.objective, **config.objective} if source.config.objective else config.objective
-    model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
-    if config.model.lora_rank:
-        model.requires_grad_(False)
-        targets = ["to_q", "to_k", "to_v", "to_out.0"]
-        rank = config.model.lora_rank
-        model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-    return conditioning, model, notes
+    return conditioning, unet, encoder, notes
+
+
+def _add_adapter(model: DenoisingModel, rank: int) -> None:
+    model.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
 def _condition_from(config: TrainConfig, source, images: ImageSet) -> tuple[Conditioning, ConditionEncoder | None]:

@@ -27,6 +27,7 @@ from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
+from attndiff.training.latents import LatentSet, vae_factor
 from attndiff.training.samples import grid_prompts, make_pipeline, sample_row, swapped
 from attndiff.training.validation import validate
 from attndiff.viewing import as_picture
@@ -105,7 +106,8 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
         "limit_condition": limit,
         "started_anew": config.model.init_from is None,
-        "multiple": parts.model.unet.size_multiple,
+        "multiple": parts.model.unet.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
+        "measured_on": "image, pixels in [-1, 1]" if parts.vae is None else "latents",
     }
 
 
@@ -142,6 +144,7 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
     return {
         "parameters": f"{parameters / 1e6:.2f} M",
         "start": start or "random weights",
+        "vae": _vae(config, parts),
         "steps": f"{state.step} of {config.optim.batch_size} images",
         "images": seen,
         "visits": f"{seen / max(1, len(parts.images)):.1f}",
@@ -150,6 +153,15 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
         "hardware": _hardware(),
         "software": packages,
     }
+
+
+def _vae(config: TrainConfig, parts: Parts) -> str | None:
+    """The autoencoder and the latents it makes of an image."""
+    if parts.vae is None:
+        return None
+    name = config.model.vae and f"`{Path(config.model.vae).name}`"
+    shape = " x ".join(map(str, parts.images.shape))
+    return f"{name or 'that of the model it started from'}, frozen; an image is {shape} latents"
 
 
 def _losses(validation: dict) -> dict | None:
@@ -246,7 +258,8 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
     """Draw samples over their nearest training images; the distances."""
     prompts = grid_prompts(parts, config.log.prompts)
     samples = sample_row(parts, prompts, config.log.guidance_scale)
-    spread = _Spread(parts.images, min(REFERENCE, len(parts.images)))
+    images = parts.images.images if isinstance(parts.images, LatentSet) else parts.images
+    spread = _Spread(images, min(REFERENCE, len(images)))
     reference = torch.stack([_small(torch.from_numpy(spread.pixels(i))) for i in range(len(spread))])
     data = parts.images.describe()
     pixels = torch.stack([_small(_pixels(image, data)) for image in samples])

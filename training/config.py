@@ -43,6 +43,7 @@ class ModelConfig(Section):
     unet: dict[str, Any] = {}
     encoder: dict[str, Any] = {}
     init_from: str | None = None  # pipeline folder whose weights to start from
+    vae: str | None = None  # folder or Hub id of a frozen AutoencoderKL in whose latents to train
     lora_rank: int | None = Field(None, ge=1)  # train an adapter of this rank on init_from instead of all weights
 
 
@@ -155,6 +156,8 @@ def _check_values(config: TrainConfig) -> TrainConfig:
         raise UserError("optim.ema must list relative widths between 0 and 0.28, such as [0.05, 0.10].")
     if config.model.lora_rank and not config.model.init_from:
         raise UserError("model.lora_rank trains an adapter on a model; name that model in model.init_from.")
+    if config.model.vae and config.model.init_from:
+        raise UserError("model.vae: a model that starts from another keeps that one's latents; leave one of them out.")
     return config
 
 

@@ -22,6 +22,7 @@ from attndiff.training.checkpoint import RunState, newest_checkpoint, read_check
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.ema import PowerEMA
 from attndiff.training.export import export_run
+from attndiff.training.latents import FOLDER as LATENTS
 from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
@@ -294,5 +295,7 @@ def check_output_folder(out: Path) -> None:
     """
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+    # A run that was stopped while it encoded its images left nothing but latents.
+    used = out.is_dir() and any(path.name != LATENTS for path in out.iterdir())
+    if used and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

@@ -23,6 +23,7 @@ def make_pipeline(parts: Parts) -> AttnDiffPipeline:
         condition_encoder=model.condition_encoder,
         tokenizer=conditioning.tokenizer,
         text_encoder=conditioning.text_encoder,
+        vae=parts.vae,
         objective=model.objective.to_config(),
         data=parts.images.describe(),
     )

@@ -1,0 +1,281 @@
+"""Training in the latent space of a frozen autoencoder: every image is encoded once and its latents are kept.
+
+What is kept is the mean of the posterior, scaled as the pipeline undoes it. The deviations that sampling from the
+posterior would need double the cache, and those of the usual autoencoders are a small part of the latents' own spread.
+
+Shapes: B images, C channels and h, w sides of the latents, V views: the image, and the mirrored image if flips are on.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from attndiff.data.sources import CACHE_BYTES, QUIET, ImageSet
+from attndiff.errors import UserError
+
+FOLDER = "latents"  # in a run's folder
+FORMAT_VERSION = 1
+# Files are the unit in which processes share the work and in which damage is repaired.
+FILE_BYTES = 1 << 24
+# Pixels encoded at once: the widest layers of the usual autoencoders hold half a gibibyte for as many.
+BATCH_PIXELS = 1 << 20
+
+
+# The autoencoder
+
+
+def open_vae(name: str) -> AutoencoderKL:
+    """A frozen autoencoder in float32 (in half precision some overflow).
+
+    Args:
+        name: Folder of a diffusers ``AutoencoderKL`` or of a pipeline that has one as its ``vae``, or the Hub id of
+            either; safetensors only.
+
+    Raises:
+        UserError: If there is none, it is of another class, or something in it is missing or damaged.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.count("/") != 1):
+        raise UserError(
+            f"model.vae {name}: no such folder; name that of an AutoencoderKL, or a Hub repository user/name."
+        )
+    config, subfolder = _find_vae(name)
+    if config.get("_class_name") != "AutoencoderKL":
+        raise UserError(f"model.vae {name} holds a {config.get('_class_name')}, not an AutoencoderKL; name one.")
+    settings = {"subfolder": subfolder, "use_safetensors": True, "output_loading_info": True}
+    try:
+        vae, loaded = AutoencoderKL.from_pretrained(name, **settings)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.vae {name} could not be opened: {_one_line(error)}") from None
+    if loaded["missing_keys"]:
+        raise UserError(f"model.vae {name} is incomplete: its weights lack {loaded['missing_keys'][0]}; copy it again.")
+    return freeze(vae)
+
+
+def _find_vae(name: str) -> tuple[dict, str | None]:
+    """Config of an autoencoder, and the subfolder that it lies in."""
+    places = [None, "vae"]
+    if Path(name).is_dir():
+        places = ["vae" if (Path(name) / "vae").is_dir() else None]
+    for subfolder in places:
+        try:
+            return AutoencoderKL.load_config(name, subfolder=subfolder), subfolder
+        except OSError as error:
+            problem = error
+    raise UserError(f"model.vae {name} holds no AutoencoderKL, name one that does: {_one_line(problem)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def freeze(vae: AutoencoderKL) -> AutoencoderKL:
+    """The autoencoder without gradients, on this process's device."""
+    vae.register_to_config(_name_or_path="")  # where it was opened from does not belong into the exported folder
+    return vae.to(PartialState().device).eval().requires_grad_(False)
+
+
+def check_channels(vae: AutoencoderKL, images: ImageSet) -> None:
+    """Raise `UserError` unless the autoencoder takes and gives images of these channels."""
+    channels = images.describe()["channels"]
+    takes = (vae.config.in_channels, vae.config.out_channels)
+    if takes != (len(channels), len(channels)):
+        raise UserError(
+            f"the VAE takes {takes[0]} channels and gives {takes[1]}, but the images have {len(channels)} "
+            f"({', '.join(map(str, channels))}); set data.channels to what it takes, or choose another VAE."
+        )
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent along each side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Latents ``(B, C, h, w)`` of images in [-1, 1]: what `AttnDiffPipeline.decode_latents` turns back into them."""
+    mean = vae.encode(pixels).latent_dist.mean
+    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def vae_digest(vae: AutoencoderKL) -> str:
+    """SHA-256 of an autoencoder's settings and weights."""
+    settings = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+# The latents
+
+
+class LatentSet:
+    """The latents of an `ImageSet`, in its place: `pixels` are latents, everything else is that of the images.
+
+    Opening one encodes what is not in ``folder`` yet, in files whose folder is named by a hash of images, autoencoder
+    and views, so that the latents of other images or another autoencoder are never taken for them. The processes of a
+    run share the files out (each is written by one), then wait for one another.
+
+    Args:
+        images: The images.
+        vae: The frozen autoencoder.
+        folder: Where latents are kept.
+        mirror: Whether to encode the mirrored images too: the mirrored latents of an image are something else.
+        state: The processes that take part; those that Accelerate knows by default.
+
+    Raises:
+        UserError: If an image has no finite latents, or they cannot be written.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        vae: AutoencoderKL,
+        folder: Path,
+        mirror: bool = False,
+        state: PartialState | None = None,
+    ):
+        state = state or PartialState()
+        self.images, self.views = images, 1 + mirror
+        size = images.describe()["size"]
+        self.shape = (vae.config.latent_channels, *(side // vae_factor(vae) for side in size))
+        key = [FORMAT_VERSION, images.fingerprint, vae_digest(vae), size, self.views]
+        self.folder = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        image_bytes = 4 * self.views * int(np.prod(self.shape))
+        self.per_file = max(1, FILE_BYTES // image_bytes)
+        self._encode_missing(vae, state)
+        state.wait_for_everyone()
+        self._kept = self._read_all() if len(images) * image_bytes <= CACHE_BYTES else None
+
+    def _encode_missing(self, vae: AutoencoderKL, state: PartialState) -> None:
+        """Write those of this process's files that are not there or not whole."""
+        numbers = range(-(-len(self) // self.per_file))[state.process_index :: state.num_processes]
+        missing = [number for number in numbers if not is_whole(self._file(number))]
+        total = sum(len(self._indices(number)) for number in missing)
+        settings = {"delay": 2, "leave": False, "mininterval": QUIET, "disable": not state.is_main_process}
+        with tqdm(desc="Encoding images", total=total, **settings) as progress:
+            for number in missing:
+                write_latents(self._file(number), self._encode(vae, self._indices(number), progress))
+
+    def _encode(self, vae: AutoencoderKL, indices: range, progress: tqdm) -> np.ndarray:
+        """Latents ``(B, V, C, h, w)`` of a run of images."""
+        size = self.images.describe()["size"]
+        batch_size = min(64, max(1, BATCH_PIXELS // (size[0] * size[1])))
+        batches = []
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            pixels = torch.from_numpy(np.stack([self.images.pixels(i) for i in batch])).to(vae.device)
+            views = [pixels, pixels.flip(-1)][: self.views]
+            latents = torch.stack([encode(vae, view) for view in views], dim=1).cpu()
+            if not latents.isfinite().all():
+                bad = next(i for i, latent in zip(batch, latents) if not latent.isfinite().all())
+                raise UserError(f"the VAE gives no finite latents for {self.name(bad)}; choose another model.vae.")
+            batches.append(latents.numpy())
+            progress.update(len(batch))
+        return np.ascontiguousarray(np.concatenate(batches))  # safetensors writes memory as it lies
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+    def _indices(self, number: int) -> range:
+        """The images of a file."""
+        return range(len(self))[number * self.per_file : (number + 1) * self.per_file]
+
+    def _read_all(self) -> np.ndarray:
+        kept = np.empty((len(self), self.views, *self.shape), np.float32)
+        for number in range(-(-len(self) // self.per_file)):
+            indices = self._indices(number)
+            with safe_open(self._file(number), framework="np") as file:
+                kept[indices.start : indices.stop] = file.get_tensor("latents")
+        return kept
+
+    def _view(self, i: int, view: int) -> np.ndarray:
+        if self._kept is not None:
+            return self._kept[i, view]
+        number, offset = divmod(i, self.per_file)
+        with safe_open(self._file(number), framework="np") as file:
+            return file.get_slice("latents")[offset, view]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Latents ``(C, h, w)`` float32 of an image."""
+        return self._view(i, 0)
+
+    def mirrored(self, i: int) -> np.ndarray:
+        """Latents ``(C, h, w)`` float32 of the mirrored image."""
+        return self._view(i, 1)
+
+    # What is known about the images
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes."""
+        return self.images.class_names
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name of each image that was left out, and why."""
+        return self.images.skipped
+
+    def captions(self, i: int) -> list[str]:
+        """Captions of an image."""
+        return self.images.captions(i)
+
+    def label(self, i: int) -> int | None:
+        """Number of an image's class."""
+        return self.images.label(i)
+
+    def name(self, i: int) -> str:
+        """File name of an image, or the number of its row."""
+        return self.images.name(i)
+
+    def row(self, i: int) -> dict:
+        """All columns of an image's row but the image."""
+        return self.images.row(i)
+
+    def describe(self) -> dict:
+        """What a pipeline keeps about its data: the images, not the latents."""
+        return self.images.describe()
+
+
+# Files of latents
+
+
+def write_latents(path: Path, latents: np.ndarray) -> None:
+    """Write a file that is either whole or absent; raises `UserError` if it cannot be written."""
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": latents}, partial, metadata={"sha256": latents_digest(latents)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"latents could not be written to {path} ({_one_line(error)}); choose another 'out'.") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of latents is there and as it was written."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata()["sha256"] == latents_digest(file.get_tensor("latents"))
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return False
+
+
+def latents_digest(latents: np.ndarray) -> str:
+    """SHA-256 of an array's shape and values."""
+    digest = hashlib.sha256(repr(latents.shape).encode())
+    digest.update(latents)
+    return digest.hexdigest()
