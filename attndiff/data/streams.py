@@ -9,9 +9,9 @@ below) holds one parquet shard in memory. What holds of the order:
 - The rows of a lane are shuffled in blocks: while one block is used, the next is read. The order within a block follows
   from (seed, epoch, lane, block), not from what is in it.
 - So the row at any place of a run follows from the seed, the batch size and the data, whatever the number of processes
-  and loader workers, and a run resumes exactly. To resume, a lane passes over the shards before its place by their row
-  counts, noted when they were read, and reads again what comes before its place in one shard. (The shuffle buffer of
-  `datasets` gives up its rows on a resume, which would lose them.)
+  and loader workers, and a run resumes exactly. To resume, a lane passes over the shards before its block by their row
+  counts, noted when they were read to their end, and reads the rest of one shard and the block again. (The shuffle
+  buffer of `datasets` is not used: on a resume it gives up the rows that it holds.)
 """
 
 import json
@@ -138,13 +138,15 @@ class Ledger:
 
     def note_rows(self, shard: int, rows: int) -> None:
         """Keep the number of rows of a shard; raises `UserError` if it was another."""
-        known = self._rows.setdefault(shard, rows)
-        if known != rows:
+        known = self._rows.get(shard)
+        if known is None:
+            self._rows[shard] = rows
+            self._add({"shard": shard, "rows": rows})
+        elif known != rows:
             raise UserError(
                 f"{self.path}: shard {shard} had {known} rows and has {rows} now; restore the data, or choose another "
                 "'out'"
             )
-        self._add({"shard": shard, "rows": rows})
 
     def note_skipped(self, message: str) -> None:
         """Keep, and log, which image was left out and why."""
