@@ -37,15 +37,19 @@ class DrawnDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         index, visit = key
-        pixels = torch.from_numpy(self.images.pixels(index))  # (C, H, W)
-        drawn = draw(self.seed, visit, index, tuple(pixels.shape), self.drop, self.flip)
+        return self.sample(self.images, index, visit, index)
+
+    def sample(self, images: ImageSet, index: int, visit: int, sample_id: int) -> dict[str, torch.Tensor]:
+        """One of ``images`` with what is drawn for (seed, visit, sample id)."""
+        pixels = torch.from_numpy(images.pixels(index))  # (C, H, W)
+        drawn = draw(self.seed, visit, sample_id, tuple(pixels.shape), self.drop, self.flip)
         return {
             "images": self._mirrored(index, pixels) if drawn.flip else pixels,
             "noise": torch.from_numpy(drawn.noise),
             "level": torch.tensor(drawn.level),
             "drop": torch.tensor(drawn.drop),
-            "ids": torch.tensor(index),
-            **self.conditioning.sample(self.images, index, drawn.choice),
+            "ids": torch.tensor(sample_id),
+            **self.conditioning.sample(images, index, drawn.choice),
         }
 
     def _mirrored(self, index: int, pixels: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
 from attndiff.training.model import DenoisingModel
+from attndiff.training.streams import open_streamed
 from attndiff.unet import AttentionUNet2DModel
 
 HELD_OUT_SHARE = 0.05
@@ -45,7 +46,7 @@ def build(config: TrainConfig) -> Parts:
         UserError: If data and model do not go together.
     """
     data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
-    images, validation, notes = _open(data)
+    images, validation, notes = open_streamed(data, config) if data.stream else _open(data)
     if config.condition.kind == "text" and not images.captions(0):
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
@@ -92,6 +93,10 @@ def _open_vae(config: TrainConfig, source, images: ImageSet) -> AutoencoderKL | 
         vae = freeze(source.vae)
     else:
         return None
+    if config.data.stream:
+        raise UserError(
+            "model.vae: the latents of a stream are not kept; set data.stream to false, or train on pixels."
+        )
     check_channels(vae, images)
     return vae
 

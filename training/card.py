@@ -125,7 +125,7 @@ def _data(config: TrainConfig, parts: Parts) -> dict:
         licences.update(str(images.row(i)["license"]) for i in range(len(images)))
     return {
         "source": Path(config.data.path).name,
-        "images": len(images),
+        "images": "a stream" if config.data.stream else len(images),
         "held_out": len(parts.validation),
         "size": " x ".join(map(str, known["size"])),
         "channels": ", ".join(map(str, known["channels"])),
@@ -146,8 +146,7 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
         "start": start or "random weights",
         "vae": _vae(config, parts),
         "steps": f"{state.step} of {config.optim.batch_size} images",
-        "images": seen,
-        "visits": f"{seen / max(1, len(parts.images)):.1f}",
+        "images": f"{seen} of a stream" if config.data.stream else _visits(seen, len(parts.images)),
         "time": f"{state.seconds:.0f} s ({state.seconds / 3600:.2f} h)",
         "speed": rate,
         "hardware": _hardware(),
@@ -162,6 +161,10 @@ def _vae(config: TrainConfig, parts: Parts) -> str | None:
     name = config.model.vae and f"`{Path(config.model.vae).name}`"
     shape = " x ".join(map(str, parts.images.shape))
     return f"{name or 'that of the model it started from'}, frozen; an image is {shape} latents"
+
+
+def _visits(seen: int, images: int) -> str:
+    return f"{seen} ({seen / max(1, images):.1f} visits to each)"
 
 
 def _losses(validation: dict) -> dict | None:

@@ -27,6 +27,7 @@ from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
+from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
 
@@ -118,7 +119,8 @@ class Trainer:
         progress = self._begin(plan, start)
         model = self.model
         began = time.perf_counter() - state.seconds
-        loader = iter(training_loader(self.config, self.train_set, self.accumulation, *self._place(), start))
+        make_loader = stream_loader if self.config.data.stream else training_loader
+        loader = iter(make_loader(self.config, self.train_set, self.accumulation, *self._place(), start))
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)

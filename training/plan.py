@@ -34,11 +34,16 @@ class Plan:
         """The plan as text."""
         steps = config.optim.steps
         seen = steps * config.optim.batch_size
+        data = (
+            f"a stream, {seen} images of it"
+            if config.data.stream
+            else f"{images} images, {seen / images:.1f} visits each"
+        )
         return [
             f"parameters      {self.parameters / 1e6:.2f} M",
             f"forward         {self.forward_flops / 1e9:.3f} GFLOP an image at {config.data.size} px",
             f"state           {self.memory_bytes / 2**20:.0f} MiB for weights, gradients, moments and averages",
-            f"data            {images} images, {seen / images:.1f} visits each",
+            f"data            {data}",
             f"steps           {steps} of {config.optim.batch_size} images, {self.step_seconds:.3f} s each",
             f"time            about {steps * self.step_seconds / 60:.1f} min",
         ]

@@ -29,6 +29,10 @@ class DataConfig:
         where: Rows to keep: for each column named, the values allowed.
         exclude: Rows to leave out: those that match every column of one of the entries.
         on_error: What to do about images that cannot be read: "skip" and list them, or "raise".
+        stream: Train without an index of the data, for what is too large to be read through: parquet files, webdataset
+            `.tar` files (a folder of them or a pattern such as `shards/*.tar`) or a Hub dataset.
+        shuffle_buffer: Rows of a stream that are held in memory, still encoded, to be shuffled among each other.
+        class_names: Names of the classes in the order of their numbers, where a stream's column does not know them.
     """
 
     path: str
@@ -44,6 +48,9 @@ class DataConfig:
     where: dict[str, list] | None = None
     exclude: list[dict] | None = None
     on_error: str = "skip"
+    stream: bool = False
+    shuffle_buffer: int = 4096
+    class_names: list[str] | None = None
 
     def __post_init__(self):
         self.path = str(self.path)
@@ -53,6 +60,10 @@ class DataConfig:
         check_image_options(self.size, self.channels, self.resize)
         if isinstance(self.validation, (int, float)) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation} is no fraction: give a number between 0 and 1, or a path")
+        if self.stream and isinstance(self.validation, float):
+            raise UserError("validation: a stream is not divided by a fraction, name a path or leave it out")
+        if self.shuffle_buffer < 1:
+            raise UserError(f"shuffle_buffer={self.shuffle_buffer} holds no rows: give 1 or more")
         if self.where is not None and not isinstance(self.where, dict):
             raise UserError("where must map column names to lists of values, such as {style: [noto]}")
         if self.exclude is not None and not (

@@ -1,6 +1,8 @@
 """Data sets as tables, one row an image not yet decoded: folders, parquet files, Hub datasets."""
 
+import glob
 import re
+import tarfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from attndiff.data.rows import require_column
 from attndiff.errors import UserError
 
 PARTS = ("train", "validation", "test")
+SHARD_SUFFIXES = (".parquet", ".tar")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Parquet up to this much is read into memory; more is mapped from an Arrow copy that `datasets` keeps.
 MEMORY_BYTES = 1 << 30
 
@@ -129,7 +133,7 @@ def open_table(path: str, part: str, image_column: str, whole: bool) -> ImageTab
             return _open_parquet(parts[_require_part(parts, part, local, whole)], local.name, image_column)
         parts = _folder_parts(local)
         return _open_folder(parts[_require_part(parts, part, local, whole)])
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+    if HUB_ID.fullmatch(path):
         return _open_hub(path, part, image_column)
     raise UserError(f"{path}: there is no such folder, parquet file or Hub dataset, check the path")
 
@@ -235,20 +239,53 @@ def _require_hub_dataset(repo_id: str) -> None:
             raise UserError(f"{repo_id}: no such folder here, and no such dataset on the Hub ({reason})") from None
 
 
-def open_stream(path: str, part: str, image_column: str):
-    """A `datasets.IterableDataset` over parquet files or a Hub dataset, images not decoded; raises `UserError`."""
+def open_stream(path: str, part: str, image_column: str, whole: bool = False):
+    """A `datasets.IterableDataset` over parquet files, webdataset ``.tar`` files or a Hub dataset, images not decoded.
+
+    Args:
+        path: File, folder of files, glob pattern such as ``shards/*.tar``, or Hub id. A shard of local parquet is a
+            row group, of everything else a file.
+        part: "train", "validation" or "test".
+        image_column: Column of the images.
+        whole: Whether data without parts is taken whole whatever part is asked for.
+
+    Raises:
+        MissingPart: The data has no such part.
+        UserError: There is no such data, or it cannot be read.
+    """
     from datasets import Image, load_dataset
 
     local = Path(path).expanduser()
-    if local.exists():
-        files = [local] if local.is_file() else sorted(local.rglob("*.parquet"))
-        if not files:
-            raise UserError(f"{path}: only parquet and Hub datasets are streamed, and there is no parquet here")
-        parts = {"": files} if local.is_file() else _parquet_parts(files)
-        chosen = [str(file) for file in parts[_require_part(parts, part, local, whole=False)]]
-        rows = load_dataset("parquet", data_files=chosen, split="train", streaming=True)
-    else:
+    if local.exists() or glob.has_magic(path):
+        files = _shard_files(local)
+        parts = {"": files} if not local.is_dir() else _parquet_parts(files)
+        chosen = [str(file) for file in parts[_require_part(parts, part, local, whole)]]
+        kind = {".parquet": "parquet", ".tar": "webdataset"}[files[0].suffix]
+        try:
+            rows = load_dataset(kind, data_files=chosen, split="train", streaming=True)
+            # Of a parquet file, Arrow reads all row groups ahead into memory; each a shard of its own bounds that.
+            rows = rows.reshard()
+        except (OSError, tarfile.TarError, pa.ArrowException, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be read as {files[0].suffix} files ({reason}), replace them") from None
+    elif HUB_ID.fullmatch(path):
         rows = load_hub(path, part, streaming=True)
+    else:
+        raise UserError(f"{path}: there is no such file, folder, pattern or Hub dataset, check the path")
     rows = rows if rows.features else rows._resolve_features()
     require_column("image_column", image_column, rows.column_names, path)
     return rows.cast_column(image_column, Image(decode=False))
+
+
+def _shard_files(path: Path) -> list[Path]:
+    """Parquet or ``.tar`` files that a path or pattern names, sorted."""
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES]
+    else:
+        files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    suffixes = {file.suffix for file in files}
+    if not files or not suffixes <= set(SHARD_SUFFIXES):
+        raise UserError(f"{path}: only parquet, .tar shards and Hub datasets are streamed, and there are none here")
+    if len(suffixes) > 1:
+        raise UserError(f"{path}: holds both parquet and .tar files, name one kind with a pattern such as *.tar")
+    return files
