@@ -1,8 +1,10 @@
 """Batches whose every random number follows from (seed, visit, sample id)."""
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from attndiff.data.buckets import BucketSampler
 from attndiff.data.draw import BatchSampler, draw
 from attndiff.data.sources import ImageSet
 from attndiff.training.conditioning import Conditioning
@@ -58,6 +60,19 @@ class DrawnDataset(Dataset):
         return pixels.flip(-1)
 
 
+def collate_by_shape(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Batches of the samples whose images have the same shape, as few as there are shapes."""
+    groups: dict[torch.Size, list] = {}
+    for sample in samples:
+        groups.setdefault(sample["images"].shape, []).append(sample)
+    return [default_collate(group) for group in groups.values()]
+
+
+def commonest_shape(dataset: DrawnDataset) -> np.ndarray:
+    """The samples whose images have the shape that most have."""
+    return max(dataset.images.by_shape().values(), key=len)
+
+
 def training_loader(
     config: TrainConfig, dataset: DrawnDataset, accumulation: int, rank: int, world_size: int, start_step: int
 ) -> DataLoader:
@@ -66,8 +81,10 @@ def training_loader(
     Never handed to Accelerate's ``prepare``: it would shard again and synchronise generators that nothing here uses.
     """
     optim = config.optim
-    sampler = BatchSampler(
-        len(dataset),
+    buckets = list(dataset.images.by_shape().values())
+    kind, samples = (BucketSampler, buckets) if config.data.max_aspect else (BatchSampler, len(dataset))
+    sampler = kind(
+        samples,
         optim.batch_size // (accumulation * world_size),
         accumulation,
         config.seed,

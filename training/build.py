@@ -58,6 +58,8 @@ def build(config: TrainConfig) -> Parts:
     else:
         conditioning, unet, encoder, more = _build_from(config, images, vae, source)
     _check_size(config, unet, vae)
+    if data.max_aspect:
+        more = [*more, bucket_note(config, images, unet.size_multiple)]
     if vae is not None:
         images, validation = _encode(config, images, validation, vae)
     settings = {**((source.config.objective if source else None) or {}), **config.objective}
@@ -68,6 +70,20 @@ def build(config: TrainConfig) -> Parts:
     if config.optim.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     return Parts(images, validation, conditioning, model, notes + more, vae)
+
+
+def bucket_note(config: TrainConfig, images: ImageSet, multiple: int) -> str:
+    """How many images each bucket has; raises `UserError` if the network cannot take their sizes."""
+    if config.data.bucket_multiple % multiple:
+        raise UserError(
+            f"data.bucket_multiple {config.data.bucket_multiple} must be a multiple of {multiple} for this network."
+        )
+    counts = {f"{width}x{height}": len(members) for (height, width), members in images.by_shape().items()}
+    note = "buckets (width x height): " + ", ".join(f"{name}: {count}" for name, count in counts.items())
+    small = [name for name, count in counts.items() if count < config.optim.batch_size]
+    if small:
+        note += f"; a batch of {', '.join(small)} shows images more than once, as there are fewer than optim.batch_size"
+    return note
 
 
 def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
@@ -155,8 +171,8 @@ def make_run_objective(settings: dict, images: ImageSet | LatentSet) -> Objectiv
     """The objective, with ``sigma_data`` measured on the images (or latents) where the config does not give it."""
     settings = dict(settings)
     if settings.get("sigma_data") is None:
-        sample = [images.pixels(i) for i in range(0, len(images), max(1, len(images) // 512))]
-        settings["sigma_data"] = round(float(torch.from_numpy(np.stack(sample)).std()), 4)
+        sample = [images.pixels(i).ravel() for i in range(0, len(images), max(1, len(images) // 512))]
+        settings["sigma_data"] = round(float(torch.from_numpy(np.concatenate(sample)).std()), 4)
     try:
         return make_objective(settings)
     except ValueError as error:

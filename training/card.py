@@ -263,9 +263,9 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
     samples = sample_row(parts, prompts, config.log.guidance_scale)
     images = parts.images.images if isinstance(parts.images, LatentSet) else parts.images
     spread = _Spread(images, min(REFERENCE, len(images)))
-    reference = torch.stack([_small(torch.from_numpy(spread.pixels(i))) for i in range(len(spread))])
     data = parts.images.describe()
-    pixels = torch.stack([_small(_pixels(image, data)) for image in samples])
+    reference = torch.stack([_small(torch.from_numpy(spread.pixels(i)), data) for i in range(len(spread))])
+    pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
     indices, distances = nearest_images(pixels, reference)
     nearest = [spread.pixels(i).transpose(1, 2, 0) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
@@ -313,7 +313,9 @@ def _picture(pixels: np.ndarray) -> Image.Image | np.ndarray:
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
-def _small(pixels: torch.Tensor) -> torch.Tensor:
-    """``(C, H, W)`` averaged down to at most `COMPARED` pixels a side."""
-    size = [min(COMPARED, side) for side in pixels.shape[-2:]]
-    return F.interpolate(pixels[None], size=size, mode="area")[0]
+def _small(pixels: torch.Tensor, data: dict) -> torch.Tensor:
+    """The middle square of ``(C, H, W)`` at the size of the data's square, at most `COMPARED` pixels a side."""
+    side = min(pixels.shape[-2:])
+    top, left = ((length - side) // 2 for length in pixels.shape[-2:])
+    size = [min(COMPARED, length) for length in data["size"]]
+    return F.interpolate(pixels[None, :, top : top + side, left : left + side], size=size, mode="area")[0]

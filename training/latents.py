@@ -218,6 +218,10 @@ class LatentSet:
         """Latents ``(C, h, w)`` float32 of the mirrored image."""
         return self._view(i, 1)
 
+    def by_shape(self) -> dict[tuple[int, int], np.ndarray]:
+        """All of them under the one height and width that latents have."""
+        return {self.shape[1:]: np.arange(len(self))}
+
     # What is known about the images
 
     @property

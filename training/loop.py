@@ -162,7 +162,10 @@ class Trainer:
         optimizers = make_optimizers(module, config)
         ema = PowerEMA(module, tuple(config.ema))
         if config.compile:
-            module.compile(fullgraph=True)
+            # One graph a shape: inductor (torch 2.13) fails on a graph for any shape, and by default 8 are the limit.
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, len(self.parts.images.by_shape()))
+            module.compile(fullgraph=True, dynamic=False)
         self.model, *optimizers = self.accelerator.prepare(module, *optimizers)
         self.model.train()
         return RunState(module, ema, [getattr(o, "optimizer", o) for o in optimizers])

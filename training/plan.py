@@ -3,12 +3,13 @@
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from attndiff.training.batches import DrawnDataset
+from attndiff.training.batches import DrawnDataset, commonest_shape
 from attndiff.training.config import TrainConfig
 from attndiff.training.model import DenoisingModel
 from attndiff.training.validation import LEVELS
@@ -20,12 +21,14 @@ class Plan:
 
     Args:
         parameters: Trainable parameters.
-        forward_flops: FLOPs of one image's forward pass (2 per multiply-add).
+        shape: Height and width that most images have.
+        forward_flops: FLOPs of the forward pass of one such image (2 per multiply-add).
         step_seconds: Measured seconds of one step's forward and backward passes.
         memory_bytes: Weights, gradients, optimizer moments and averages in float32; activations come on top.
     """
 
     parameters: int
+    shape: tuple[int, int]
     forward_flops: float
     step_seconds: float
     memory_bytes: int
@@ -39,9 +42,10 @@ class Plan:
             if config.data.stream
             else f"{images} images, {seen / images:.1f} visits each"
         )
+        height, width = self.shape
         return [
             f"parameters      {self.parameters / 1e6:.2f} M",
-            f"forward         {self.forward_flops / 1e9:.3f} GFLOP an image at {config.data.size} px",
+            f"forward         {self.forward_flops / 1e9:.3f} GFLOP an input of {width}x{height}",
             f"state           {self.memory_bytes / 2**20:.0f} MiB for weights, gradients, moments and averages",
             f"data            {data}",
             f"steps           {steps} of {config.optim.batch_size} images, {self.step_seconds:.3f} s each",
@@ -60,19 +64,22 @@ def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float
 def make_plan(model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator) -> Plan:
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    one = dataset.conditioning.embed(_to(default_collate([dataset[(0, 0)]]), accelerator))
+    first = int(commonest_shape(dataset)[0])
+    one = dataset.conditioning.embed(_to(default_collate([dataset[(first, 0)]]), accelerator))
     seconds = time_step(model, dataset, config, accelerator)
     copies = 4 + len(config.optim.ema)
-    return Plan(trainable, count_flops(model, one), seconds, 4 * copies * trainable)
+    shape = tuple(one["images"].shape[-2:])
+    return Plan(trainable, shape, count_flops(model, one), seconds, 4 * copies * trainable)
 
 
 def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, repeats: int = 3) -> float:
     """Seconds of one step's forward and backward passes on this process, after a warm-up."""
     share = max(1, config.optim.batch_size // accelerator.num_processes)
     micro = min(config.optim.micro_batch or share, share)
+    alike = np.resize(commonest_shape(dataset), micro).tolist()
 
     def step() -> None:
-        batch = default_collate([dataset[(i % len(dataset), 0)] for i in range(micro)])
+        batch = default_collate([dataset[(i, 0)] for i in alike])
         with accelerator.autocast():
             loss = model(dataset.conditioning.embed(_to(batch, accelerator))).mean()
         loss.backward()

@@ -8,9 +8,8 @@ from statistics import NormalDist
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import default_collate
 
-from attndiff.training.batches import DrawnDataset
+from attndiff.training.batches import DrawnDataset, collate_by_shape
 from attndiff.training.model import DenoisingModel
 
 LEVELS = 8
@@ -61,12 +60,12 @@ def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelera
     was_training = model.training
     model.eval()
     for start in range(0, len(mine), 64):
-        batch = default_collate([dataset[(i, SEED)] for i in mine[start : start + 64]])
-        batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
-        for i, normal in enumerate(normals):
-            loss, error = _errors(model, batch, normal, accelerator)
-            sums[0, i] += loss
-            sums[1, i] += error
+        for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
+            batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
+            for i, normal in enumerate(normals):
+                loss, error = _errors(model, batch, normal, accelerator)
+                sums[0, i] += loss
+                sums[1, i] += error
     model.train(was_training)
     sums = accelerator.reduce(sums, "sum") / n
     level = model.objective.draw_levels(torch.tensor(normals))

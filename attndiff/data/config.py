@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 
 from attndiff.errors import UserError
 
@@ -19,6 +20,11 @@ class DataConfig:
         validation: Where the held-out images are: a path, or the fraction of the data to hold out. None: the data's
             own part called "validation", if it has one.
         size: Height and width of the images in pixels; the shorter side is resized to it, the middle is kept.
+        max_aspect: Train on aspect-ratio buckets: images are cropped not to the square but to the nearest of several
+            shapes of at most its area, up to this ratio of the longer to the shorter side, such as 2.0. A batch holds
+            one shape; with `optim.compile`, each shape has its own graph, compiled at its first batch. None: squares.
+        bucket_multiple: Pixels that the sides of buckets are multiples of; itself a multiple of what the network asks
+            for, which 8 is for the presets.
         channels: "L", "LA", "RGB" or "RGBA", or the number of bands of images that are not photographs.
         background: Colour that transparent images are laid over when `channels` has no alpha.
         resize: "lanczos" for photographs, "area" for averaging, "nearest" for pixel art.
@@ -39,6 +45,8 @@ class DataConfig:
     split: str = "train"
     validation: str | float | None = None
     size: int = 32
+    max_aspect: float | None = None
+    bucket_multiple: int = 8
     channels: str | int = "RGB"
     background: str = "white"
     resize: str = "lanczos"
@@ -58,10 +66,13 @@ class DataConfig:
             raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
+        check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
         if isinstance(self.validation, (int, float)) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation} is no fraction: give a number between 0 and 1, or a path")
         if self.stream and isinstance(self.validation, float):
             raise UserError("validation: a stream is not divided by a fraction, name a path or leave it out")
+        if self.stream and self.max_aspect:
+            raise UserError("max_aspect: a stream is not divided into buckets, leave it out")
         if self.shuffle_buffer < 1:
             raise UserError(f"shuffle_buffer={self.shuffle_buffer} holds no rows: give 1 or more")
         if self.where is not None and not isinstance(self.where, dict):
@@ -82,6 +93,18 @@ def check_image_options(size: int, channels: str | int, resize: str) -> None:
             raise UserError(f"channels={channels} is no number of bands: give 1 to 512")
     else:
         check_choice("channels", channels, NAMED_CHANNELS)
+
+
+def check_bucket_options(size: int, max_aspect: float | None, multiple: int) -> None:
+    """Raise `UserError` if no buckets could be made so; sizes are those of `check_image_options`."""
+    if type(multiple) is not int or multiple < 1:
+        raise UserError(f"bucket_multiple={multiple!r} is no number of pixels: give an integer of at least 1")
+    if max_aspect is None:
+        return
+    if type(max_aspect) not in (int, float) or not 1 < max_aspect < inf:
+        raise UserError(f"max_aspect={max_aspect!r} is no ratio: give a number above 1, or null for squares")
+    if size % multiple:
+        raise UserError(f"size={size} must be a multiple of bucket_multiple={multiple} where max_aspect is given")
 
 
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:

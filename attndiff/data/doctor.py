@@ -32,13 +32,15 @@ class Report:
         usable: Of these, images that can be read.
         dropped: ``(file name, reason)`` of everything left out.
         altered: For each kind of alteration, the files it happens to.
+        cropped: Share of an image's area that is cut off, on average.
+        buckets: Images by the ``WIDTHxHEIGHT`` that they get in training; None without buckets.
         sizes: Images by original ``WIDTHxHEIGHT``.
         kinds: Images by original mode and depth.
         captions: Statistics of captions, lengths in characters; None if none were asked for.
         classes: Images by class; None if none were asked for.
         duplicates: Groups of files that are the same once normalised.
         near_duplicates: Pairs that look the same; None if there were too many images to compare.
-        tensor: Shape of an image in training.
+        tensor: Shape of an image in training, of the square with buckets.
     """
 
     path: str
@@ -46,6 +48,8 @@ class Report:
     usable: int
     dropped: list[tuple[str, str]]
     altered: dict[str, list[str]]
+    cropped: float
+    buckets: dict[str, int] | None
     sizes: dict[str, int]
     kinds: dict[str, int]
     captions: dict[str, float] | None
@@ -61,11 +65,16 @@ class Report:
     def to_text(self) -> str:
         """A page to read: counts, and a few names for each."""
         shape = " x ".join(str(n) for n in self.tensor)
-        lines = [f"{self.path}: {self.usable} of {self.rows} images usable, as {shape} (channels x height x width)"]
+        shape += " (channels x height x width)" + (" or another bucket" if self.buckets else "")
+        lines = [f"{self.path}: {self.usable} of {self.rows} images usable, as {shape}"]
         lines += _section("Dropped", [f"{name}: {reason}" for name, reason in self.dropped])
         if self.altered:
             lines.append("Altered")
             lines += [f"  {kind}: {len(names)} ({_names(names)})" for kind, names in self.altered.items()]
+        if self.cropped:
+            lines.append(f"Cropped: {self.cropped:.1%} of an image's area on average")
+        if self.buckets is not None:
+            lines.append("Buckets (width x height): " + _counts(self.buckets))
         lines += ["Sizes: " + _counts(self.sizes), "Kinds: " + _counts(self.kinds)]
         if self.captions is not None:
             lines.append("Captions: " + ", ".join(f"{name} {value:g}" for name, value in self.captions.items()))
@@ -116,6 +125,8 @@ def diagnose(config: DataConfig) -> Report:
         usable=len(images.names),
         dropped=[*table.left_out, *silent, *images.dropped],
         altered=dict(images.altered),
+        cropped=float(np.mean(images.cropped or [0])),
+        buckets=_by_count(images.buckets) if config.max_aspect else None,
         sizes=_by_count(images.sizes),
         kinds=_by_count(images.kinds),
         captions=captions,
@@ -134,7 +145,8 @@ class _Images:
         self.dropped: list[tuple[str, str]] = []
         self.altered: dict[str, list[str]] = defaultdict(list)
         self.by_content: dict[bytes, list[str]] = defaultdict(list)
-        self.sizes, self.kinds = Counter(), Counter()
+        self.sizes, self.kinds, self.buckets = Counter(), Counter(), Counter()
+        self.cropped: list[float] = []
         self._thumbnails: dict[bytes, np.ndarray] = {}
         for row in tqdm(rows, "Reading images", delay=2, leave=False):
             name = table.names[row]
@@ -147,6 +159,8 @@ class _Images:
         self.names.append(name)
         self.sizes["{}x{}".format(*image.size)] += 1
         self.kinds[image.kind] += 1
+        self.buckets["{1}x{0}".format(*image.levels.shape[1:])] += 1
+        self.cropped.append(image.cropped)
         for note in image.notes:
             self.altered[note].append(name)
         content = hashlib.sha256(image.levels).digest()

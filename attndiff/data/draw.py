@@ -5,6 +5,7 @@ Order, augmentation, noise, noise level, condition dropout and choice of caption
 processes, nor a restart, changes what a sample meets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,12 @@ def sample_generator(seed: int, visit: int, sample_id: int) -> np.random.Generat
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order ``(size,)`` int64 in which an epoch visits its samples."""
+def epoch_order(seed: int, epoch: int, size: int, stream: int = 0) -> np.ndarray:
+    """The order ``(size,)`` int64 in which an epoch visits its samples; each ``stream`` has its own."""
     # The top bit of the key separates this stream from those of the samples. A list would pass through float64 and
     # lose the epoch.
-    key = np.array([seed, epoch | 1 << 63], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).permutation(size)
+    key, counter = np.array([seed, epoch | 1 << 63], dtype=np.uint64), np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(size)
 
 
 def position(seed: int, index: int, size: int, orders: dict[int, np.ndarray]) -> tuple[int, int]:
@@ -54,17 +55,22 @@ class BatchSampler:
     def __init__(self, size, micro_batch, accumulation, seed, rank=0, world_size=1, start_step=0, end_step=0):
         self.size, self.micro_batch, self.accumulation, self.seed = size, micro_batch, accumulation, seed
         self.rank, self.world_size, self.start_step, self.end_step = rank, world_size, start_step, end_step
+        self.global_batch = micro_batch * accumulation * world_size
 
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation
 
-    def __iter__(self):
+    def order(self) -> Callable[[int], tuple[int, int]]:
+        """The function from a place in the whole run to ``(sample id, visit)``."""
         orders: dict[int, np.ndarray] = {}
-        global_batch = self.micro_batch * self.accumulation * self.world_size
+        return lambda index: position(self.seed, index, self.size, orders)
+
+    def __iter__(self):
+        sample_at = self.order()
         for step in range(self.start_step, self.end_step):
             for micro in range(self.accumulation):
-                first = step * global_batch + (self.rank * self.accumulation + micro) * self.micro_batch
-                yield [position(self.seed, first + i, self.size, orders) for i in range(self.micro_batch)]
+                first = step * self.global_batch + (self.rank * self.accumulation + micro) * self.micro_batch
+                yield [sample_at(first + i) for i in range(self.micro_batch)]
 
 
 @dataclass

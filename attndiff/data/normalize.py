@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
+from attndiff.data.buckets import Shape, nearest_shape
 from attndiff.data.config import check_image_options
 from attndiff.data.decode import PEAK, decode
 from attndiff.errors import UserError
@@ -19,6 +20,9 @@ FILTERS = {
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
+Box = tuple[float, float, float, float]  # left, top, right and bottom in pixels
+
+
 @dataclass
 class Normalized:
     """An image of the set's size and channels, at its own depth.
@@ -28,12 +32,14 @@ class Normalized:
         size: ``(width, height)`` of the original.
         kind: Mode and depth of the original in words.
         notes: What was altered, in the order in which it was.
+        cropped: Share of the original's area that was cut off.
     """
 
     levels: np.ndarray
     size: tuple[int, int]
     kind: str
     notes: list[str]
+    cropped: float
 
 
 class Normalizer:
@@ -44,7 +50,8 @@ class Normalizer:
     - Alpha is laid over `background`, or kept where `channels` has it; the colour of wholly transparent pixels, which
       nobody sees, is then the background's.
     - Greyscale is repeated for RGB; RGB becomes greyscale by ITU-R BT.601 luma.
-    - The shorter side is resized to `size`, with premultiplied alpha, and the middle square kept.
+    - The shorter side is resized to `size`, with premultiplied alpha, and the middle square kept; with `shapes`, the
+      image is resized to cover the one nearest to its own aspect ratio, and the middle kept.
     - With a number for `channels`, the file's bands are taken as they are.
 
     Args:
@@ -52,10 +59,19 @@ class Normalizer:
         channels: "L", "LA", "RGB", "RGBA", or a number of bands.
         background: A colour by name or as "#rrggbb".
         resize: "lanczos", "area" or "nearest".
+        shapes: Heights and widths of the results, see `bucket_shapes`. None: the square of `size`.
     """
 
-    def __init__(self, size: int, channels: str | int = "RGB", background: str = "white", resize: str = "lanczos"):
+    def __init__(
+        self,
+        size: int,
+        channels: str | int = "RGB",
+        background: str = "white",
+        resize: str = "lanczos",
+        shapes: list[Shape] | None = None,
+    ):
         check_image_options(size, channels, resize)
+        self.shapes = shapes or [(size, size)]
         self.size, self.channels, self.background, self.resize = size, channels, background, resize
         try:
             colour = np.array(ImageColor.getrgb(background)[:3], np.float32) / 255
@@ -75,15 +91,18 @@ class Normalizer:
         dtype, notes = decoded.pixels.dtype, decoded.notes
         peak = PEAK[str(dtype)]
         pixels, alpha = self._convert(decoded.pixels, decoded.alpha, peak, notes)
-        if min(height, width) != self.size:
-            notes.append("resized up" if min(height, width) < self.size else "resized down")
-        if height != width:
-            notes.append("cropped to a square")
-        pixels = np.clip(self._fit(pixels, alpha, peak), 0, peak)
+        shape = nearest_shape(height, width, self.shapes)
+        box = middle_box(height, width, shape)
+        kept = box[2] - box[0], box[3] - box[1]  # width and height
+        if kept != shape[::-1]:
+            notes.append("resized up" if kept[0] < shape[1] else "resized down")
+        if kept != (width, height):
+            notes.append("cropped to a square" if shape[0] == shape[1] else f"cropped to {shape[1]}x{shape[0]}")
+        pixels = np.clip(self._fit(pixels, alpha, peak, shape, box), 0, peak)
         if dtype != np.float32:
             pixels = np.rint(pixels)
         levels = np.ascontiguousarray(pixels.astype(dtype).transpose(2, 0, 1))
-        return Normalized(levels, (width, height), decoded.kind, notes)
+        return Normalized(levels, (width, height), decoded.kind, notes, 1 - kept[0] * kept[1] / (width * height))
 
     def describe(self, bit_depth: int = 8, class_names: list[str] | None = None) -> dict:
         """What a pipeline keeps about its data: channels, depth, the units that [-1, 1] stands for, classes, size."""
@@ -116,35 +135,37 @@ class Normalizer:
             pixels = pixels * opacity + background * (1 - opacity)
         return pixels, None
 
-    def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int) -> np.ndarray:
-        """Resize and crop colour ``(H, W, C)``, with alpha as its last channel if there is one."""
-        if min(pixels.shape[:2]) == self.size:
-            return self._middle(pixels if alpha is None else np.concatenate([pixels, alpha], axis=-1))
+    def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, shape: Shape, box: Box) -> np.ndarray:
+        """Crop colour ``(H, W, C)`` to a box and resize it, with alpha as its last channel if there is one."""
+        left, top, right, bottom = box
+        if (bottom - top, right - left) == shape:
+            pixels = pixels if alpha is None else np.concatenate([pixels, alpha], axis=-1)
+            return pixels[int(top) : int(bottom), int(left) : int(right)]
         if alpha is None:
-            return self._resample(pixels)
+            return self._resample(pixels, shape, box)
         # Premultiplied, so that the hidden colour of transparent pixels does not bleed into their neighbours.
-        opacity = np.clip(self._resample(alpha.astype(np.float32) / peak), 0, 1)
-        colour = self._resample(pixels * (alpha / np.float32(peak)))
+        opacity = np.clip(self._resample(alpha.astype(np.float32) / peak, shape, box), 0, 1)
+        colour = self._resample(pixels * (alpha / np.float32(peak)), shape, box)
         visible = opacity > 0.5 / 255
         colour = np.where(visible, colour / np.where(visible, opacity, 1), self._background * peak)
         return np.concatenate([colour, opacity * peak], axis=-1)
 
-    def _middle(self, pixels: np.ndarray) -> np.ndarray:
-        top, left = ((n - self.size) // 2 for n in pixels.shape[:2])
-        return pixels[top : top + self.size, left : left + self.size]
-
-    def _resample(self, pixels: np.ndarray) -> np.ndarray:
-        """The middle square of ``(H, W, C)`` as float32 ``(size, size, C)``; band by band, to save memory."""
-        height, width = pixels.shape[:2]
-        side = min(height, width)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-        target = (self.size, self.size)
+    def _resample(self, pixels: np.ndarray, shape: Shape, box: Box) -> np.ndarray:
+        """A box of ``(H, W, C)`` as float32 of a shape; band by band, to save memory."""
         bands = [
-            Image.fromarray(pixels[..., i].astype(np.float32)).resize(target, FILTERS[self.resize], box)
+            Image.fromarray(pixels[..., i].astype(np.float32)).resize(shape[::-1], FILTERS[self.resize], box)
             for i in range(pixels.shape[-1])
         ]
         return np.stack([np.asarray(band) for band in bands], axis=-1)
+
+
+def middle_box(height: int, width: int, shape: Shape) -> Box:
+    """The largest box of a shape's aspect ratio in the middle of an image."""
+    wide = width * shape[0] > height * shape[1]
+    box_height = height if wide else width * shape[0] / shape[1]
+    box_width = height * shape[1] / shape[0] if wide else width
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
 
 
 def to_signed(levels: np.ndarray) -> np.ndarray:

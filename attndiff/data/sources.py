@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
+from attndiff.data.buckets import Shape, bucket_shapes
 from attndiff.data.config import DataConfig
 from attndiff.data.normalize import Normalizer, to_signed
 from attndiff.data.rows import class_order, clean_captions, filter_columns, held_out, is_kept, require_column
@@ -29,7 +30,8 @@ MAX_BAD_SHARE = 0.5
 
 def make_normalizer(config: DataConfig) -> Normalizer:
     """The normaliser that a configuration describes."""
-    return Normalizer(config.size, config.channels, config.background, config.resize)
+    shapes = config.max_aspect and bucket_shapes(config.size, config.max_aspect, config.bucket_multiple)
+    return Normalizer(config.size, config.channels, config.background, config.resize, shapes)
 
 
 def open_table_of(config: DataConfig) -> ImageTable:
@@ -147,6 +149,7 @@ class ImageSet:
     def _decode_all(self, rows: list[int], on_error: str) -> list[int]:
         """Positions in `rows` of the images that can be read; keeps them decoded if the set is small."""
         good, kept, kept_bytes, depths, digest = [], [], 0, {8}, hashlib.sha256()
+        buckets: list[int] = []
         bad: list[tuple[str, str]] = []
         for position, row in enumerate(tqdm(rows, "Reading images", delay=2, leave=False, mininterval=QUIET)):
             try:
@@ -157,6 +160,7 @@ class ImageSet:
                 bad.append((self.table.names[row], str(error).removeprefix(f"{self.table.names[row]}: ")))
                 continue
             good.append(position)
+            buckets.append(self.normalizer.shapes.index(levels.shape[1:]))
             digest.update(levels)
             depths.add(levels.itemsize * 8)
             kept_bytes += levels.nbytes
@@ -168,6 +172,7 @@ class ImageSet:
         if bad:
             logger.warning("%s: %d of %d images skipped, first %s: %s", self.table.origin, len(bad), len(rows), *bad[0])
         self.skipped += bad
+        self._buckets = np.array(buckets)  # numbers of their shapes
         self._bit_depth, self._digest = max(depths), digest.digest()
         self._cache = kept if kept_bytes <= CACHE_BYTES else None
         return good
@@ -180,6 +185,11 @@ class ImageSet:
         if self._cache is not None:
             return to_signed(self._cache[i])
         return self.normalizer(self.table.image(self._rows[i]), self.name(i))
+
+    def by_shape(self) -> dict[Shape, np.ndarray]:
+        """Which images have each height and width that occurs, from the widest to the tallest."""
+        found = {shape: np.flatnonzero(self._buckets == i) for i, shape in enumerate(self.normalizer.shapes)}
+        return {shape: images for shape, images in found.items() if len(images)}
 
     def captions(self, i: int) -> list[str]:
         """Captions of an image; none if no column was named, an empty one where the cell is empty."""
@@ -225,10 +235,13 @@ def stream_images(config: DataConfig) -> Iterator[dict]:
         classes, else the value), and ``row``, the other columns. Bad images are logged and left out, or raised.
 
     Raises:
-        UserError: The data is not parquet or a Hub dataset, a column is missing, or a fraction is to be held out.
+        UserError: The data is not parquet or a Hub dataset, a column is missing, or the config asks for a fraction to
+            be held out or for buckets.
     """
     if isinstance(config.validation, float):
         raise UserError("validation: a stream is not divided by a fraction, name a path")
+    if config.max_aspect is not None:
+        raise UserError("max_aspect: the images of a stream are not divided by shape, leave it out")
     normalizer = make_normalizer(config)
     rows = open_stream(config.path, config.split, config.image_column)
     asked = {"caption_column": config.caption_column, "label_column": config.label_column}

@@ -75,6 +75,10 @@ class EncodedImages:
         """Image ``(C, H, W)`` float32 in [-1, 1]; raises `UserError` for a bad one."""
         return to_signed(self.levels(i))
 
+    def by_shape(self) -> dict[tuple[int, int], np.ndarray]:
+        """All of them under the one height and width that they have."""
+        return {(self.config.size, self.config.size): np.arange(len(self))}
+
     def captions(self, i: int) -> list[str]:
         """Captions of an image; none if no column was named, an empty one where the cell is empty."""
         column = self.config.caption_column
