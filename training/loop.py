@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,8 @@ from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
+
+TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
 def resolve_precision(config: TrainConfig) -> str:
@@ -57,6 +60,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes != asked:
         raise UserError(f"the launcher started {asked} processes, but {accelerator.num_processes} came together.")
     return accelerator
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient that is no number any more."""
 
 
 class Trainer:
@@ -127,6 +134,24 @@ class Trainer:
             self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
         progress.close()
         return self._finish(state)
+
+    def trial(self, factors: Sequence[float]) -> Iterator[float]:
+        """Train from the start, each step at its factor of the full learning rate; nothing is resumed or written.
+
+        Args:
+            factors: As many as ``optim.steps``.
+
+        Yields:
+            The mean loss of each step's batch.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
+        """
+        state = self._prepare()
+        loader = iter(training_loader(self.config, self.train_set, self.accumulation, *self._place(), 0))
+        for step, factor in enumerate(factors):
+            set_lr(state.optimizers, factor)
+            yield self._step(self.model, state, loader, step)
 
     # Before the first step
 
@@ -217,7 +242,7 @@ class Trainer:
         loss = self.accelerator.reduce(total, "mean").item()
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(self._non_finite(step, loss, float(norm), seen))
+            raise NonFiniteError(self._non_finite(step, loss, float(norm), seen))
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -294,5 +319,6 @@ def check_output_folder(out: Path) -> None:
     """
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+    foreign = out.is_dir() and any(path.name not in TRIAL_FILES for path in out.iterdir())
+    if foreign and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

@@ -55,7 +55,7 @@ def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float
 def make_plan(model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator) -> Plan:
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    one = dataset.conditioning.embed(_to(default_collate([dataset[(0, 0)]]), accelerator))
+    one = first_samples(dataset, 1, accelerator)
     seconds = time_step(model, dataset, config, accelerator)
     copies = 4 + len(config.optim.ema)
     return Plan(trainable, count_flops(model, one), seconds, 4 * copies * trainable)
@@ -67,10 +67,7 @@ def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Ac
     micro = min(config.optim.micro_batch or share, share)
 
     def step() -> None:
-        batch = default_collate([dataset[(i % len(dataset), 0)] for i in range(micro)])
-        with accelerator.autocast():
-            loss = model(dataset.conditioning.embed(_to(batch, accelerator))).mean()
-        loss.backward()
+        passes(model, first_samples(dataset, micro, accelerator), accelerator)
 
     step()
     start = time.perf_counter()
@@ -80,6 +77,19 @@ def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Ac
     for parameter in model.parameters():
         parameter.grad = None
     return seconds
+
+
+def first_samples(dataset: DrawnDataset, count: int, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """A batch of the first samples, from the beginning again where there are fewer, on the device."""
+    batch = default_collate([dataset[(i % len(dataset), 0)] for i in range(count)])
+    return dataset.conditioning.embed({key: value.to(accelerator.device) for key, value in batch.items()})
+
+
+def passes(model: DenoisingModel, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
+    """Forward and backward pass of a batch; gradients are added to those that are there."""
+    with accelerator.autocast():
+        loss = model(batch).mean()
+    loss.backward()
 
 
 def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
@@ -96,7 +106,3 @@ def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
     validation = forwards / (3 * optim.batch_size) / config.log.validate_every
     # The optimizer and the averages take about a third of a step's passes at small batches.
     return max(10, int(optim.minutes * 60 / (step_seconds * (1.35 + validation))))
-
-
-def _to(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    return {key: value.to(accelerator.device) for key, value in batch.items()}
