@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,8 @@ from attndiff.training.samples import save_grid, swapped
 from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
+
+TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
 def resolve_precision(config: TrainConfig) -> str:
@@ -59,6 +62,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes != asked:
         raise UserError(f"the launcher started {asked} processes, but {accelerator.num_processes} came together.")
     return accelerator
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient that is no number any more."""
 
 
 class Trainer:
@@ -119,8 +126,7 @@ class Trainer:
         progress = self._begin(plan, start)
         model = self.model
         began = time.perf_counter() - state.seconds
-        make_loader = stream_loader if self.config.data.stream else training_loader
-        loader = iter(make_loader(self.config, self.train_set, self.accumulation, *self._place(), start))
+        loader = self._batches(start)
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)
@@ -130,6 +136,24 @@ class Trainer:
             self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
         progress.close()
         return self._finish(state)
+
+    def trial(self, factors: Sequence[float]) -> Iterator[float]:
+        """Train from the start, each step at its factor of the full learning rate; nothing is resumed or written.
+
+        Args:
+            factors: As many as ``optim.steps``.
+
+        Yields:
+            The mean loss of each step's batch.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
+        """
+        state = self._prepare()
+        loader = self._batches(0)
+        for step, factor in enumerate(factors):
+            set_lr(state.optimizers, factor)
+            yield self._step(self.model, state, loader, step)
 
     # Before the first step
 
@@ -199,8 +223,11 @@ class Trainer:
         flops = 3 * plan.forward_flops
         return Progress(config.optim.steps, start, config.optim.batch_size, flops, self.out / "log.jsonl", main)
 
-    def _place(self) -> tuple[int, int]:
-        return self.accelerator.process_index, self.accelerator.num_processes
+    def _batches(self, start: int) -> Iterator[dict]:
+        """This process's micro-batches from a step on."""
+        make_loader = stream_loader if self.config.data.stream else training_loader
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        return iter(make_loader(self.config, self.train_set, self.accumulation, *place, start))
 
     # One step
 
@@ -223,7 +250,7 @@ class Trainer:
         loss = self.accelerator.reduce(total, "mean").item()
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(self._non_finite(step, loss, float(norm), seen))
+            raise NonFiniteError(self._non_finite(step, loss, float(norm), seen))
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -300,7 +327,7 @@ def check_output_folder(out: Path) -> None:
     """
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
-    # A run that was stopped while it encoded its images left nothing but latents.
-    used = out.is_dir() and any(path.name != LATENTS for path in out.iterdir())
+    # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
+    used = out.is_dir() and any(path.name not in (LATENTS, *TRIAL_FILES) for path in out.iterdir())
     if used and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

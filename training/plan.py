@@ -1,11 +1,11 @@
 """What a run will cost, counted and measured before it starts."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.utils.benchmark import timer  # waits for the device
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,8 +64,7 @@ def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float
 def make_plan(model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator) -> Plan:
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    first = int(commonest_shape(dataset)[0])
-    one = dataset.conditioning.embed(_to(default_collate([dataset[(first, 0)]]), accelerator))
+    one = first_samples(dataset, 1, accelerator)
     seconds = time_step(model, dataset, config, accelerator)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
@@ -76,22 +75,32 @@ def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Ac
     """Seconds of one step's forward and backward passes on this process, after a warm-up."""
     share = max(1, config.optim.batch_size // accelerator.num_processes)
     micro = min(config.optim.micro_batch or share, share)
-    alike = np.resize(commonest_shape(dataset), micro).tolist()
 
     def step() -> None:
-        batch = default_collate([dataset[(i, 0)] for i in alike])
-        with accelerator.autocast():
-            loss = model(dataset.conditioning.embed(_to(batch, accelerator))).mean()
-        loss.backward()
+        passes(model, first_samples(dataset, micro, accelerator), accelerator)
 
     step()
-    start = time.perf_counter()
+    start = timer()
     for _ in range(repeats):
         step()
-    seconds = (time.perf_counter() - start) / repeats * (share / micro)
+    seconds = (timer() - start) / repeats * (share / micro)
     for parameter in model.parameters():
         parameter.grad = None
     return seconds
+
+
+def first_samples(dataset: DrawnDataset, count: int, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """A batch of the first samples of the commonest shape, from the beginning again where there are fewer."""
+    alike = np.resize(commonest_shape(dataset), count).tolist()
+    batch = default_collate([dataset[(i, 0)] for i in alike])
+    return dataset.conditioning.embed({key: value.to(accelerator.device) for key, value in batch.items()})
+
+
+def passes(model: DenoisingModel, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
+    """Forward and backward pass of a batch; gradients are added to those that are there."""
+    with accelerator.autocast():
+        loss = model(batch).mean()
+    loss.backward()
 
 
 def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
@@ -108,7 +117,3 @@ def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
     validation = forwards / (3 * optim.batch_size) / config.log.validate_every
     # The optimizer and the averages take about a third of a step's passes at small batches.
     return max(10, int(optim.minutes * 60 / (step_seconds * (1.35 + validation))))
-
-
-def _to(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    return {key: value.to(accelerator.device) for key, value in batch.items()}

@@ -8,6 +8,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 
+def progress_bar(total: int, main: bool, start: int = 0) -> tqdm:
+    """A bar over steps from ``start`` to ``total``, shown by the first process only."""
+    # Without a terminal a line every ten seconds is enough.
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=start, unit="step", mininterval=interval, disable=not main, dynamic_ncols=True)
+
+
 class Progress:
     """Shows and stores how a run goes; silent on all processes but the first.
 
@@ -22,11 +29,7 @@ class Progress:
 
     def __init__(self, total: int, start: int, batch_size: int, flops_per_image: float, log: Path, main: bool):
         self.batch_size, self.flops_per_image, self.log, self.main = batch_size, flops_per_image, log, main
-        # Without a terminal a line every ten seconds is enough.
-        interval = 0.2 if sys.stderr.isatty() else 10
-        self.bar = tqdm(
-            total=total, initial=start, unit="step", mininterval=interval, disable=not main, dynamic_ncols=True
-        )
+        self.bar = progress_bar(total, main, start)
         self.last_time, self.last_step = time.perf_counter(), start
 
     def step(self, step: int, loss: float, lr: float, store: bool) -> dict | None:

@@ -1,13 +1,15 @@
 """``attndiff train``, which `accelerate launch training/train.py` runs in each of its processes."""
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from attndiff.errors import UserError
 
+if TYPE_CHECKING:
+    from attndiff.training.config import TrainConfig
     from attndiff.training.loop import Trainer
 
 
@@ -17,11 +19,25 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as optim.steps=2000.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run would cost, and stop.")] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Train 100 steps at a growing learning rate, suggest one, and stop.")
+    ] = False,
+    find_batch_size: Annotated[
+        bool, typer.Option("--find-batch-size", help="Time growing micro-batches, suggest one, and stop.")
+    ] = False,
 ) -> None:
     """Train a model, or go on with a run that was interrupted."""
+    flags = {"--dry-run": dry_run, "--find-lr": find_lr, "--find-batch-size": find_batch_size}
+    given = [flag for flag, on in flags.items() if on]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} each replace the run: give one of them.")
     from attndiff.training.config import load_config
 
     settings = load_config(config, overrides or [])
+    if find_lr:
+        return print_lr(settings)
+    if find_batch_size:
+        return print_batch_sizes(settings)
     from attndiff.training.loop import Trainer
 
     trainer = Trainer(settings)
@@ -34,7 +50,33 @@ def train(
         print("\n".join(summary(trainer, folder)))
 
 
-def summary(trainer: "Trainer", folder: "Path") -> list[str]:
+def print_lr(config: "TrainConfig") -> None:
+    """Run the learning-rate range test of a config."""
+    from attndiff.cli.checks import check_output_folder
+    from attndiff.training.loop import Trainer
+    from attndiff.training.lr_range import range_config, range_test
+
+    check_output_folder("out", Path(config.out))
+    trainer = Trainer(range_config(config))
+    found = range_test(trainer)
+    trainer.accelerator.print("\n".join(found.lines(trainer.out)))
+
+
+def print_batch_sizes(config: "TrainConfig") -> None:
+    """Run the batch-size finder on a config."""
+    from rich.console import Console
+
+    from attndiff.training.batch_size import finder_config, try_batch_sizes
+    from attndiff.training.loop import Trainer
+
+    trainer = Trainer(finder_config(config))
+    found = try_batch_sizes(trainer)
+    if trainer.accelerator.is_main_process:
+        Console().print(found.table())
+        print("\n".join(found.lines()))
+
+
+def summary(trainer: "Trainer", folder: Path) -> list[str]:
     """Where the result of a run is, and the next command to type."""
     from attndiff.training.export import best_weights
     from attndiff.training.progress import read_log
