@@ -18,8 +18,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
 from attndiff.data.draw import BatchSampler
 from attndiff.data.normalize import Normalizer
-from attndiff.data.sources import open_images, stream_images
-from attndiff.errors import UserError
+from attndiff.data.sources import open_images
 from attndiff.hub import load
 from attndiff.training.build import build
 from attndiff.training.config import make_config
@@ -266,6 +265,7 @@ def test_small_buckets_are_named(folder, tmp_path):
         (["data.bucket_multiple=16"], ["max_aspect=2.0", "larger"]),
         (["data.size=20", "data.bucket_multiple=8"], ["size=20", "bucket_multiple=8"]),
         (["data.bucket_multiple=2"], ["data.bucket_multiple 2", "multiple of 4"]),
+        (["data.stream=true", "data.validation=null"], ["max_aspect", "stream"]),
     ],
 )
 def test_mistakes_are_one_sentence(folder, tmp_path, overrides, words):
@@ -274,8 +274,3 @@ def test_mistakes_are_one_sentence(folder, tmp_path, overrides, words):
     result = attndiff("train", config, *overrides)
     assert result.code == 2 and result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
     assert all(word in result.err for word in words), result.err
-
-
-def test_a_stream_has_no_buckets(folder):
-    with pytest.raises(UserError, match="max_aspect: the images of a stream"):
-        next(stream_images(DataConfig(str(folder), size=16, max_aspect=2.0)))

@@ -301,6 +301,7 @@ MISTAKES = {
     "grey images": (["data.channels=L"], ["3 channels", "have 1 (L)", "data.channels"]),
     "grey autoencoder": (["model.vae={root}/grey"], ["takes 1 channels", "have 3 (R, G, B)"]),
     "size": (["data.size=20"], ["data.size 20", "multiple of 8", "4 latents of 2 pixels"]),
+    "shapes": (["data.size=32", "data.max_aspect=2"], ["model.vae", "data.max_aspect"]),
     "two sources": (["model.init_from={root}/pixels"], ["model.vae", "leave one"]),
     "out": (["out={root}/config.yaml/run"], ["config.yaml", "out"]),
 }

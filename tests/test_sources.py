@@ -18,7 +18,7 @@ from PIL import Image
 from attndiff.data import sources
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
-from attndiff.data.sources import open_images, open_validation, stream_images
+from attndiff.data.sources import open_images, open_validation
 from attndiff.errors import UserError
 
 SIZE = 8
@@ -260,18 +260,6 @@ def test_pickled_set_is_the_same(parquet):
     copy = pickle.loads(pickle.dumps(images))
     assert len(copy) == 12 and copy.captions(3) == ["thing 3"] and copy.row(2) == images.row(2)
     np.testing.assert_array_equal(copy.pixels(4), images.pixels(4))
-
-
-def test_stream(parquet, caplog):
-    rows = list(stream_images(config(parquet, caption_column="texts", where={"style": ["round"]})))
-    indexed = open_images(config(parquet, where={"style": ["round"]}))
-    assert [row["row"]["number"] for row in rows] == [1, 3, 5, 7, 9, 11] and rows[1]["captions"] == ["thing 3"]
-    for i, row in enumerate(rows):
-        np.testing.assert_array_equal(row["pixels"], indexed.pixels(i))
-    with pytest.raises(UserError, match="did you mean 'texts'"):
-        next(stream_images(config(parquet, caption_column="text")))
-    with pytest.raises(UserError, match="not divided by a fraction"):
-        next(stream_images(config(parquet, validation=0.1)))
 
 
 @pytest.mark.parametrize("cell", [{"bytes": None, "path": "/etc/passwd"}, {"bytes": None, "path": "../a.png"}])

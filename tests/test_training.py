@@ -40,7 +40,7 @@ def settings(out, **changes) -> dict:
     }
     for key, value in changes.items():
         section, name = key.split("__")
-        values[section] = {**values[section], name: value} if name else value
+        values[section] = {**values.get(section, {}), name: value} if name else value
     return values
 
 
@@ -153,6 +153,18 @@ def test_an_adapter_moves_only_its_own_weights(text_run, tmp_path):
 def test_another_config_in_the_same_folder_is_refused(text_run):
     with pytest.raises(UserError, match=r"optim.lr: 0.002 then, 0.1 now"):
         train(text_run, optim__lr=0.1)
+
+
+def test_a_setting_that_the_stored_config_does_not_know_is_compared(text_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(text_run, run)
+    stored = json.loads((run / "config.json").read_text())
+    del stored["optim"]["weight_decay"]
+    (run / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"optim\.weight_decay: 0\.0 then, 0\.1 now"):
+        train(run, optim__weight_decay=0.1)
+    with pytest.raises(UserError, match=r"objective\.name: 'flow' then, 'v' now"):
+        train(run, objective__name="v")
 
 
 def test_a_non_finite_loss_stops_with_its_place_named(tmp_path):

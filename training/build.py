@@ -109,10 +109,9 @@ def _open_vae(config: TrainConfig, source, images: ImageSet) -> AutoencoderKL | 
         vae = freeze(source.vae)
     else:
         return None
-    if config.data.stream:
-        raise UserError(
-            "model.vae: the latents of a stream are not kept; set data.stream to false, or train on pixels."
-        )
+    for key in ("stream", "max_aspect"):
+        if getattr(config.data, key):
+            raise UserError(f"model.vae does not go together with data.{key}: leave one of them out.")
     check_channels(vae, images)
     return vae
 

@@ -32,6 +32,7 @@ from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
 
+SETTLED = ("data", "condition", "model", "objective", "optim")  # sections that a resumed run must agree with
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
@@ -162,16 +163,16 @@ class Trainer:
         file = self.out / "config.json"
         if not file.is_file():
             return False
-        stored, mine = json.loads(file.read_text()), self.config.model_dump(mode="json")
+        # Settings that the run does not know of yet were at their defaults.
+        stored = make_config(json.loads(file.read_text())).model_dump(mode="json")
+        mine = self.config.model_dump(mode="json")
         if self.config.optim.steps is None:
             mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
-        different = [
-            f"{section}.{key}: {stored[section][key]!r} then, {mine[section].get(key)!r} now"
-            for section in ("data", "condition", "model", "optim")
-            for key in stored[section]
-            if stored[section][key] != mine[section].get(key)
+        sections = [
+            (f"{s}.{key}", stored[s].get(key), mine[s].get(key)) for s in SETTLED for key in mine[s] | stored[s]
         ]
-        different += [f"{k}: {stored[k]!r} then, {mine[k]!r} now" for k in ("seed",) if stored[k] != mine[k]]
+        settled = [*sections, ("seed", stored["seed"], mine["seed"])]
+        different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
         if different:
             raise UserError(
                 f"{self.out} holds a run of another config ({'; '.join(different)}); choose another 'out' or "

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from attndiff.data.buckets import Shape, bucket_shapes
 from attndiff.data.config import DataConfig
 from attndiff.data.normalize import Normalizer, to_signed
 from attndiff.data.rows import class_order, clean_captions, filter_columns, held_out, is_kept, require_column
-from attndiff.data.tables import ImageTable, MissingPart, encoded_image, open_stream, open_table
+from attndiff.data.tables import ImageTable, MissingPart, open_table
 from attndiff.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ class ImageSet:
     """Images of one kind of tensor with what is known about them, picklable for loader workers.
 
     Every image is decoded once when the set is opened, so that the bad ones are known, and the same, on every process
-    and in every run. For data too large for that there is `stream_images`.
+    and in every run. For data too large for that there are streams, `attndiff.data.streams`.
 
     Args:
         config: What to read and how.
@@ -225,40 +224,3 @@ def open_validation(config: DataConfig, class_names: list[str] | None = None) ->
         if config.validation is not None:
             raise
         return None
-
-
-def stream_images(config: DataConfig) -> Iterator[dict]:
-    """Rows of parquet files or a Hub dataset, one after the other, without an index of them.
-
-    Yields:
-        ``pixels`` ``(C, H, W)`` float32 in [-1, 1], ``captions``, ``label`` (a number where the column knows its
-        classes, else the value), and ``row``, the other columns. Bad images are logged and left out, or raised.
-
-    Raises:
-        UserError: The data is not parquet or a Hub dataset, a column is missing, or the config asks for a fraction to
-            be held out or for buckets.
-    """
-    if isinstance(config.validation, float):
-        raise UserError("validation: a stream is not divided by a fraction, name a path")
-    if config.max_aspect is not None:
-        raise UserError("max_aspect: the images of a stream are not divided by shape, leave it out")
-    normalizer = make_normalizer(config)
-    rows = open_stream(config.path, config.split, config.image_column)
-    asked = {"caption_column": config.caption_column, "label_column": config.label_column}
-    asked |= {f"where, exclude: {column}": column for column in filter_columns(config.where, config.exclude)}
-    for argument, column in asked.items():
-        if column:
-            require_column(argument, column, rows.column_names, config.path)
-    for number, row in enumerate(rows):
-        if not is_kept(row, config.where, config.exclude):
-            continue
-        try:
-            image = encoded_image(row.pop(config.image_column), f"{config.path} row {number}")
-            pixels = normalizer(image, f"{config.path} row {number}")
-        except UserError as error:
-            if config.on_error == "raise":
-                raise
-            logger.warning("skipped %s", error)
-            continue
-        captions = clean_captions(row[config.caption_column]) if config.caption_column else []
-        yield {"pixels": pixels, "captions": captions, "label": row.get(config.label_column), "row": row}
