@@ -22,6 +22,7 @@ from attndiff.training.validation import AT_MOST, Validation, validate
 from attndiff.viewing import contact_sheet, level_curves
 
 DEFAULT_N = 1000
+SUSPECTS = 100  # samples of training captions that are searched for copies
 SHEET = 8  # samples a row and a column of the grid
 
 
@@ -50,6 +51,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
+    Samples are drawn for the captions or classes of held-out images; of a text model, those that are searched for
+    copies are drawn for captions it was trained on.
+
     Args:
         pipeline: The model.
         reference: Real images in its size and channels.
@@ -71,15 +75,18 @@ def evaluate(
     report = measure(test.tensor(), samples, others.tensor(), chosen)
     if chosen.accuracy is not None:
         report["extractor_accuracy"] = {**chosen.accuracy, "extractor": chosen.name}
-    pool = training_pool(reference)
-    copies = near_copies(samples, reference, pool)
+    pool, suspects = training_pool(reference), samples
+    if kind_of(pipeline) == "text":  # what is stored comes out at the captions it was stored with
+        captions = conditions_of(Subset(others, range(min(n, SUSPECTS))), "text")
+        suspects = sample_pixels(pipeline, captions, seeds[: len(captions)], settings.steps, settings.guidance)
+    copies = near_copies(suspects, reference, pool)
     report["near_copies"] = copies.to_json()
     losses = loss_gap(pipeline, reference, settings.seed)
     if losses is not None:
         report["held_out_error_ratio"] = losses
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        draw_neighbours(samples, copies, pool).save(pictures / "neighbours.png")
+        draw_neighbours(suspects, copies, pool).save(pictures / "neighbours.png")
         _draw(samples, losses, pictures)
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}

@@ -170,6 +170,7 @@ def test_evaluate_twice_gives_the_same(place, tmp_path, model, task):
     assert numbers[0] == numbers[1]
     assert numbers[0]["recall"]["n"] == COUNT // 2
     assert f":{task}@" in numbers[0]["recall"]["extractor"]
+    assert numbers[0]["near_copies"]["n"] == (100 if model == "text" else COUNT // 2)
     assert "held_out_error_ratio" not in numbers[0]
 
 
