@@ -95,3 +95,19 @@ def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
         right.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def level_curves(noise_over_signal: list[float], errors: dict[str, list[float]], path: Path) -> None:
+    """Draw errors of the denoised image over the noise level, one curve a name, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 4), layout="constrained")
+    for name, values in errors.items():
+        axes.plot(noise_over_signal, values, marker="o", label=name)
+    axes.set(xlabel="noise over signal", ylabel="error of the clean image", xscale="log", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -146,3 +146,20 @@ def quiet(pipeline: AttnDiffPipeline) -> AttnDiffPipeline:
     """The same pipeline without a progress bar."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_vae(channels: int = 3, scale: float = 0.05) -> AutoencoderKL:
+    """Two pixels a latent; scaled and shifted by enough that neither can be forgotten."""
+    return randomised(
+        lambda: AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            scaling_factor=0.7,
+            shift_factor=0.3,
+        ),
+        scale=scale,
+    )

@@ -44,11 +44,11 @@ def test_help_lists_every_command_and_no_other():
     result = attndiff("--help")
     assert result.code == 0
     names = {command.callback.__name__ for command in app.registered_commands}
-    assert names == {"quickstart", "sample", "train", "doctor", "export", "push"}
+    assert names == {"quickstart", "sample", "train", "evaluate", "doctor", "export", "push"}
     assert all(name in result.out for name in names)
 
 
-@pytest.mark.parametrize("command", ["quickstart", "sample", "train", "doctor", "export", "push"])
+@pytest.mark.parametrize("command", ["quickstart", "sample", "train", "evaluate", "doctor", "export", "push"])
 def test_every_command_has_help(command):
     assert attndiff(command, "--help").code == 0
 

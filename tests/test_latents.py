@@ -13,7 +13,7 @@ from commands import attndiff as command
 from commands import make_config as write_config
 from commands import make_images, tree
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
-from factories import randomised, unconditional_pipeline
+from factories import make_vae, unconditional_pipeline
 from safetensors.torch import load_file, save_file
 from test_training import FOOD, losses, settings, weights
 
@@ -32,23 +32,6 @@ from attndiff.training.loop import Trainer
 from attndiff.training.samples import sample_row
 
 SIDE = 32
-
-
-def make_vae(channels: int = 3, scale: float = 0.05) -> AutoencoderKL:
-    """Two pixels a latent; scaled and shifted by enough that neither can be forgotten."""
-    return randomised(
-        lambda: AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            scaling_factor=0.7,
-            shift_factor=0.3,
-        ),
-        scale=scale,
-    )
 
 
 @pytest.fixture(scope="module")

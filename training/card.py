@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from PIL import Image
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.subset import spread_over
 from attndiff.lens_picture import attention_picture
 from attndiff.neighbours import nearest_images, neighbour_sheet
 from attndiff.sampling import tokens_of
@@ -27,7 +27,7 @@ from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
-from attndiff.training.latents import LatentSet, vae_factor
+from attndiff.training.latents import images_of, vae_factor
 from attndiff.training.samples import grid_prompts, make_pipeline, sample_row, swapped
 from attndiff.training.validation import validate
 from attndiff.viewing import as_picture
@@ -218,32 +218,12 @@ def _weights(parts: Parts, state: RunState, name: str):
     return swapped(parts.model, state.ema, chosen[0]) if chosen else nullcontext()
 
 
-class _Spread:
-    """``n`` images spread evenly over a set, as a set."""
-
-    def __init__(self, images: ImageSet, n: int):
-        self.images = images
-        self.indices = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pixels(self, i: int) -> np.ndarray:
-        return self.images.pixels(self.indices[i])
-
-    def captions(self, i: int) -> list[str]:
-        return self.images.captions(self.indices[i])
-
-    def label(self, i: int) -> int | None:
-        return self.images.label(self.indices[i])
-
-
 def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     """Loss on as many training images as the held-out loss was measured on."""
     if "per_level" not in held_out or parts.validation is parts.images:
         return None
     n = min(held_out["n"], len(parts.images))
-    dataset = DrawnDataset(_Spread(parts.images, n), parts.conditioning, config.seed)
+    dataset = DrawnDataset(spread_over(parts.images, n), parts.conditioning, config.seed)
     # One process writes the card while the others wait, so that nothing may be gathered from them.
     alone = SimpleNamespace(
         process_index=0,
@@ -261,8 +241,8 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
     """Draw samples over their nearest training images; the distances."""
     prompts = grid_prompts(parts, config.log.prompts)
     samples = sample_row(parts, prompts, config.log.guidance_scale)
-    images = parts.images.images if isinstance(parts.images, LatentSet) else parts.images
-    spread = _Spread(images, min(REFERENCE, len(images)))
+    images = images_of(parts.images)
+    spread = spread_over(images, min(REFERENCE, len(images)))
     data = parts.images.describe()
     reference = torch.stack([_small(torch.from_numpy(spread.pixels(i)), data) for i in range(len(spread))])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])

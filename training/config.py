@@ -78,6 +78,7 @@ class LogConfig(Section):
     sample_every: int = Field(1000, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)  # checkpoints
+    evaluate_every: int | None = Field(None, ge=1)  # Frechet and kernel distance of the longest average; None: never
     snapshot_every: int | None = Field(None, ge=1)  # keep the averages this often, to rebuild any other after the run
     prompts: list[str] = []  # captions (or class names) of the sample grids; empty: some of the held-out ones
     guidance_scale: float = Field(3.0, ge=0)

@@ -255,6 +255,11 @@ class LatentSet:
         return self.images.describe()
 
 
+def images_of(images: ImageSet | LatentSet) -> ImageSet:
+    """The images themselves, whatever a run trains on."""
+    return images.images if isinstance(images, LatentSet) else images
+
+
 # Files of latents
 
 

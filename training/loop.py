@@ -21,6 +21,7 @@ from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 from attndiff.training.config import TrainConfig, make_config, store_config
+from attndiff.training.distances import Distances, in_words
 from attndiff.training.ema import PowerEMA
 from attndiff.training.export import export_run
 from attndiff.training.latents import FOLDER as LATENTS
@@ -100,6 +101,7 @@ class Trainer:
                 f"times {world} process{'es' if world > 1 else ''}."
             )
         self.parts.model.to(self.accelerator.device)
+        self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
 
     def plan(self) -> Plan:
         """Count and time a step; settles ``optim.steps`` where minutes were given."""
@@ -282,6 +284,9 @@ class Trainer:
             path = self.out / "samples" / f"step_{step:08d}.png"
             save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, path)
             progress.pause()
+        if self.distances and (step % log.evaluate_every == 0 or step == end):
+            self._measure_distances(state, progress)
+            progress.pause()
         if log.snapshot_every and step % log.snapshot_every == 0 and self.accelerator.is_main_process:
             state.ema.save_snapshots(self.out / "snapshots", step)
         if step % log.checkpoint_every == 0 or step == end:
@@ -308,6 +313,16 @@ class Trainer:
                 scalars[f"held_out_x0/noise_{ratio:.2f}"] = error
             self.accelerator.log(scalars, step=state.step)
         return entry
+
+    def _measure_distances(self, state: RunState, progress: Progress) -> None:
+        """Distances of the averaged weights' samples to held-out images, logged."""
+        entry = self.distances.measure(state)
+        if self.accelerator.is_main_process:
+            progress.write(entry)
+            progress.say(in_words(entry))
+            if self.config.log.tracker:
+                found = {name: m["value"] for name, m in entry["distances"].items() if isinstance(m, dict)}
+                self.accelerator.log({f"distances/{name}": value for name, value in found.items()}, step=state.step)
 
     def _finish(self, state: RunState) -> Path:
         """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""

@@ -1,0 +1,1 @@
+"""Distances and coverage between sets of images, measured on features of an extractor."""

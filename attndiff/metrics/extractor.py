@@ -1,0 +1,57 @@
+"""What an image is measured by: a network whose features stand for it, with the name that every number carries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from attndiff.errors import UserError
+from attndiff.metrics.frechet import frechet_needs
+
+BATCH = 64
+
+
+@dataclass
+class Extractor:
+    """A network as a measuring instrument.
+
+    Args:
+        name: Part of every number; two numbers compare only under one name.
+        features: Maps images ``(B, C, H, W)`` float in [-1, 1] to ``(B, F)``.
+        standard: Whether this is Inception with its standard resizing, under which the distances are FID and KID.
+        accuracy: How well it does its own task on held-out images, as ``value``, ``n`` and ``floor`` (chance).
+    """
+
+    name: str
+    features: Callable[[torch.Tensor], torch.Tensor]
+    standard: bool = False
+    accuracy: dict | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features ``(N, F)`` of ``(N, C, H, W)`` float in [-1, 1]."""
+        return torch.cat([self.features(batch) for batch in images.split(BATCH)])
+
+
+def check_enough(n: int, features: int, name: str, what: str) -> None:
+    """Raise `UserError` where ``n`` images (as ``what`` decides) do not suffice for the Fréchet distance."""
+    if n < frechet_needs(features):
+        raise UserError(
+            f"{what}: {n} images are too few for the Frechet distance with the {features} features of {name}; it needs "
+            f"at least {frechet_needs(features)} held-out images and as many training images: give more data."
+        )
+
+
+def rgb_levels(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Images in [-1, 1] as uint8 ``(B, 3, H, W)``: grey repeated, alpha over white.
+
+    Raises:
+        UserError: If they are not of 1, 3 or 4 channels.
+    """
+    channels = images.shape[1]
+    if channels not in (1, 3, 4):
+        raise UserError(f"--extractor {name} sees RGB images, not {channels} channels; use --extractor classifier.")
+    if channels == 4:
+        opacity = (images[:, 3:] + 1) / 2
+        images = images[:, :3] * opacity + (1 - opacity)
+    return (images.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
