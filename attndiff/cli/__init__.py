@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from attndiff.cli.bench import bench
 from attndiff.cli.doctor import doctor
 from attndiff.cli.export import export
 from attndiff.cli.push import push
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, sample, train, doctor, export, push):
+for command in (quickstart, sample, train, doctor, export, push, bench):
     app.command()(command)
 
 
