@@ -1,7 +1,9 @@
 """The benchmark: its arithmetic on known numbers, and each of its measurements on the smallest of networks."""
 
 import importlib.util
+import inspect
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 from attndiff.errors import UserError
 from attndiff.objectives import FlowMatching
 from attndiff.training.bench import attention, quality, speed
+from attndiff.training.bench import memory as memory_of
 from attndiff.training.bench.arms import Arm, make_batch, nearest_width
 from attndiff.training.bench.loop import measure_loop
 from attndiff.training.bench.memory import saved_bytes
@@ -212,6 +215,22 @@ def test_activations_grow_with_the_batch_and_exclude_weights():
     model = Arm("tiny").build()
     one, four = (saved_bytes(model, make_batch(n), "cpu", "float32") for n in (1, 4))
     assert 0 < one < four < 4.5 * one
+
+
+def resident(field: str) -> int:
+    """This process's memory by the kernel's account."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_begins_without_the_peak_of_the_one_that_started_it():
+    grown = torch.ones((resident("VmHWM") - resident("VmRSS") + 2**27) // 4)
+    assert memory_of._peak_resident() >= resident("VmRSS") >= grown.nbytes
+    code = inspect.getsource(memory_of._peak_resident)
+    script = f"import sys\nfrom pathlib import Path\n{code}\nprint(_peak_resident())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**26
 
 
 def test_the_training_loop_is_measured_whole():
