@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from bench import Adapted, peer_unet
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attndiff import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
+from attndiff.training.bench.peers import Adapted, peer_unet
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.optim import make_optimizers, set_lr

@@ -1,0 +1,1 @@
+"""Measurements beside other diffusion networks; `attndiff bench` runs them."""

@@ -1,0 +1,297 @@
+"""Time to quality: how long each network needs to reach the held-out error that another ends with.
+
+All train on the same images, captions and held-out images with the same loop, each with its authors' objective and the
+best of three learning rates, then with two seeds. One held-out figure compares them whatever they predict: the squared
+error of the clean image, averaged over eight ratios of noise to signal that are the same for all. Rates stay constant
+after the warm-up and the figure is of the running average of the weights, as the peers' authors train and as a curve
+over time demands.
+
+Time on the CPU is the processor time of training alone, on one thread, so that two runs side by side, or a busy
+machine, treat no arm better than another; on CUDA it is the wall time.
+"""
+
+import copy
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from attndiff.objectives import FlowMatching, Objective
+from attndiff.training.batches import DrawnDataset, training_loader
+from attndiff.training.bench.arms import matched_width
+from attndiff.training.bench.peers import PEERS
+from attndiff.training.bench.report import Report
+from attndiff.training.bench.steps import autocast, cpu_has_bfloat16
+from attndiff.training.bench.timing import quartiles
+from attndiff.training.build import Parts, build
+from attndiff.training.config import TrainConfig, load_config
+from attndiff.training.ema import PowerEMA
+from attndiff.training.model import DenoisingModel
+from attndiff.training.optim import make_optimizers, set_lr
+from attndiff.training.samples import swapped
+from attndiff.training.validation import validate
+
+RECIPE = "emoji-xs"
+BATCH, WARMUP, AVERAGE = 32, 50, 0.10
+OWN_LRS = (1e-3, 2e-3, 4e-3)  # of Muon, attndiff's optimizer
+PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
+SEEDS = (0, 1)
+SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
+CHECKS = 16  # points of a curve, closer together at its start
+Curve = list[tuple[float, float]]  # (seconds, held-out error)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        peer: Name in `PEERS`, or None for attndiff.
+        lr: Learning rate.
+        seed: Of the weights and of the data.
+        minutes: Of training.
+        device: ``"cpu"`` or ``"cuda"``.
+        preset: Of attndiff.
+        overrides: Further settings of the recipe.
+    """
+
+    peer: str | None
+    lr: float
+    seed: int
+    minutes: float
+    device: str = "cpu"
+    preset: str = "xs"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """As the result file names it."""
+        return f"lr {self.lr:g}, seed {self.seed}, {self.minutes:g} min"
+
+
+def make_run(run: Run) -> tuple[TrainConfig, Parts]:
+    """Config and parts, the peer's network and objective in the place of ours."""
+    settings = [f"seed={run.seed}", f"optim.lr={run.lr}", f"optim.batch_size={BATCH}", f"model.preset={run.preset}"]
+    settings += ["optim.steps=1000000000", f"optim.optimizer={'adamw' if run.peer else 'muon'}", "optim.compile=false"]
+    settings.append(f"optim.workers={8 if run.device == 'cuda' else 0}")
+    config = load_config(RECIPE, [*settings, *run.overrides])
+    parts = build(config)
+    if run.peer is not None:
+        peer, model = PEERS[run.peer], parts.model
+        hidden = model.condition_encoder.config.hidden_size
+        torch.manual_seed(run.seed)
+        model.unet = peer.make(matched_width(run.preset, run.peer, "parameters"), hidden)
+        model.objective = peer.objective(sigma_data=model.objective.sigma_data)
+    return config, parts
+
+
+def train(run: Run) -> dict:
+    """Train for the run's minutes; ``curve`` of (seconds, held-out error), ``images`` seen, ``n`` held-out images."""
+    if run.device == "cpu":
+        torch.set_num_threads(1)
+    clock = time.process_time if run.device == "cpu" else time.perf_counter
+    config, parts = make_run(run)
+    model = parts.model.to(run.device)
+    warm_up(config, parts, run.device)
+    step, ema = training_loop(config, parts, run.device), PowerEMA(model, (AVERAGE,))
+    checks = check_times(60 * run.minutes)
+    spent, images, curve = 0.0, 0, []
+    while checks:
+        start = clock()
+        loss = next(step)
+        images += config.optim.batch_size
+        ema.update(model, images // config.optim.batch_size)
+        spent += clock() - start
+        if not math.isfinite(loss):
+            return {"curve": curve, "images": images, "n": 0, "stopped": f"loss {loss}"}
+        if spent >= checks[0]:
+            checks = [t for t in checks if t > spent]
+            result = held_out(parts, ema, run.device)
+            curve.append((round(spent, 2), result.x0_error))
+    return {"curve": curve, "images": images, "n": result.n, "per_level": result.per_level}
+
+
+def warm_up(config: TrainConfig, parts: Parts, device: str) -> None:
+    """Two passes that change nothing, before the clock runs: k-diffusion compiles its small functions in them."""
+    for _, loss in zip(range(2), losses(config, parts, device)):
+        loss.backward()
+    parts.model.zero_grad(set_to_none=True)
+
+
+def losses(config: TrainConfig, parts: Parts, device: str) -> Iterator[torch.Tensor]:
+    """Losses of the run's batches."""
+    dataset = DrawnDataset(parts.images, parts.conditioning, config.seed, config.condition.dropout)
+    precision = "bfloat16" if device == "cuda" or cpu_has_bfloat16() else "float32"
+    for batch in training_loader(config, dataset, 1, 0, 1, 0):
+        with autocast(device, precision):
+            loss = parts.model({key: value.to(device) for key, value in batch.items()}).mean()
+        yield loss
+
+
+def training_loop(config: TrainConfig, parts: Parts, device: str) -> Iterator[float]:
+    """Losses of one training step after another."""
+    optimizers = make_optimizers(parts.model, config.optim)
+    for count, loss in enumerate(losses(config, parts, device)):
+        set_lr(optimizers, min(1.0, (count + 1) / WARMUP))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parts.model.parameters(), config.optim.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        yield loss.item()
+
+
+def check_times(seconds: float) -> list[float]:
+    """When to look at the held-out error, from 1/32 of the time to the end, at equal ratios."""
+    return [seconds * 32 ** (i / (CHECKS - 1) - 1) for i in range(CHECKS)]
+
+
+def held_out(parts: Parts, ema: PowerEMA, device: str):
+    """`Validation` of the averaged weights at the noise-to-signal ratios that all arms share."""
+    dataset = DrawnDataset(parts.validation, parts.conditioning, 0)
+    accelerator = Accelerator(cpu=device == "cpu")
+    with swapped(parts.model, ema, AVERAGE), at_levels_of(parts.model, FlowMatching()):
+        return validate(parts.model, dataset, accelerator)
+
+
+@contextmanager
+def at_levels_of(model: DenoisingModel, reference: Objective) -> Iterator[None]:
+    """Draw levels whose ratios of noise to signal are those that ``reference`` would draw."""
+    own = model.objective
+    model.objective = copy.copy(own)
+    model.objective.draw_levels = lambda normal: own.level_from_log_ratio(
+        reference.log_ratio(reference.draw_levels(normal))
+    )
+    try:
+        yield
+    finally:
+        model.objective = own
+
+
+# From curves to ratios
+
+
+def time_to_reach(curve: Curve, error: float) -> float | None:
+    """Seconds at which a curve first is at or below an error, straight lines between its points.
+
+    Args:
+        curve: ``(seconds, error)`` in order of time.
+        error: To reach.
+
+    Returns:
+        The time; that of the first point where already that one is low enough, None where none is.
+    """
+    for i, (seconds, value) in enumerate(curve):
+        if value <= error:
+            if i == 0:
+                return seconds
+            before, high = curve[i - 1]
+            return before + (seconds - before) * (high - error) / (high - value)
+    return None
+
+
+def time_ratio(own: Curve, other: Curve) -> float | None:
+    """The time ``other`` took for its final error over the time ``own`` took to reach that same error.
+
+    Where ``own`` never reaches it, the inverse question is asked, whose answer is below one: the time that ``other``
+    needed for the final error of ``own``, over the time of ``own``.
+    """
+    reached = time_to_reach(own, other[-1][1])
+    if reached is not None:
+        return other[-1][0] / reached
+    needed = time_to_reach(other, own[-1][1])
+    return None if needed is None else needed / own[-1][0]
+
+
+# The campaign
+
+
+class Campaign:
+    """Runs beside each other in processes, each result in the report as soon as it is there.
+
+    Args:
+        report: Where results are kept; runs that it has are not repeated.
+        preset: Of attndiff.
+        workers: Runs side by side.
+        say: Told of every run.
+    """
+
+    def __init__(self, report: Report, preset: str, workers: int, say: Callable[[str], None] = print):
+        self.report, self.preset, self.workers, self.say = report, preset, workers, say
+
+    def name(self, peer: str | None) -> str:
+        """An arm's name in the report."""
+        return peer or f"attndiff {self.preset}"
+
+    def runs_of(self, peer: str | None) -> dict[str, dict]:
+        """The stored runs of an arm."""
+        return self.report.arm(self.name(peer)).setdefault("quality_runs", {})
+
+    def run(self, wanted: list[Run]) -> list[dict]:
+        """The results of some runs, training those that are missing."""
+        missing = [run for run in wanted if run.key not in self.runs_of(run.peer)]
+        if missing:
+            with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn")) as pool:
+                running = {pool.submit(train, run): run for run in missing}
+                for future in as_completed(running):
+                    self._keep(running[future], future.result())
+        return [self.runs_of(run.peer)[run.key] for run in wanted]
+
+    def _keep(self, run: Run, result: dict) -> None:
+        self.runs_of(run.peer)[run.key] = result
+        self.report.save()
+        self.say(f"{self.name(run.peer)}, {run.key}: held-out error {final_error(result):.5f}")
+
+
+def final_error(result: dict) -> float:
+    """A run's last held-out error; infinite for one that broke off."""
+    return math.inf if "stopped" in result else result["curve"][-1][1]
+
+
+def measure_quality(
+    report: Report,
+    minutes: float,
+    device: str,
+    preset: str,
+    peers: tuple[str, ...],
+    overrides: tuple[str, ...] = (),
+    workers: int = 2,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Choose every arm's learning rate, train it with two seeds, and add curves and ratios to a report."""
+    campaign = Campaign(report, preset, workers if device == "cpu" else 1, say)
+    arms: list[str | None] = [None, *peers]
+
+    def make(peer: str | None, lr: float, seed: int, length: float) -> Run:
+        return Run(peer, lr, seed, length, device, preset, overrides)
+
+    search = {p: [make(p, lr, SEEDS[0], SEARCH_SHARE * minutes) for lr in (PEER_LRS if p else OWN_LRS)] for p in arms}
+    campaign.run([run for runs in search.values() for run in runs])
+    best = {peer: min(zip(map(final_error, campaign.run(runs)), (r.lr for r in runs))) for peer, runs in search.items()}
+    final = {peer: [make(peer, best[peer][1], seed, minutes) for seed in SEEDS] for peer in arms}
+    campaign.run([run for runs in final.values() for run in runs])
+    curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
+    for peer in arms:
+        result = report.arm(campaign.name(peer))
+        result["quality"] = {"lr": best[peer][1], "final_errors": [curve[-1][1] for curve in curves[peer]]}
+    for peer in peers:
+        add_time_ratio(report, peer, curves[None], curves[peer])
+    report.save()
+
+
+def add_time_ratio(report: Report, peer: str, own: list[Curve], other: list[Curve]) -> None:
+    """The median over all pairs of seeds, and their quartiles."""
+    ratios = [time_ratio(a, b) for a in own for b in other]
+    ratios = [ratio for ratio in ratios if ratio is not None]
+    if ratios:
+        spread = quartiles(ratios)
+        report.ratios["time_to_quality"][peer] = statistics.median(ratios)
+        report.arm(peer).setdefault("spread", {})["time_to_quality"] = spread
