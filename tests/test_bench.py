@@ -316,9 +316,15 @@ def test_a_gpu_session_goes_on_where_it_was_cut(gpu_session, tmp_path):
         )
 
     count = "file = here / 'count'; file.write_text(file.read_text() + 'x' if file.exists() else 'x')"
-    slow = "import time, sys\nif (here / 'slow').exists(): sys.exit()\n(here / 'slow').write_text('')\ntime.sleep(60)"
+    slow = "import time, sys\nif (here / 'go').exists(): sys.exit()\ntime.sleep(3600)"
     stages = [python("first", count), python("broken", "1 / 0"), python("slow", slow), python("last", count)]
-    assert gpu_session.Session(stages, tmp_path, minutes=3 / 60).run() == gpu_session.TIME_OUT
+
+    def clock() -> float:
+        """Nothing takes time but the stage before the slow one, which leaves that a second."""
+        state = tmp_path / "session.json"
+        return 3600 - gpu_session.GRACE - 1 if state.exists() and "broken" in state.read_text() else 0
+
+    assert gpu_session.Session(stages, tmp_path, minutes=60, clock=clock).run() == gpu_session.TIME_OUT
     state = json.loads((tmp_path / "session.json").read_text())
     assert {name: entry["status"] for name, entry in state.items()} == {
         "first": "done",
@@ -326,9 +332,10 @@ def test_a_gpu_session_goes_on_where_it_was_cut(gpu_session, tmp_path):
         "slow": "cut off",
     }
     assert "ZeroDivisionError" in (tmp_path / "broken.log").read_text()
-    assert gpu_session.Session(stages, tmp_path, minutes=1).run() == gpu_session.FAILED
+    (tmp_path / "go").touch()
+    assert gpu_session.Session(stages, tmp_path, minutes=60).run() == gpu_session.FAILED
     assert (tmp_path / "count").read_text() == "xx"  # once by the first stage, once by the last
-    assert gpu_session.Session([stages[0], stages[3]], tmp_path, minutes=1).run() == gpu_session.DONE
+    assert gpu_session.Session([stages[0], stages[3]], tmp_path, minutes=60).run() == gpu_session.DONE
     assert (tmp_path / "count").read_text() == "xx"
 
 
@@ -339,7 +346,7 @@ def test_a_stage_that_ignores_the_end_is_ended_with_its_children(gpu_session, tm
         "print(child.pid, flush=True)\ntime.sleep(60)"
     )
     with open(tmp_path / "log", "w") as log:
-        assert gpu_session.run_limited([sys.executable, "-c", code], 1.0, log) is None
+        assert gpu_session.run_limited([sys.executable, "-c", code], 5.0, log) is None
     child = int((tmp_path / "log").read_text())
     wait_until(lambda: not is_running(child))
 
