@@ -92,7 +92,7 @@ def quick_settings(device: str) -> Settings:
         rounds=3 if device == "cpu" else 10,
         warmup=1,
         sampling_steps=4,
-        growth_sizes=(32, 64, 128),
+        growth_sizes=(32, 64),
         forms=FORMS[:2],
         matches=MATCHES[:1],
         loop_steps=0,
