@@ -15,6 +15,8 @@ from PIL import Image
 from attndiff.cli import app, main
 from attndiff.training.config import make_config as make_config_of
 
+COMMANDS = ["quickstart", "sample", "train", "evaluate", "doctor", "export", "push", "bench"]
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -44,11 +46,11 @@ def test_help_lists_every_command_and_no_other():
     result = attndiff("--help")
     assert result.code == 0
     names = {command.callback.__name__ for command in app.registered_commands}
-    assert names == {"quickstart", "sample", "train", "evaluate", "doctor", "export", "push"}
+    assert names == set(COMMANDS)
     assert all(name in result.out for name in names)
 
 
-@pytest.mark.parametrize("command", ["quickstart", "sample", "train", "evaluate", "doctor", "export", "push"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     assert attndiff(command, "--help").code == 0
 
