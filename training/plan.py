@@ -80,10 +80,12 @@ def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Ac
         passes(model, first_samples(dataset, micro, accelerator), accelerator)
 
     step()
-    start = timer()
+    times = []
     for _ in range(repeats):
+        start = timer()
         step()
-    seconds = (timer() - start) / repeats * (share / micro)
+        times.append(timer() - start)
+    seconds = min(times) * (share / micro)  # the least: whatever else the machine did meanwhile only adds
     for parameter in model.parameters():
         parameter.grad = None
     return seconds
