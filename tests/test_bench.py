@@ -18,11 +18,11 @@ from attndiff.training.bench import attention, quality, speed
 from attndiff.training.bench import memory as memory_of
 from attndiff.training.bench.arms import Arm, make_batch, nearest_width
 from attndiff.training.bench.loop import measure_loop
-from attndiff.training.bench.memory import saved_bytes
 from attndiff.training.bench.peers import PEERS, Peer, network_module
 from attndiff.training.bench.report import RATIOS, Report
 from attndiff.training.bench.tables import draw, markdown
 from attndiff.training.bench.timing import interleave, paired_ratio
+from attndiff.training.plan import saved_bytes
 
 ROOT = Path(__file__).parents[1]
 DIFFUSERS = "diffusers UNet2DModel"
@@ -213,7 +213,7 @@ def test_a_run_writes_the_agreed_result(tmp_path, absent, memory, monkeypatch):
 
 def test_activations_grow_with_the_batch_and_exclude_weights():
     model = Arm("tiny").build()
-    one, four = (saved_bytes(model, make_batch(n), "cpu", "float32") for n in (1, 4))
+    one, four = (saved_bytes(model, make_batch(n)) for n in (1, 4))
     assert 0 < one < four < 4.5 * one
 
 

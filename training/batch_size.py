@@ -19,7 +19,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.ema import PowerEMA
 from attndiff.training.loop import Trainer
 from attndiff.training.optim import make_optimizers
-from attndiff.training.plan import first_samples, passes
+from attndiff.training.plan import first_samples, passes, saved_bytes
 from attndiff.training.progress import progress_bar
 
 TOLERANCE = 0.05  # of the best throughput
@@ -158,19 +158,9 @@ def time_passes(trainer: Trainer, batch: dict[str, torch.Tensor]) -> float:
 
 
 def activation_bytes(trainer: Trainer, batch: dict[str, torch.Tensor]) -> int:
-    """Memory that a forward pass keeps for the backward pass, weights apart."""
-    model, kept = trainer.parts.model, {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.accelerator.autocast():
-        loss = model(batch)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    del loss  # held until here, so that no two storages share an address
-    return sum(size for address, size in kept.items() if address not in weights)
+    """Memory that a forward pass keeps for the backward pass."""
+    with trainer.accelerator.autocast():
+        return saved_bytes(trainer.parts.model, batch)
 
 
 def free_memory() -> int:

@@ -105,6 +105,24 @@ def passes(model: DenoisingModel, batch: dict[str, torch.Tensor], accelerator: A
     loss.backward()
 
 
+def saved_bytes(model: DenoisingModel, batch: dict[str, torch.Tensor]) -> int:
+    """Memory that a forward pass keeps for the backward pass: every storage once, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(batch)
+    total = sum(kept.values())
+    del loss  # held until here, so that no two storages share an address
+    return total
+
+
 def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
     """Steps that fit into ``optim.minutes``.
 

@@ -3,10 +3,10 @@
 import statistics
 
 from attndiff.training.bench.arms import SIZE, Arm
-from attndiff.training.bench.memory import saved_bytes
 from attndiff.training.bench.steps import arm_batch, autocast
 from attndiff.training.bench.timing import Step, seconds_of
 from attndiff.training.model import DenoisingModel
+from attndiff.training.plan import saved_bytes
 
 TOO_LONG = 60.0  # seconds of one pass after which larger images are left out
 REPEATS = 3
@@ -27,7 +27,8 @@ def measure_growth(arm: Arm, sizes: tuple[int, ...], count: int, device: str, pr
         images = max(1, count * SIZE**2 // size**2)
         batch = arm_batch(arm, images, size, device)
         try:
-            kept = saved_bytes(model, batch, device, precision) / images
+            with autocast(device, precision):
+                kept = saved_bytes(model, batch) / images
             seconds = _passes(model, batch, device, precision)
         except RuntimeError as error:  # memory
             results[str(size)] = {"failed": str(error).splitlines()[0]}

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from attndiff.training.bench.arms import SIZE, Arm
-from attndiff.training.bench.steps import arm_batch, autocast, training_step
-from attndiff.training.model import DenoisingModel
+from attndiff.training.bench.steps import arm_batch, training_step
 
 STEPS = 2  # the second has the moments of the first
 
@@ -62,21 +61,3 @@ def _peak_resident() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def saved_bytes(model: DenoisingModel, batch: dict, device: str, precision: str) -> int:
-    """Bytes of activations that a forward pass keeps for the backward pass: every storage once, without the weights."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, precision):
-        loss = model(batch).mean()
-    total = sum(kept.values())
-    del loss
-    return total
