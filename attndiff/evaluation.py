@@ -107,10 +107,10 @@ def count(reference: Reference, asked: int | None) -> int:
 def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
     """How much larger the denoising error is on held-out images than on training images; 1 is no difference.
 
-    The floor is the ratio between two disjoint sets of training images. None for a model of latents, and where no
-    images are known to be held out.
+    The floor is the ratio between two disjoint sets of training images. None for a model of latents, for a
+    few-step student, which is no denoiser, and where no images are known to be held out.
     """
-    if reference.halves or pipeline.vae is not None or len(reference.train) < 2:
+    if reference.halves or pipeline.vae is not None or pipeline.config.student or len(reference.train) < 2:
         return None
     n = min(AT_MOST, len(reference.test), len(reference.train) // 2)
     test, train, rest = reference.choose(n, seed)

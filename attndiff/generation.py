@@ -23,7 +23,12 @@ def conditions_of(images: ImageSet | Subset, kind: str) -> list[str | int | None
 
 
 def sample_pixels(
-    pipeline, conditions: list[str | int | None], seeds: list[int], steps: int, guidance: float, quiet: bool = True
+    pipeline,
+    conditions: list[str | int | None],
+    seeds: list[int],
+    steps: int | None,
+    guidance: float | None,
+    quiet: bool = True,
 ) -> torch.Tensor:
     """Sample images ``(N, C, H, W)`` float32 in [-1, 1] on the CPU, rounded as their files would be.
 
@@ -31,8 +36,8 @@ def sample_pixels(
         pipeline: An `AttnDiffPipeline`.
         conditions: Captions, class numbers or None, one an image, all of one kind.
         seeds: One an image, so that an image does not depend on those beside it.
-        steps: Sampling steps.
-        guidance: Guidance scale.
+        steps: Sampling steps; None for the model's own number.
+        guidance: Guidance scale; likewise.
         quiet: Show no progress.
 
     Raises:

@@ -69,7 +69,7 @@ def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
     Raises:
         UserError: If data and model do not go together.
     """
-    config = _with_columns(_checked(config, pipeline), pipeline)
+    config = fit_data(config, pipeline)
     names = (pipeline.config.data or {}).get("class_names") if kind_of(pipeline) == "class" else None
     train = open_images(config, names)
     test = _open_test(config, train.class_names)
@@ -80,6 +80,11 @@ def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
     order = np.random.default_rng(seed).permutation(len(train))
     middle = len(train) // 2
     return Reference(train.table.origin, Subset(train, order[middle:]), Subset(train, order[:middle]), True)
+
+
+def fit_data(config: DataConfig, pipeline) -> DataConfig:
+    """The data as a model takes it, with the columns that its condition needs; raises `UserError` if it cannot."""
+    return _with_columns(_checked(config, pipeline), pipeline)
 
 
 def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | None:

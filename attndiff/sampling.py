@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils import logging
 from PIL import Image
 
 from attndiff.call_checks import check_numbers
 from attndiff.data.writers import save_image
 from attndiff.errors import UserError
-from attndiff.hub import load
+from attndiff.hub import load_quietly
 from attndiff.lens import AttentionMaps
 from attndiff.lens_picture import save_attention_pictures
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
@@ -26,8 +25,8 @@ class Request:
 
     Args:
         prompts: Captions, or names or numbers of classes; empty for an unconditional model.
-        steps: Sampling steps.
-        guidance: Guidance scale.
+        steps: Sampling steps; None for the model's own number.
+        guidance: Guidance scale; likewise.
         seed: Of the first image; the others count up from it, so that each can be made again alone.
         count: Images of each prompt. None: 1, or 8 if unconditional.
         height: Pixels; None for the training size.
@@ -36,8 +35,8 @@ class Request:
     """
 
     prompts: list[str]
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     count: int | None = None
     height: int | None = None
@@ -47,7 +46,8 @@ class Request:
     def check(self) -> None:
         """Raise `UserError` for numbers that no model can sample with."""
         try:
-            check_numbers(self.steps, self.guidance, (0.0, 1.0), 1 if self.count is None else self.count)
+            given = 1 if self.steps is None else self.steps, 1 if self.guidance is None else self.guidance
+            check_numbers(*given, (0.0, 1.0), 1 if self.count is None else self.count)
         except ValueError as error:
             raise UserError(str(error)) from None
         if not 0 <= self.seed < 2**63:
@@ -71,11 +71,7 @@ def best_device() -> str:
 
 def open_model(model: str | Path) -> AttnDiffPipeline:
     """The pipeline of a folder, Hub id or bundled name, on the best device."""
-    logging.disable_progress_bar()  # a second's loading would leave its bar above every answer
-    try:
-        return load(model).to(best_device())
-    finally:
-        logging.enable_progress_bar()
+    return load_quietly(model).to(best_device())
 
 
 def kind_of(pipeline: AttnDiffPipeline) -> str:

@@ -91,6 +91,29 @@ def check_scheduler(scheduler: SchedulerMixin, objective: Objective) -> None:
             )
 
 
+def check_student(student: dict, scheduler: SchedulerMixin, guidance_scale: float) -> None:
+    """Refuse what a few-step student cannot be sampled with.
+
+    Args:
+        student: As a pipeline stores it.
+        scheduler: One that `check_scheduler` accepts.
+        guidance_scale: Of the call.
+
+    Raises:
+        ValueError: If the scheduler would follow its prediction as a velocity, or guidance would be applied twice.
+    """
+    if not scheduler.config.get("stochastic_sampling"):
+        raise ValueError(
+            "scheduler: this model is a few-step student, whose every call leads to a clean image; sample it with "
+            "FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)."
+        )
+    if guidance_scale > 1 and student["guidance_scale"] > 1:
+        raise ValueError(
+            f"guidance_scale {guidance_scale:g}: this few-step student has a guidance of "
+            f"{student['guidance_scale']:g} built in; leave guidance_scale out, or give 1."
+        )
+
+
 def default_scheduler(objective: Objective) -> SchedulerMixin:
     """The stock scheduler that samples an objective most accurately in 12 to 20 calls of the network.
 

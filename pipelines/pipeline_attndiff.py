@@ -36,7 +36,14 @@ from attndiff.objectives import Objective, make_objective
 from attndiff.packaging import CallLock, SelfContainedPipeline
 from attndiff.postprocess import OUTPUT_TYPES, to_output
 from attndiff.prompts import tokenize
-from attndiff.schedules import check_scheduler, level_at, scheduler_input, scheduler_output, set_timesteps
+from attndiff.schedules import (
+    check_scheduler,
+    check_student,
+    level_at,
+    scheduler_input,
+    scheduler_output,
+    set_timesteps,
+)
 from attndiff.unet import AttentionUNet2DModel
 
 
@@ -67,6 +74,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
         objective: What the network predicts; the config of `attndiff.objectives.make_objective`.
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
             that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
+        student: Of a few-step student, ``sigmas`` (its noise levels by the number of steps) and ``guidance_scale``
+            (the guidance that its own prediction includes).
     """
 
     model_cpu_offload_seq = "text_encoder->condition_encoder->unet->vae"
@@ -92,6 +101,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         guide: ModelMixin | None = None,
         objective: dict | None = None,
         data: dict | None = None,
+        student: dict | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -103,7 +113,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
             vae=vae,
             guide=guide,
         )
-        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data)
+        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data, student=student)
         self._lock = CallLock()
 
     # What a callback may look at and change during a call
@@ -145,8 +155,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -171,8 +181,10 @@ class AttnDiffPipeline(SelfContainedPipeline):
             class_labels: Numbers or names of classes, one for each prompt.
             height: Pixels; that of the training images by default. Multiples of the network's ``size_multiple`` work.
             width: Likewise.
-            num_inference_steps: Steps of the scheduler.
-            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
+            num_inference_steps: Steps of the scheduler; by default 20, or the most that a few-step student was made
+                for.
+            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all. By default 3, or 1
+                for a student.
             guidance_interval: The noise levels to do so at, as noise / (noise + signal): 0 is clean, 1 noise alone
                 (arXiv 2404.07724).
             negative_prompt: What to lead away from instead of the learned null; one for all prompts or one for each.
@@ -196,6 +208,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        num_inference_steps, guidance_scale = self.own_defaults(num_inference_steps, guidance_scale)
         check_numbers(num_inference_steps, guidance_scale, guidance_interval, num_images_per_prompt)
         check_choice("output_type", [output_type], OUTPUT_TYPES)
         tensor_names = callback_on_step_end_tensor_inputs
@@ -203,6 +216,9 @@ class AttnDiffPipeline(SelfContainedPipeline):
         with self._lock:
             objective, device = make_objective(self.config.objective), self._execution_device
             check_scheduler(self.scheduler, objective)
+            if self.config.student:
+                check_student(self.config.student, self.scheduler, guidance_scale)
+                sigmas = sigmas or self.config.student["sigmas"].get(str(num_inference_steps))
             self._guidance_scale, self._interrupt = float(guidance_scale), False
             embeds = self.encode_prompt(
                 prompt,
@@ -231,6 +247,15 @@ class AttnDiffPipeline(SelfContainedPipeline):
         if not return_dict:
             return (images,) if maps is None else (images, maps)
         return AttnDiffPipelineOutput(images=images, attention_maps=maps)
+
+    def own_defaults(self, steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
+        """Steps and guidance as given, else as the kind of model has them."""
+        student = self.config.student
+        if steps is None:
+            steps = max(int(name) for name in student["sigmas"]) if student else 20
+        if guidance_scale is None:
+            guidance_scale = 1.0 if student else 3.0
+        return steps, guidance_scale
 
     # The condition
 

@@ -14,7 +14,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_images, open_validation
 from attndiff.encoder import ConditionEncoder
 from attndiff.errors import UserError
-from attndiff.hub import load
+from attndiff.hub import load_quietly
 from attndiff.objectives import Objective, make_objective
 from attndiff.presets import PRESETS
 from attndiff.training.conditioning import Conditioning, make_conditioning
@@ -22,6 +22,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
 from attndiff.training.model import DenoisingModel
 from attndiff.training.streams import open_streamed
+from attndiff.training.student import StudentModel
 from attndiff.unet import AttentionUNet2DModel
 
 HELD_OUT_SHARE = 0.05
@@ -51,7 +52,7 @@ def build(config: TrainConfig) -> Parts:
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)
-    source = load(config.model.init_from) if config.model.init_from else None
+    source = load_quietly(config.model.init_from) if config.model.init_from else None
     vae = _open_vae(config, source, images)
     if source is None:
         conditioning, unet, encoder, more = _build_new(config, images, vae)
@@ -64,6 +65,10 @@ def build(config: TrainConfig) -> Parts:
         images, validation = _encode(config, images, validation, vae)
     settings = {**((source.config.objective if source else None) or {}), **config.objective}
     model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
+    if config.distill:
+        if source.config.student:
+            raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
+        model = StudentModel(model, config.distill)
     if config.model.lora_rank:
         _add_adapter(model, config.model.lora_rank)
     model.unet.gradient_checkpointing = False

@@ -70,6 +70,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         "training": _training(config, parts, state),
         "config": yaml.safe_dump(_without_places(config.model_dump(mode="json")), sort_keys=False).strip(),
         "losses": _losses(validation),
+        "student": _student(config),
         "memory": memory,
         "neighbours": neighbours,
         "attention": attention,
@@ -151,6 +152,17 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
         "speed": rate,
         "hardware": _hardware(),
         "software": packages,
+    }
+
+
+def _student(config: TrainConfig) -> dict | None:
+    """How a few-step student samples, and whose it is."""
+    if config.distill is None:
+        return None
+    return {
+        "teacher": f"`{Path(config.model.init_from).name}`",
+        "steps": ", ".join(map(str, config.distill.steps)),
+        "guidance": config.distill.guidance_scale,
     }
 
 

@@ -7,7 +7,7 @@ would be right.
 import difflib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -70,6 +70,17 @@ class OptimConfig(Section):
     deterministic: bool = False
 
 
+class DistillConfig(Section):
+    """Makes the run that of a student of ``model.init_from``, which samples in a few calls of the network."""
+
+    guidance_scale: float = Field(3.0, ge=1)  # the teacher's, built into the student; 1 learns without a teacher
+    steps: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4], min_length=1)  # numbers of steps it is stored for
+    first_gap: float = Field(0.25, gt=0, lt=1)  # share of its level that a step of the path takes, at first
+    last_gap: float = Field(1 / 256, gt=0, lt=1)  # and at the end of the run
+    adversarial_weight: float = Field(0.0, ge=0)  # of the discriminator's verdict on samples of one step; 0: none
+    adversarial_from: float = Field(0.5, ge=0, lt=1)  # share of the run without one
+
+
 class LogConfig(Section):
     """What is written while training, and how often in steps."""
 
@@ -96,6 +107,7 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     objective: dict[str, Any] = {"name": "flow"}
     optim: OptimConfig = OptimConfig()
+    distill: DistillConfig | None = None
     log: LogConfig = LogConfig()
 
 
@@ -118,7 +130,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold 'key: value' lines, not a {type(values).__name__}.")
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return make_config(values)
 
 
@@ -159,7 +171,16 @@ def _check_values(config: TrainConfig) -> TrainConfig:
         raise UserError("model.lora_rank trains an adapter on a model; name that model in model.init_from.")
     if config.model.vae and config.model.init_from:
         raise UserError("model.vae: a model that starts from another keeps that one's latents; leave one of them out.")
+    if config.distill:
+        _check_student(config)
     return config
+
+
+def _check_student(config: TrainConfig) -> None:
+    if not config.model.init_from or config.model.lora_rank:
+        raise UserError("distill makes a student of a whole model; name it in model.init_from, without lora_rank.")
+    if config.log.guidance_scale != 1:
+        raise UserError("distill: a student has its guidance built in; set log.guidance_scale to 1.")
 
 
 def store_config(config: TrainConfig, path: Path) -> None:
@@ -167,7 +188,7 @@ def store_config(config: TrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Put one ``a.b=value`` into nested settings."""
     key, equals, text = override.partition("=")
     if not equals:
@@ -190,6 +211,8 @@ def _check_keys(values: Any, kind: type, prefix: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known are: {', '.join(known)}."
             raise UserError(f"config: unknown key {prefix}{key}; {hint}")
+        if value is None and kind is TrainConfig and kind.model_fields[key].default is None:
+            continue  # a section that a run does without
         if isinstance(known[key], type) and (is_dataclass(known[key]) or issubclass(known[key], Section)):
             _check_keys(value, known[key], f"{prefix}{key}.")
 

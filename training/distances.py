@@ -18,7 +18,6 @@ from attndiff.training.latents import images_of
 from attndiff.training.samples import make_pipeline, swapped
 
 AT_MOST = 256  # samples
-STEPS = 16
 
 
 class Distances:
@@ -78,9 +77,9 @@ class Distances:
         every = conditions_of(self.test, self.parts.conditioning.kind)
         padded = -(-n // world) * world  # gathering takes equal shares; the last ones wrap around
         mine = [i % n for i in range(rank, padded, world)]
-        pipeline, guidance = make_pipeline(self.parts), self.config.log.guidance_scale
-        drawn = sample_pixels(pipeline, [every[i] for i in mine], mine, STEPS, guidance).to(self.accelerator.device)
-        shares = self.accelerator.gather(drawn).cpu().unflatten(0, (world, -1))
+        how = self.parts.model.preview_steps, self.config.log.guidance_scale
+        drawn = sample_pixels(make_pipeline(self.parts), [every[i] for i in mine], mine, *how)
+        shares = self.accelerator.gather(drawn.to(self.accelerator.device)).cpu().unflatten(0, (world, -1))
         return shares.transpose(0, 1).flatten(0, 1)[:n]
 
 

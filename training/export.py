@@ -31,7 +31,8 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
         validation: Last validation entry of the log.
         folder: Where to write; the run's own folder is the config's ``out``.
     """
-    best = best_weights(validation)
+    # A student's error as a denoiser says little of its samples; its longest average is what consistency tuning ships.
+    best = f"ema_{max(state.ema.averages):.3f}" if config.distill else best_weights(validation)
     names = ["raw", *(f"ema_{sigma:.3f}" for sigma in state.ema.averages)]
     parts.model.eval()
     for name in sorted(names, key=lambda n: n == best):

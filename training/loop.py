@@ -33,7 +33,7 @@ from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
 
-SETTLED = ("data", "condition", "model", "objective", "optim")  # sections that a resumed run must agree with
+SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
@@ -170,9 +170,8 @@ class Trainer:
         mine = self.config.model_dump(mode="json")
         if self.config.optim.steps is None:
             mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
-        sections = [
-            (f"{s}.{key}", stored[s].get(key), mine[s].get(key)) for s in SETTLED for key in mine[s] | stored[s]
-        ]
+        pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
+        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
         settled = [*sections, ("seed", stored["seed"], mine["seed"])]
         different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
         if different:
@@ -236,6 +235,7 @@ class Trainer:
 
     def _step(self, model, state: RunState, loader, step: int) -> float:
         """Forward, backward and optimizer step over all micro-batches; the mean loss of the global batch."""
+        self.parts.model.set_progress(step / self.config.optim.steps)
         total = torch.zeros((), device=self.accelerator.device)
         seen: list[dict] = []
         for micro in range(self.accumulation):

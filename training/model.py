@@ -1,10 +1,12 @@
 """Encoder, network and loss head as the one module that is prepared, averaged and stored; packaging splits it."""
 
 import torch
+from diffusers import SchedulerMixin
 from torch import nn
 
 from attndiff.encoder import ConditionEncoder
 from attndiff.objectives import Objective
+from attndiff.schedules import default_scheduler
 from attndiff.unet import AttentionUNet2DModel
 
 CONDITION_KEYS = ("input_ids", "attention_mask", "class_labels", "pixel_values", "context", "context_mask")
@@ -19,9 +21,19 @@ class DenoisingModel(nn.Module):
         objective: What the network predicts.
     """
 
+    preview_steps: int | None = 16  # of the samples drawn while training; None: as many as its pipeline takes
+    student: dict | None = None  # what a pipeline stores of a few-step student
+
     def __init__(self, unet: AttentionUNet2DModel, condition_encoder: ConditionEncoder | None, objective: Objective):
         super().__init__()
         self.unet, self.condition_encoder, self.objective = unet, condition_encoder, objective
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """What samples it."""
+        return default_scheduler(self.objective)
+
+    def set_progress(self, share: float) -> None:
+        """Be told before a step what share of the run is done; nothing depends on it here."""
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Weighted squared error of every sample, ``(B,)`` float32.

@@ -29,7 +29,7 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a block's weight matrix."""
-    return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation"))
+    return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation", "adversary"))
 
 
 def lr_factor(step: int, config: OptimConfig) -> float:

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.schedules import default_scheduler
 from attndiff.training.build import Parts
 from attndiff.training.ema import PowerEMA
 from attndiff.training.model import DenoisingModel
@@ -19,13 +18,14 @@ def make_pipeline(parts: Parts) -> AttnDiffPipeline:
     model, conditioning = parts.model, parts.conditioning
     return AttnDiffPipeline(
         unet=model.unet,
-        scheduler=default_scheduler(model.objective),
+        scheduler=model.make_scheduler(),
         condition_encoder=model.condition_encoder,
         tokenizer=conditioning.tokenizer,
         text_encoder=conditioning.text_encoder,
         vae=parts.vae,
         objective=model.objective.to_config(),
         data=parts.images.describe(),
+        student=model.student,
     )
 
 
@@ -62,13 +62,14 @@ def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
     return [held_out.captions(i)[0] for i in list(picks)[:n]]
 
 
-def sample_row(parts: Parts, prompts: list, guidance_scale: float, steps: int = 16) -> list[Image.Image]:
+def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:
     """One image a prompt, from fixed noise, as pictures."""
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     condition = {"none": {"num_images_per_prompt": len(prompts)}, "class": {"class_labels": prompts}}
     arguments = condition.get(parts.conditioning.kind, {"prompt": prompts})
+    steps = parts.model.preview_steps
     return pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).images
 
 

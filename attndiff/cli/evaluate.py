@@ -27,8 +27,12 @@ def evaluate(
             "or Hub id of a vision model. By default inception if its weights are there, else classifier."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="How closely to follow the condition; 1 is no guidance.")] = 3.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; 20, or as many as a few-step student was made for.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the condition; 1 is no guidance. 3, or 1 of a student.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others count up from it.")] = 0,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.")
@@ -54,10 +58,11 @@ def evaluate(
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
     own = [] if Path(data).suffix.lower() in (".yaml", ".yml") else model_settings(pipeline)
+    settings = Settings(*pipeline.own_defaults(steps, guidance), seed)
     reference = open_reference(data_config(data, [*own, *(overrides or [])]), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")
-    report = measure(pipeline, reference, Settings(steps, guidance, seed), n, extractor, pictures)
+    report = measure(pipeline, reference, settings, n, extractor, pictures)
     print(as_text(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

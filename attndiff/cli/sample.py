@@ -13,8 +13,12 @@ def sample(
         typer.Argument(metavar="[PROMPT]...", help="Captions, or classes of a class model; none if unconditional."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Picture to write: a grid, one column a prompt.")] = Path("grid.png"),
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")] = 3.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; 20, or as many as a few-step student was made for.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance. 3, or 1 of a student.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the others count up from it.")] = 0,
     count: Annotated[int | None, typer.Option(help="Images of each prompt; 8 if unconditional, else 1.")] = None,
     size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels, if not the training size.")] = None,

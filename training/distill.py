@@ -1,0 +1,156 @@
+"""From a model to a student that needs one to four calls of the network, and a comparison of the two."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from attndiff.data.config import DataConfig
+from attndiff.errors import UserError
+from attndiff.evaluation import count
+from attndiff.generation import conditions_of, sample_pixels
+from attndiff.memorisation import as_image
+from attndiff.metrics.choose import choose_extractor
+from attndiff.metrics.frechet import frechet_needs
+from attndiff.metrics.measure import distances, measure
+from attndiff.metrics.trained import FEATURES
+from attndiff.reference import Reference, fit_data
+from attndiff.sampling import best_device, kind_of
+from attndiff.training.config import TrainConfig, apply_override, make_config
+from attndiff.viewing import contact_sheet
+
+CALLS = 35  # of the network at most, for the teacher that a student is compared with
+SHOWN = 10  # samples a row
+
+
+def student_config(pipeline, model: str, data: DataConfig, settings: dict, overrides: list[str]) -> TrainConfig:
+    """The run that distils a model: its own condition, no sampling guidance, gentle rates.
+
+    Args:
+        pipeline: The teacher.
+        model: Where it was opened from.
+        data: Images like those it was trained on.
+        settings: Sections and keys that the command line decides.
+        overrides: ``KEY=VALUE``, as of any run.
+
+    Raises:
+        UserError: If the data does not fit the model, or a setting is wrong.
+    """
+    guided = settings["distill"]["guidance_scale"] > 1
+    values = {
+        "data": asdict(fit_data(data, pipeline)),
+        # A guided student is never sampled without its condition.
+        "condition": {"kind": kind_of(pipeline), "dropout": 0.0 if guided else 0.1},
+        "model": {"init_from": model},
+        # Levels up to pure noise, where sampling begins, more often than a denoiser is trained on them.
+        "objective": {"noise_std": 2.0},
+        "optim": {"lr": 1e-3, "adamw_lr": 5e-4, "decay": 0.5},
+    }
+    for section, more in settings.items():
+        values[section] = {**values.get(section, {}), **more} if isinstance(more, dict) else more
+    values["log"] = {"guidance_scale": 1.0}
+    for override in overrides:
+        apply_override(values, override)
+    return make_config(values)
+
+
+@dataclass
+class Way:
+    """One way to sample.
+
+    Args:
+        pipeline: Of the teacher or the student.
+        steps: Of its scheduler.
+        guidance: Guidance scale.
+    """
+
+    pipeline: object
+    steps: int
+    guidance: float
+
+    @property
+    def calls(self) -> int:
+        """Evaluations of the network for one image."""
+        return self.steps * (2 if self.guidance > 1 else 1)
+
+
+def ways(teacher, student) -> dict[str, Way]:
+    """The teacher at its best and at few steps, and the student, all with the guidance that the student has learned."""
+    scale, sigmas = student.config.student["guidance_scale"], student.config.student["sigmas"]
+    full = CALLS // (2 if scale > 1 else 1)
+    most = max(int(steps) for steps in sigmas)
+    found = {
+        f"teacher, {full} steps": Way(teacher, full, scale),
+        f"teacher, {most} steps": Way(teacher, most, scale),
+    }
+    for steps in sorted(map(int, sigmas), reverse=True):
+        found[f"student, {steps} step{'s' * (steps > 1)}"] = Way(student, steps, 1.0)
+    return found
+
+
+def comparable(reference: Reference, asked: int | None) -> int:
+    """Samples to compare by; fewer than a distance needs are only drawn.
+
+    Raises:
+        UserError: If more are asked for than there are images, or fewer than a distance needs.
+    """
+    n, needed = count(reference, asked), frechet_needs(FEATURES)
+    if asked is not None and asked < needed:
+        raise UserError(f"--n {asked} is too few to measure distances by; give {needed} or more, or leave it out.")
+    return n
+
+
+def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: int = 0) -> dict:
+    """Measure a student against its teacher on the same captions and noise, as ``distill.json`` and ``distill.png``.
+
+    Args:
+        teacher: The pipeline that was distilled.
+        student: What came of it.
+        reference: Real images of their kind.
+        folder: Where to write.
+        n: Samples each; from `comparable`.
+        seed: Of the first sample.
+
+    Returns:
+        By way of sampling: ``calls``, Frechet and kernel distance (``value``, ``n``, ``extractor``, ``floor``), and of
+        each Frechet distance its ratio to the teacher's, ``ratio``, and the same with the floor taken off, ``excess``;
+        only ``calls`` and ``guidance`` where there are too few real images for distances.
+    """
+    test, others, rest = reference.choose(n, seed)
+    enough = n >= frechet_needs(FEATURES)
+    extractor = choose_extractor(None, test, others, rest, seed, best_device()) if enough else None
+    conditions = conditions_of(test, kind_of(teacher))
+    report, rows, full = {}, {}, None
+    for name, way in ways(teacher, student).items():
+        samples = sample_pixels(way.pipeline, conditions, range(seed, seed + n), way.steps, way.guidance, quiet=False)
+        report[name] = {"calls": way.calls, "guidance": way.guidance}
+        if extractor is not None:
+            found = measure(test.tensor(), samples, others.tensor(), extractor, distances)
+            full = full or found
+            report[name] |= {**found, **_beside(found, full)}
+        rows[name] = [as_image(image) for image in samples[:SHOWN]]
+    captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
+    contact_sheet(rows, captions).save(folder / "distill.png")
+    (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _beside(found: dict, full: dict) -> dict[str, float]:
+    """A Frechet distance beside the teacher's."""
+    mine, its = next(iter(found.values())), next(iter(full.values()))  # the first is Frechet, called fid where it is
+    excess = (mine["value"] - mine["floor"]) / (its["value"] - its["floor"])
+    return {"ratio": mine["value"] / its["value"], "excess": excess}
+
+
+def as_text(report: dict) -> str:
+    """A comparison as a table to read."""
+    first = next(iter(report.values()))
+    measured = [(name, value) for name, value in first.items() if isinstance(value, dict)]
+    if not measured:
+        return f"fewer than {frechet_needs(FEATURES)} held-out images: no distances"
+    metric, entry = measured[0]
+    lines = [f"{metric.replace('_', ' ')}, {entry['extractor']}, n={entry['n']}, real images {entry['floor']:.4g}"]
+    lines += [
+        f"{name:<20} {way['calls']:>3} calls  {way[metric]['value']:8.4g}  {way['ratio']:5.2f} of the teacher's"
+        for name, way in report.items()
+    ]
+    return "\n".join(lines)
