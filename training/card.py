@@ -150,7 +150,7 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
         "images": f"{seen} of a stream" if config.data.stream else _visits(seen, len(parts.images)),
         "time": f"{state.seconds:.0f} s ({state.seconds / 3600:.2f} h)",
         "speed": rate,
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "software": packages,
     }
 
@@ -194,7 +194,7 @@ def _losses(validation: dict) -> dict | None:
     }
 
 
-def _hardware() -> str:
+def hardware() -> str:
     """GPU, or CPU with its threads, of the machine that writes the card."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -122,7 +122,7 @@ class StudentModel(DenoisingModel):
         return plain + scale * (led - plain)
 
     def _ask_teacher(self, x: torch.Tensor, level: torch.Tensor, batch: dict[str, torch.Tensor]):
-        """The teacher's prediction ``(B, C, H, W)`` float32, and the features that are tapped, ``(B, H, W, C)`` each."""
+        """The teacher's prediction ``(B, C, H, W)`` float32, and its tapped features, ``(B, H, W, C)`` each."""
         prediction, features = self.teacher.predict(x, level, batch).float(), list(self._features)
         self._features.clear()
         return prediction, features
