@@ -9,6 +9,9 @@ Parameters of network and encoder (with 2,048 text tokens), and operations of on
 | xs   | 9.2 M   | 1.7 M   | 0.97  | training on two CPU cores   |
 | s    | 28.3 M  | 7.9 M   | 2.22  | one GPU; not trained yet    |
 | b    | 120.2 M | 20.0 M  | 8.77  | several; not trained yet    |
+
+xs attends globally up to 64 px and in windows beyond: on a CPU, global attention to 1,024 tokens would make 128 px cost
+more than four times 64 px.
 """
 
 ATTENDING = {"attention": "global", "cross_attention": True}
@@ -28,8 +31,8 @@ PRESETS = {
         "unet": {
             "levels": [
                 {"width": 96, "depth": 2},
-                {"width": 256, "depth": 2, **ATTENDING},
-                {"width": 288, "depth": 2, **ATTENDING},
+                {"width": 256, "depth": 2, **ATTENDING, "max_tokens": 256},
+                {"width": 288, "depth": 2, **ATTENDING, "max_tokens": 256},
             ],
             "head_dim": 32,
             "embedding_dim": 256,

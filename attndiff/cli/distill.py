@@ -58,5 +58,5 @@ def distill(
     if not trainer.accelerator.is_main_process:
         return
     print(as_text(compare(teacher, open_model(folder), reference, out, n)))
-    print(f"student:     {folder}")
-    print(f"side by side: {out / 'distill.png'}, numbers in {out / 'distill.json'}")
+    print(f"pipeline folder: {folder}")
+    print(f"side by side:    {out / 'distill.png'}, numbers in {out / 'distill.json'}")
