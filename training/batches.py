@@ -10,6 +10,7 @@ from attndiff.data.sources import ImageSet
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import LatentSet
+from attndiff.training.stopping import ignore_signals
 
 
 class DrawnDataset(Dataset):
@@ -93,4 +94,10 @@ def training_loader(
         start_step,
         optim.steps,
     )
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=optim.workers, persistent_workers=optim.workers > 0)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=optim.workers,
+        persistent_workers=optim.workers > 0,
+        worker_init_fn=ignore_signals,
+    )

@@ -6,6 +6,7 @@
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from attndiff.errors import UserError
+from attndiff.errors import Stopped, UserError
 from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -29,6 +30,7 @@ from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
+from attndiff.training.stopping import LOCK, StopSignal, locked
 from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
@@ -120,7 +122,16 @@ class Trainer:
 
         Returns:
             The pipeline folder ``out/pipeline``.
+
+        Raises:
+            Stopped: If a signal asked for it; a checkpoint holds everything up to then.
+            UserError: If another process writes to ``out``, or its checkpoints are not this run's.
         """
+        main = self.accelerator.is_main_process
+        with locked(self.out) if main else nullcontext(), StopSignal() as stop:
+            return self._run(stop)
+
+    def _run(self, stop: StopSignal) -> Path:
         stored = self._adopt_stored_config()
         plan = self.plan()
         state = self._prepare()
@@ -137,6 +148,7 @@ class Trainer:
             state.step, state.seconds = step + 1, time.perf_counter() - began
             state.ema.update(self.parts.model, step + 1)
             self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
+            self._stop_if_asked(stop, state)
         progress.close()
         return self._finish(state)
 
@@ -294,6 +306,18 @@ class Trainer:
                 save_checkpoint(self.out / "checkpoints", state, log.keep)
             self.accelerator.wait_for_everyone()
 
+    def _stop_if_asked(self, stop: StopSignal, state: RunState) -> None:
+        """Save and raise `Stopped` if any process has had a signal; all of them find out after the same step."""
+        asked = torch.tensor(stop.number, device=self.accelerator.device)
+        if not self.accelerator.reduce(asked, "sum").item() or state.step == self.config.optim.steps:
+            return
+        if state.step % self.config.log.checkpoint_every and self.accelerator.is_main_process:
+            save_checkpoint(self.out / "checkpoints", state, self.config.log.keep)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        number = signal.Signals(stop.number or signal.SIGTERM)
+        raise Stopped(f"stopped by {number.name} after step {state.step}; the same command goes on from there.", number)
+
     def _validate(self, state: RunState, progress: Progress) -> dict:
         """Held-out losses of the raw and averaged weights, logged."""
         results = {"raw": validate(self.parts.model, self.held_out, self.accelerator)}
@@ -344,6 +368,6 @@ def check_output_folder(out: Path) -> None:
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
     # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
-    used = out.is_dir() and any(path.name not in (LATENTS, *TRIAL_FILES) for path in out.iterdir())
+    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, *TRIAL_FILES) for path in out.iterdir())
     if used and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

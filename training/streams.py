@@ -24,6 +24,7 @@ from attndiff.data.tables import SHARD_SUFFIXES, MissingPart
 from attndiff.errors import UserError
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import TrainConfig
+from attndiff.training.stopping import ignore_signals
 
 HEAD = 2048  # rows read before step 1: for the tokenizer, sigma_data and the kinds of images
 HELD_OUT = 256  # of a part of its own, as many as a validation uses
@@ -205,7 +206,7 @@ def stream_loader(
     micro_batch = optim.batch_size // (accumulation * world_size)
     sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, optim.steps)
     streamed = StreamedDataset(dataset)
-    for batch in DataLoader(streamed, batch_sampler=sampler, num_workers=optim.workers):
+    for batch in DataLoader(streamed, batch_sampler=sampler, num_workers=optim.workers, worker_init_fn=ignore_signals):
         for message in filter(None, batch.pop("skipped")):
             if config.data.on_error == "raise":
                 raise UserError(message)

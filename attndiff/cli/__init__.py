@@ -13,7 +13,7 @@ from attndiff.cli.push import push
 from attndiff.cli.quickstart import quickstart
 from attndiff.cli.sample import sample
 from attndiff.cli.train import train
-from attndiff.errors import UserError
+from attndiff.errors import Stopped, UserError
 
 # typer carries its own copy of click or depends on one, by version; both derive BadParameter from these.
 UsageError, ClickException = typer.BadParameter.__mro__[1:3]
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name; those of the process by default.
 
     Raises:
-        SystemExit: With code 2 after a mistake of the user's, told in one line on stderr, and 130 after Ctrl-C.
+        SystemExit: With code 2 after a mistake of the user's, told in one line on stderr, and 128 plus its number
+            after a signal.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         code = _refuse(error.format_message())
     except UserError as error:
         code = _refuse(str(error))
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        code = stop.code
     except PermissionError as error:
         code = _refuse(f"{error.filename}: permission denied.")
     except KeyboardInterrupt:

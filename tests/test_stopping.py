@@ -1,0 +1,121 @@
+"""Signals end a run after its step with a checkpoint, and a folder has one run at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import attndiff, make_config, make_images
+from test_training import losses, settings, weights
+
+from attndiff.errors import Stopped, UserError
+from attndiff.training import loop
+from attndiff.training.config import make_config as checked
+from attndiff.training.loop import Trainer
+from attndiff.training.stopping import LOCK, StopSignal, locked
+
+
+def signal_in_step(trainer: Trainer, step: int, number: int) -> None:
+    """Have a signal come in the middle of a step."""
+    inner = trainer._step
+
+    def step_with_signal(model, state, loader, now):
+        if now == step:
+            os.kill(os.getpid(), number)
+        return inner(model, state, loader, now)
+
+    trainer._step = step_with_signal
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("stopping") / "whole"
+    Trainer(checked(settings(out))).run()
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_the_step_is_finished_and_the_same_command_goes_on(whole, tmp_path, number):
+    cut = tmp_path / "cut"
+    trainer = Trainer(checked(settings(cut)))
+    signal_in_step(trainer, 1, number)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 2; the same command goes on") as stop:
+        trainer.run()
+    assert stop.value.code == 128 + number and signal.getsignal(number) is before
+    assert (cut / "checkpoints/step_00000002/manifest.json").is_file()
+    Trainer(checked(settings(cut))).run()
+    assert losses(cut) == losses(whole)
+    mine, theirs = weights(cut), weights(whole)
+    assert mine.keys() == theirs.keys() and all((mine[key] == theirs[key]).all() for key in theirs)
+
+
+def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(tmp_path, monkeypatch):
+    save = loop.save_checkpoint
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(*arguments)
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    with pytest.raises(Stopped, match="after step 3"):
+        Trainer(checked(settings(tmp_path / "run"))).run()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
+    trainer = Trainer(checked(settings(tmp_path / "run")))
+    signal_in_step(trainer, 5, signal.SIGTERM)
+    assert (trainer.run() / "model_index.json").is_file()
+
+
+def test_a_second_signal_ends_at_once():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_to_the_whole_group_of_processes_is_answered_in_a_sentence(tmp_path):
+    """As a terminal's Ctrl-C or a scheduler sends it, to loader workers too."""
+    config = make_config(
+        tmp_path / "config.yaml",
+        make_images(tmp_path / "images"),
+        tmp_path / "run",
+        optim={"steps": 100_000, "workers": 2},
+        log={"every": 1, "checkpoint_every": 100_000},
+    )
+    command = [sys.executable, "-m", "attndiff.cli", "train", str(config)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not (tmp_path / "run/log.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, err.decode()[-2000:]
+    assert b"stopped by SIGTERM after step" in err and b"Traceback" not in err
+    assert list((tmp_path / "run/checkpoints").glob("step_*/manifest.json"))
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_is_alive(tmp_path):
+    config = make_config(tmp_path / "config.yaml", make_images(tmp_path / "images"), tmp_path / "run")
+    with locked(tmp_path / "run"):
+        result = attndiff("train", config)
+        assert result.code == 2 and "another run is writing to" in result.err, result.err
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert attndiff("train", config).code == 0
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from attndiff.training.stopping import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match="another run is writing"), locked(tmp_path / "run"):
+        pass
+    process.kill()
+    process.wait()
+    with locked(tmp_path / "run"):
+        pass
