@@ -1,9 +1,15 @@
 """A checkpoint comes back bit for bit, and a damaged one is never taken."""
 
+import os
+import resource
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
 
+from attndiff.errors import UserError
+from attndiff.training import checkpoint
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 from attndiff.training.config import OptimConfig
 from attndiff.training.ema import PowerEMA
@@ -62,3 +68,90 @@ def test_only_the_newest_are_kept(tmp_path):
         train(state, 1)
         save_checkpoint(tmp_path, state, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+
+
+def test_a_full_disk_costs_the_new_checkpoint_only_and_says_so(tmp_path):
+    state = trained_state(1)
+    whole = save_checkpoint(tmp_path, state, keep=1)
+    train(state, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # bytes that a file may have
+    try:
+        with pytest.raises(UserError, match=r"step_00000002 could not be written \(.+\); step_00000001 is the last"):
+            save_checkpoint(tmp_path, state, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [whole]
+    assert newest_checkpoint(tmp_path) == (whole, [])
+
+
+def test_what_is_no_checkpoint_is_left_alone_and_what_a_crash_left_is_cleared(tmp_path):
+    for name in ("step_abc", "step_00000009.bak", "tmp_00000001"):
+        (tmp_path / name).mkdir()
+    state = trained_state(1)
+    for _ in range(2):
+        save_checkpoint(tmp_path, state, keep=1)
+        train(state, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000009.bak", "step_abc"]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step_00000002", [])
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+def operations(monkeypatch, until: int | None) -> list[str]:
+    """Count the operations of a commit on the disk, and crash after the given number of them."""
+    done = []
+
+    def watched(module, name):
+        inner = getattr(module, name)
+
+        def operation(*arguments, **settings):
+            if until is not None and len(done) == until:
+                raise Crash
+            done.append(name)
+            return inner(*arguments, **settings)
+
+        monkeypatch.setattr(module, name, operation)
+
+    for module, name in [
+        (checkpoint.Path, "mkdir"),
+        (checkpoint, "save_file"),
+        (checkpoint.Path, "write_text"),
+        (os, "fsync"),
+        (checkpoint.Path, "rename"),
+        (checkpoint.shutil, "rmtree"),
+    ]:
+        watched(module, name)
+    return done
+
+
+def test_a_crash_at_any_operation_leaves_a_whole_checkpoint_and_the_next_run_the_same(tmp_path, monkeypatch):
+    def commit(root, until):
+        state = trained_state(1)
+        save_checkpoint(root, state, keep=1)
+        train(state, 1)
+        with monkeypatch.context() as patched:
+            done = operations(patched, until)
+            with suppress(Crash):
+                save_checkpoint(root, state, keep=1)
+        return done
+
+    every = commit(tmp_path / "all", None)
+    names = ["mkdir", "save_file", "save_file", "save_file", "save_file", "write_text", "write_text"]
+    assert every == [*names, *["fsync"] * 7, "rename", "fsync", "rmtree"]
+    for until in range(len(every)):
+        root = tmp_path / str(until)
+        commit(root, until)
+        found, problems = newest_checkpoint(root)
+        published = until > every.index("rename")
+        assert found.name == ("step_00000002" if published else "step_00000001") and not problems
+        resumed = trained_state(0, seed=1)
+        resumed.restore(*read_checkpoint(found))
+        train(resumed, 2 - resumed.step)
+        save_checkpoint(root, resumed, keep=1)
+        assert [path.name for path in root.iterdir()] == ["step_00000002"]
+        expected = trained_state(2).tensors()
+        for name, tensors in read_checkpoint(root / "step_00000002")[0].items():
+            assert all(torch.equal(value, expected[name][key]) for key, value in tensors.items())

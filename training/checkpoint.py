@@ -7,18 +7,22 @@ optimizer scalars as JSON, and a manifest with the SHA-256 of every file.
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from attndiff.errors import UserError
 from attndiff.training.ema import PowerEMA
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+NAME = re.compile(r"step_\d{8,}")
 
 
 @dataclass
@@ -69,33 +73,55 @@ def save_checkpoint(root: Path, state: RunState, keep: int) -> Path:
 
     The order is what makes a crash harmless: files, manifest and folder are on disk before the rename publishes them,
     and nothing older goes before that.
+
+    Raises:
+        UserError: If the disk is full or cannot be written; older checkpoints are as they were.
     """
     final = root / f"step_{state.step:08d}"
     temporary = root / f"tmp_{state.step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, tensors in state.tensors().items():
-        save_file(tensors, temporary / f"{name}.safetensors")
-    progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
-    (temporary / "progress.json").write_text(json.dumps(progress))
-    manifest = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in temporary.iterdir():
-        _sync(file)
-    _sync(temporary)
+    for left in root.glob("tmp_*"):  # by a crash
+        shutil.rmtree(left)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        older = checkpoints(root)
+        before = f"{older[-1].name} is the last one" if older else "there is none before it"
+        raise UserError(
+            f"checkpoint {final} could not be written ({error}); {before}. Make room or give permission, run again."
+        ) from None
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(root)
-    for old in sorted(root.glob("step_*"))[:-keep]:
+    for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write(folder: Path, state: RunState) -> None:
+    """All files of a checkpoint, on disk when this returns."""
+    for name, tensors in state.tensors().items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
+    (folder / "progress.json").write_text(json.dumps(progress))
+    manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, oldest first."""
+    return sorted(path for path in root.glob("step_*") if NAME.fullmatch(path.name))
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and one sentence for every newer one that is damaged."""
     problems = []
-    for folder in sorted(root.glob("step_*"), reverse=True):
+    for folder in reversed(checkpoints(root)):
         damage = _damage(folder)
         if damage is None:
             return folder, problems
