@@ -97,6 +97,22 @@ def test_a_stopped_run_ends_bit_identical(text_run, tmp_path):
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+def test_dropout_inside_the_network_and_accumulation_resume_bit_identical(tmp_path):
+    changes = {"model__unet": {"dropout": 0.3}, "optim__micro_batch": 4, "log__validate_every": 6}
+    train(tmp_path / "whole", **changes)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
+    log = (tmp_path / "cut/log.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut/log.jsonl").write_text("".join(log[:3]) + log[3][:20])  # killed in the middle of a line
+    torch.rand(7)  # another process would have another state of the global generator
+    train(tmp_path / "cut", **changes)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    mine, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    train(tmp_path / "none", **changes | {"model__unet": {"dropout": 0.0}})
+    assert losses(tmp_path / "none")[1:] != losses(tmp_path / "whole")[1:]
+
+
 def test_workers_and_micro_batches_do_not_change_what_is_learned(text_run, tmp_path):
     train(tmp_path / "run", optim__workers=2, optim__micro_batch=4)
     ours = [float.fromhex(x) for x in losses(tmp_path / "run")]

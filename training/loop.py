@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -253,6 +254,7 @@ class Trainer:
         for micro in range(self.accumulation):
             batch = {key: value.to(self.accelerator.device) for key, value in next(loader).items()}
             batch = self.parts.conditioning.embed(batch)
+            self._seed_dropout(step, micro)
             last = micro == self.accumulation - 1
             with self.accelerator.no_sync(model) if not last else nullcontext():
                 with self.accelerator.autocast():
@@ -270,6 +272,12 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _seed_dropout(self, step: int, micro: int) -> None:
+        """Make dropout inside the network follow from the step, so that a resumed run drops what it would have."""
+        if self.parts.model.unet.config.dropout:
+            key = [self.config.seed, step, micro, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _non_finite(self, step: int, loss: float, norm: float, seen: list[dict]) -> str:
         """What stopped a run, in one sentence."""

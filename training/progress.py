@@ -23,7 +23,8 @@ class Progress:
         start: Step at which this process begins.
         batch_size: Images a step.
         flops_per_image: Forward and backward FLOPs of an image.
-        log: JSON-lines file, appended to; an entry of an unfinished step after a resume replaces nothing.
+        log: JSON-lines file, appended to; a line that a crash cut short is taken out, and after a resume the steps
+            since the checkpoint are logged again.
         main: Whether this process shows anything.
     """
 
@@ -31,6 +32,8 @@ class Progress:
         self.batch_size, self.flops_per_image, self.log, self.main = batch_size, flops_per_image, log, main
         self.bar = progress_bar(total, main, start)
         self.last_time, self.last_step = time.perf_counter(), start
+        if main and log.is_file():
+            drop_torn_line(log)
 
     def step(self, step: int, loss: float, lr: float, store: bool) -> dict | None:
         """Note that ``step`` (from 1) is done; returns the log entry when it is stored."""
@@ -66,6 +69,12 @@ class Progress:
     def close(self) -> None:
         """Finish the bar."""
         self.bar.close()
+
+
+def drop_torn_line(log: Path) -> None:
+    """Cut off what comes after the last whole line."""
+    with open(log, "rb+") as stream:
+        stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def read_log(log: Path) -> tuple[list[dict], list[dict]]:
