@@ -5,13 +5,16 @@ OUT ?= quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test campaign lint
 
 quickstart: $(INSTALLED)
 	$(BIN)/attndiff quickstart --out "$(OUT)"
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
+
+campaign: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/kill_campaign.py --fast
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -321,8 +321,7 @@ class Trainer:
             return
         if state.step % self.config.log.checkpoint_every and self.accelerator.is_main_process:
             save_checkpoint(self.out / "checkpoints", state, self.config.log.keep)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self._leave()
         number = signal.Signals(stop.number or signal.SIGTERM)
         raise Stopped(f"stopped by {number.name} after step {state.step}; the same command goes on from there.", number)
 
@@ -362,9 +361,17 @@ class Trainer:
             steps, validations = read_log(self.out / "log.jsonl")
             loss_curve(steps, validations, self.out / "loss_curve.png")
             export_run(self.config, self.parts, state, validations[-1], self.out / "pipeline")
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self._leave()
         return self.out / "pipeline"
+
+    def _leave(self) -> None:
+        """Wait for all processes, then close the trackers and the process group."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.num_processes > 1:
+            # gloo's thread needs the GIL to let go of the barrier just passed, and the end of the group waits for that
+            # thread without giving the GIL up (torch 2.13): a deadlock, unless the thread has had time.
+            time.sleep(0.5)
+        self.accelerator.end_training()
 
 
 def check_output_folder(out: Path) -> None:
