@@ -182,7 +182,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution and add the encoder's features; mixing them by a learned lerp was no better (ablation.md)."""
+    """Double the resolution and add the encoder's features; a learned lerp of the two was no better (ablation.md)."""
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()

@@ -187,8 +187,49 @@ def test_a_non_finite_loss_stops_with_its_place_named(tmp_path):
     trainer = Trainer(make_config(settings(tmp_path / "run")))
     with torch.no_grad():
         trainer.parts.model.unet.stem.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"before step 1: loss nan.*samples \["):
+    with pytest.raises(UserError, match=r"stopped: step 6: loss nan.*samples \[.*in a row: 6"):
         trainer.run()
+    entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "skipped" in entry] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_poisoned_sample_costs_its_step_and_nothing_else(tmp_path):
+    """The weights, moments and averages of the step before go on, and a resumed run skips alike."""
+
+    def poisoned(out):
+        trainer = Trainer(make_config(settings(out)))
+        inner = trainer.train_set.sample
+
+        def sample(images, index, visit, sample_id):
+            drawn = inner(images, index, visit, sample_id)
+            return {**drawn, "images": drawn["images"] * float("nan")} if (index, visit) == bad else drawn
+
+        trainer.train_set.sample = sample
+        return trainer
+
+    bad = next(iter(Trainer(make_config(settings(tmp_path / "look")))._batches(4)))["ids"][0].item(), 0
+    trainer = poisoned(tmp_path / "whole")
+    before = {}
+    inner = trainer._skip
+
+    def skip(state, *arguments):
+        before.update({name: p.detach().clone() for name, p in trainer.parts.model.named_parameters()})
+        inner(state, *arguments)
+        assert all(torch.equal(before[name], p) for name, p in trainer.parts.model.named_parameters())
+        assert all(p.grad is None for p in trainer.parts.model.parameters())
+
+    trainer._skip = skip
+    trainer.run()
+    entries = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    (skipped,) = [entry for entry in entries if "skipped" in entry]
+    assert before and skipped["step"] == 5 and str(bad[0]) in skipped["skipped"]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4, 6]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
+    poisoned(tmp_path / "cut").run()
+    mine, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[key], theirs[key]) and mine[key].isfinite().all() for key in theirs)
 
 
 def test_export_of_an_unfinished_run(text_run, tmp_path):

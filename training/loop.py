@@ -70,7 +70,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient that is no number any more."""
+    """A loss or gradient that is no number any more; the step was not taken."""
 
 
 class Trainer:
@@ -141,11 +141,17 @@ class Trainer:
         progress = self._begin(plan, start)
         model = self.model
         began = time.perf_counter() - state.seconds
-        loader = self._batches(start)
+        loader, skips = self._batches(start), 0
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)
-            loss = self._step(model, state, loader, step)
+            try:
+                loss = self._step(model, state, loader, step)
+            except NonFiniteError as error:
+                skips += 1
+                self._skip(state, progress, step, skips, error)
+                continue
+            skips = 0
             state.step, state.seconds = step + 1, time.perf_counter() - began
             state.ema.update(self.parts.model, step + 1)
             self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
@@ -280,15 +286,30 @@ class Trainer:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _non_finite(self, step: int, loss: float, norm: float, seen: list[dict]) -> str:
-        """What stopped a run, in one sentence."""
+        """Where numbers ended, in one sentence."""
         ids = torch.cat([s["ids"] for s in seen]).tolist()
         worst = torch.cat([s["level"] for s in seen]).abs().max().item()
         bad = [n for n, p in self.parts.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         return (
-            f"training stopped before step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient "
-            f"in {bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}; the last checkpoint "
-            "is whole, lower optim.lr or set optim.precision=fp32 and run again."
+            f"step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient in "
+            f"{bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}"
         )
+
+    def _skip(self, state: RunState, progress: Progress, step: int, skips: int, error: NonFiniteError) -> None:
+        """Leave weights, moments and averages as they are; stop after too many in a row.
+
+        No checkpoint is written on the way, so that a resumed run counts from the same step.
+        """
+        progress.write({"step": step + 1, "skipped": str(error)})
+        if skips > self.config.optim.max_skips or step + 1 == self.config.optim.steps:
+            progress.close()
+            raise NonFiniteError(
+                f"training stopped: {error}; such steps in a row: {skips}. The last checkpoint is whole; lower optim.lr "
+                "or set optim.precision=fp32, and run again with another 'out'."
+            )
+        progress.say(f"skipped {error}")
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     # Between steps
 

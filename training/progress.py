@@ -83,7 +83,7 @@ def read_log(log: Path) -> tuple[list[dict], list[dict]]:
     if log.is_file():
         for line in log.read_text().splitlines():
             entry = json.loads(line)
-            if "distances" in entry:
+            if "distances" in entry or "skipped" in entry:
                 continue
             (validations if "loss" not in entry else steps)[entry["step"]] = entry
     return [steps[k] for k in sorted(steps)], [validations[k] for k in sorted(validations)]
