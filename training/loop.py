@@ -304,8 +304,8 @@ class Trainer:
         if skips > self.config.optim.max_skips or step + 1 == self.config.optim.steps:
             progress.close()
             raise NonFiniteError(
-                f"training stopped: {error}; such steps in a row: {skips}. The last checkpoint is whole; lower optim.lr "
-                "or set optim.precision=fp32, and run again with another 'out'."
+                f"training stopped: {error}; such steps in a row: {skips}. The last checkpoint is whole; lower "
+                "optim.lr or set optim.precision=fp32, and run again with another 'out'."
             )
         progress.say(f"skipped {error}")
         for optimizer in state.optimizers:
