@@ -113,17 +113,23 @@ def check_folder(folder: Path) -> None:
     name = name[-1] if isinstance(name, list) and name else name
     if not str(name).startswith("AttnDiff"):
         raise UserError(f"{folder} holds a {name}, not a pipeline of attndiff's; open it with diffusers.")
+    from attndiff.artefacts import NETWORKS, check_index, check_network  # diffusers takes seconds to import
+
+    check_index(folder / INDEX, index)
     for part, entry in index.items():
         if isinstance(entry, list) and part != "_class_name" and entry[0] and not (folder / part).is_dir():
             raise UserError(f"{folder} is incomplete: its folder {part} is missing; copy or download it again.")
     for path in sorted(folder.glob("*/*.safetensors")):
         _check_weights(path)
+    for part, entry in index.items():
+        if isinstance(entry, list) and part != "_class_name" and entry[1] in NETWORKS:
+            check_network(folder / part, entry[1])
 
 
 def _read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is no valid JSON; copy or download it again.") from error
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
+from attndiff.hub import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.loop import Trainer
@@ -164,6 +165,22 @@ def test_an_adapter_moves_only_its_own_weights(text_run, tmp_path):
     assert any("lora_A" in key for key in state)
     frozen = [key for key in before if "weights/unet." + key in state]
     assert frozen and all(torch.equal(before[key], state["weights/unet." + key]) for key in frozen)
+
+
+def test_a_pipeline_trained_by_an_adapter_opens_like_any_other(text_run, tmp_path):
+    trainer = Trainer(
+        make_config(settings(tmp_path / "lora", model__init_from=str(text_run / "pipeline"), model__lora_rank=2))
+    )
+    folder = trainer.run()
+    opened = load(folder)
+    x, level = torch.randn(1, 3, 16, 16), torch.zeros(1)
+    tokens = torch.randn(1, 4, opened.unet.config.cross_attention_dim)
+    base = load(text_run / "pipeline").unet
+    plain = base(x, level, tokens).sample
+    base.load_lora_adapter(folder / "adapter", prefix=None)
+    adapted = base(x, level, tokens).sample
+    torch.testing.assert_close(opened.unet(x, level, tokens).sample, adapted)
+    assert not torch.allclose(plain, adapted)
 
 
 def test_another_config_in_the_same_folder_is_refused(text_run):

@@ -1,9 +1,11 @@
 """From a run to a pipeline folder: the weights that do best on held-out images, the others as variants, and a card."""
 
+import copy
 import json
 from pathlib import Path
 
 from accelerate import Accelerator
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
 from attndiff.errors import UserError
 from attndiff.training.build import Parts, build
@@ -13,6 +15,7 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.ema import PowerEMA, rebuild_average
 from attndiff.training.progress import read_log
 from attndiff.training.samples import copy_into, make_pipeline, swapped
+from attndiff.unet import AttentionUNet2DModel
 
 
 def best_weights(validation: dict) -> str:
@@ -49,12 +52,28 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
 
 def _save(parts: Parts, folder: Path, variant: str | None) -> None:
     """Save the whole pipeline, or only our components' weights under a variant's name."""
+    unet = merged(parts.model.unet)
     if variant is None:
-        make_pipeline(parts).save_pretrained(folder)
+        pipe = make_pipeline(parts)
+        pipe.register_modules(unet=unet)
+        pipe.save_pretrained(folder)
+        if unet is not parts.model.unet:
+            parts.model.unet.save_lora_adapter(folder / "adapter")
         return
-    parts.model.unet.save_pretrained(folder / "unet", variant=variant)
+    unet.save_pretrained(folder / "unet", variant=variant)
     if parts.model.condition_encoder is not None:
         parts.model.condition_encoder.save_pretrained(folder / "condition_encoder", variant=variant)
+
+
+def merged(unet: AttentionUNet2DModel) -> AttentionUNet2DModel:
+    """The network with its adapter added to its weights, so that it opens like any other; without one, itself."""
+    if not getattr(unet, "peft_config", None):
+        return unet
+    plain = copy.deepcopy(unet)
+    plain.fuse_lora()
+    plain = recurse_remove_peft_layers(plain)
+    del plain.peft_config
+    return plain
 
 
 def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -> Path:
@@ -93,5 +112,5 @@ def _export_average(config: TrainConfig, run: Path, folder: Path, sigma_rel: flo
     average = rebuild_average(run / "snapshots", sigma_rel)
     parts = build(config)
     copy_into(parts.model, average)
-    make_pipeline(parts).save_pretrained(folder)
+    _save(parts, folder, None)
     return folder
