@@ -177,7 +177,7 @@ def test_a_pipeline_trained_by_an_adapter_opens_like_any_other(text_run, tmp_pat
     tokens = torch.randn(1, 4, opened.unet.config.cross_attention_dim)
     base = load(text_run / "pipeline").unet
     plain = base(x, level, tokens).sample
-    base.load_lora_adapter(folder / "adapter", prefix=None)
+    base.load_lora_adapter(folder / "adapter", prefix=None, weight_name="pytorch_lora_weights.safetensors")
     adapted = base(x, level, tokens).sample
     torch.testing.assert_close(opened.unet(x, level, tokens).sample, adapted)
     assert not torch.allclose(plain, adapted)
