@@ -1,13 +1,14 @@
 """Signals end a run after its step with a checkpoint, and a folder has one run at a time."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from commands import attndiff, make_config, make_images
+from commands import attndiff, make_config, make_images, tree
 from test_training import losses, settings, weights
 
 from attndiff.errors import Stopped, UserError
@@ -97,6 +98,22 @@ def test_a_signal_to_the_whole_group_of_processes_is_answered_in_a_sentence(tmp_
     assert process.returncode == 128 + signal.SIGTERM, err.decode()[-2000:]
     assert b"stopped by SIGTERM after step" in err and b"Traceback" not in err
     assert list((tmp_path / "run/checkpoints").glob("step_*/manifest.json"))
+
+
+def test_a_run_without_a_whole_checkpoint_is_never_begun_anew(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for weights_file in (tmp_path / "run/checkpoints").glob("*/weights.safetensors"):
+        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    before = tree(tmp_path / "run")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole; choose another 'out'"):
+        Trainer(checked(settings(tmp_path / "run"))).run()
+    assert tree(tmp_path / "run") == before
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # and no RANK, as some launchers leave it
+    with pytest.raises(UserError, match="the launcher started 2 processes, but 1 came together"):
+        Trainer(checked(settings(tmp_path / "run")))
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_is_alive(tmp_path):
