@@ -25,8 +25,10 @@ LONGEST = 32  # entries of any list in one
 STRICT = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-def check_index(path: Path, index: dict) -> None:
+def check_index(path: Path, index) -> None:
     """Raise `UserError` unless every component is of a class that pipelines are made of."""
+    if not isinstance(index, dict):
+        raise UserError(f"{path} must hold components by name, not a {type(index).__name__}.")
     for part, entry in index.items():
         if part.startswith("_") or not isinstance(entry, list):
             continue

@@ -266,7 +266,10 @@ def _check_sigmas(scheduler: SchedulerMixin, objective: Objective, sigmas: list[
     """Raise ValueError unless ``sigmas`` can be the levels of this scheduler."""
     if isinstance(scheduler, DDIMScheduler):
         raise ValueError("sigmas: DDIMScheduler takes none; give num_inference_steps or use another scheduler.")
-    values = np.asarray(sigmas, dtype=float)
+    try:
+        values = np.asarray(sigmas, dtype=float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
     highest = {"flow": 1.0, "edm": scheduler.config.get("sigma_max")}.get(objective.name, math.inf)
     falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
     if not falling or not 0 < values[-1] <= values[0] <= highest:

@@ -356,7 +356,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         """The noise ``(B, C, h, w)`` float32 that sampling starts from, at the scheduler's first level."""
         factor, side = self.vae_scale_factor, self.unet.config.sample_size
         size = (self.config.data or {}).get("size") or [side * factor, side * factor]
-        height, width = height or size[0], width or size[1]
+        height, width = size[0] if height is None else height, size[1] if width is None else width
         check_size(height, width, self.unet.size_multiple * factor)
         shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
         check_latents(latents, shape)

@@ -132,7 +132,8 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
     """Tensors by file, step and seconds of a checkpoint."""
     progress = json.loads((folder / "progress.json").read_text())
-    files = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+    names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
+    files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
     return files, progress["step"], progress["seconds"]
 
 
