@@ -352,12 +352,16 @@ TARGETS = {
 }
 
 
-def fuzz(name: str, seeds: range) -> dict:
-    """Run a target's cases of these seeds."""
+def prepare() -> None:
+    """Once in every process: one thread, no warnings about what is broken, and no more memory than `MEMORY`."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def fuzz(name: str, seeds: range) -> dict:
+    """Run a target's cases of these seeds."""
     target = TARGETS[name]
     count = {"cases": 0, "named_errors": 0, "accepted": 0, "unnamed_errors": 0, "errors": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -378,7 +382,7 @@ def fuzz(name: str, seeds: range) -> dict:
 def run(cases: dict[str, int], lanes: int = 2) -> dict[str, dict]:
     """All targets, their cases shared out over processes; counts by target."""
     jobs = []
-    with ProcessPoolExecutor(lanes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(lanes, multiprocessing.get_context("spawn"), prepare) as pool:
         for name, number in cases.items():
             size = max(1, number // (2 * lanes))
             jobs += [(name, pool.submit(fuzz, name, range(i, min(i + size, number)))) for i in range(0, number, size)]

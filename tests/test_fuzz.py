@@ -1,0 +1,28 @@
+"""A share of scripts/fuzz.py: damaged input is accepted and right, or refused by name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import fuzz
+
+CASES = {
+    "safetensors": 500,
+    "configs": 100,
+    "images": 300,
+    "metadata rows": 200,
+    "captions": 200,
+    "checkpoint folders": 60,
+    "pipeline arguments": 60,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_no_error_is_unnamed(target):
+    found = fuzz.fuzz(target, range(CASES[target]))
+    assert found["unnamed_errors"] == 0, found["errors"]
+    assert found["cases"] == CASES[target] == found["named_errors"] + found["accepted"]
+    assert found["accepted"] > 0 and (found["named_errors"] > 0 or target == "captions")
