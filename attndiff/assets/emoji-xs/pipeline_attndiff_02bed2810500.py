@@ -124,7 +124,11 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
 
 
 def check_generators(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
-    """Raise ValueError unless a list of generators has one for each image."""
+    """Raise ValueError unless it is a generator, or a list of one for each image."""
+    given = generator if isinstance(generator, list) else [generator]
+    wrong = [one for one in given if one is not None and not isinstance(one, torch.Generator)]
+    if wrong:
+        raise ValueError(f"generator must be a torch.Generator or a list of them, not {type(wrong[0]).__name__}.")
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"generator is a list of {len(generator)} for {batch} images: give one for each.")
 
@@ -1652,6 +1656,29 @@ def check_scheduler(scheduler: SchedulerMixin, objective: Objective) -> None:
             )
 
 
+def check_student(student: dict, scheduler: SchedulerMixin, guidance_scale: float) -> None:
+    """Refuse what a few-step student cannot be sampled with.
+
+    Args:
+        student: As a pipeline stores it.
+        scheduler: One that `check_scheduler` accepts.
+        guidance_scale: Of the call.
+
+    Raises:
+        ValueError: If the scheduler would follow its prediction as a velocity, or guidance would be applied twice.
+    """
+    if not scheduler.config.get("stochastic_sampling"):
+        raise ValueError(
+            "scheduler: this model is a few-step student, whose every call leads to a clean image; sample it with "
+            "FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)."
+        )
+    if guidance_scale > 1 and student["guidance_scale"] > 1:
+        raise ValueError(
+            f"guidance_scale {guidance_scale:g}: this few-step student has a guidance of "
+            f"{student['guidance_scale']:g} built in; leave guidance_scale out, or give 1."
+        )
+
+
 def default_scheduler(objective: Objective) -> SchedulerMixin:
     """The stock scheduler that samples an objective most accurately in 12 to 20 calls of the network.
 
@@ -1804,7 +1831,10 @@ def _check_sigmas(scheduler: SchedulerMixin, objective: Objective, sigmas: list[
     """Raise ValueError unless ``sigmas`` can be the levels of this scheduler."""
     if isinstance(scheduler, DDIMScheduler):
         raise ValueError("sigmas: DDIMScheduler takes none; give num_inference_steps or use another scheduler.")
-    values = np.asarray(sigmas, dtype=float)
+    try:
+        values = np.asarray(sigmas, dtype=float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
     highest = {"flow": 1.0, "edm": scheduler.config.get("sigma_max")}.get(objective.name, math.inf)
     falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
     if not falling or not 0 < values[-1] <= values[0] <= highest:
@@ -2118,6 +2148,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
         objective: What the network predicts; the config of `attndiff.objectives.make_objective`.
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
             that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
+        student: Of a few-step student, ``sigmas`` (its noise levels by the number of steps) and ``guidance_scale``
+            (the guidance that its own prediction includes).
     """
 
     model_cpu_offload_seq = "text_encoder->condition_encoder->unet->vae"
@@ -2143,6 +2175,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         guide: ModelMixin | None = None,
         objective: dict | None = None,
         data: dict | None = None,
+        student: dict | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -2154,7 +2187,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
             vae=vae,
             guide=guide,
         )
-        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data)
+        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data, student=student)
         self._lock = CallLock()
 
     # What a callback may look at and change during a call
@@ -2196,8 +2229,8 @@ class AttnDiffPipeline(SelfContainedPipeline):
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -2222,8 +2255,10 @@ class AttnDiffPipeline(SelfContainedPipeline):
             class_labels: Numbers or names of classes, one for each prompt.
             height: Pixels; that of the training images by default. Multiples of the network's ``size_multiple`` work.
             width: Likewise.
-            num_inference_steps: Steps of the scheduler.
-            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
+            num_inference_steps: Steps of the scheduler; by default 20, or the most that a few-step student was made
+                for.
+            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all. By default 3, or 1
+                for a student.
             guidance_interval: The noise levels to do so at, as noise / (noise + signal): 0 is clean, 1 noise alone
                 (arXiv 2404.07724).
             negative_prompt: What to lead away from instead of the learned null; one for all prompts or one for each.
@@ -2247,6 +2282,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        num_inference_steps, guidance_scale = self.own_defaults(num_inference_steps, guidance_scale)
         check_numbers(num_inference_steps, guidance_scale, guidance_interval, num_images_per_prompt)
         check_choice("output_type", [output_type], OUTPUT_TYPES)
         tensor_names = callback_on_step_end_tensor_inputs
@@ -2254,6 +2290,9 @@ class AttnDiffPipeline(SelfContainedPipeline):
         with self._lock:
             objective, device = make_objective(self.config.objective), self._execution_device
             check_scheduler(self.scheduler, objective)
+            if self.config.student:
+                check_student(self.config.student, self.scheduler, guidance_scale)
+                sigmas = sigmas or self.config.student["sigmas"].get(str(num_inference_steps))
             self._guidance_scale, self._interrupt = float(guidance_scale), False
             embeds = self.encode_prompt(
                 prompt,
@@ -2282,6 +2321,15 @@ class AttnDiffPipeline(SelfContainedPipeline):
         if not return_dict:
             return (images,) if maps is None else (images, maps)
         return AttnDiffPipelineOutput(images=images, attention_maps=maps)
+
+    def own_defaults(self, steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
+        """Steps and guidance as given, else as the kind of model has them."""
+        student = self.config.student
+        if steps is None:
+            steps = max(int(name) for name in student["sigmas"]) if student else 20
+        if guidance_scale is None:
+            guidance_scale = 1.0 if student else 3.0
+        return steps, guidance_scale
 
     # The condition
 
@@ -2382,7 +2430,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         """The noise ``(B, C, h, w)`` float32 that sampling starts from, at the scheduler's first level."""
         factor, side = self.vae_scale_factor, self.unet.config.sample_size
         size = (self.config.data or {}).get("size") or [side * factor, side * factor]
-        height, width = height or size[0], width or size[1]
+        height, width = size[0] if height is None else height, size[1] if width is None else width
         check_size(height, width, self.unet.size_multiple * factor)
         shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
         check_latents(latents, shape)
