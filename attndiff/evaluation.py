@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 
 from attndiff.data.subset import Subset
-from attndiff.errors import UserError
 from attndiff.generation import conditions_of, sample_pixels
 from attndiff.memorisation import as_image, draw_neighbours, near_copies, training_pool
 from attndiff.metrics.choose import choose_extractor
@@ -21,7 +20,6 @@ from attndiff.training.model import DenoisingModel
 from attndiff.training.validation import AT_MOST, Validation, validate
 from attndiff.viewing import contact_sheet, level_curves
 
-DEFAULT_N = 1000
 SUSPECTS = 100  # samples of training captions that are searched for copies
 SHEET = 8  # samples a row and a column of the grid
 
@@ -66,7 +64,7 @@ def evaluate(
     Raises:
         UserError: If the reference is too small, or the extractor cannot be had.
     """
-    n = count(reference, n)
+    n = reference.count(n)
     test, others, rest = reference.choose(n, settings.seed)
     chosen = choose_extractor(extractor, test, others, rest, settings.seed, best_device())
     conditions = conditions_of(test, kind_of(pipeline))
@@ -90,17 +88,6 @@ def evaluate(
         _draw(samples, losses, pictures)
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
-
-
-def count(reference: Reference, asked: int | None) -> int:
-    """Images on each side: as asked, else as many as there are up to `DEFAULT_N`; raises `UserError`."""
-    most = min(len(reference.test), len(reference.train))
-    if asked is not None and asked > most:
-        raise UserError(
-            f"--n {asked} needs as many held-out and as many training images; the reference has "
-            f"{len(reference.test)} and {len(reference.train)}: give --n {most} or less, or more data."
-        )
-    return asked or min(DEFAULT_N, most)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from attndiff.sampling import kind_of
 
 CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")
 LABEL_COLUMN = "label"
+DEFAULT_N = 1000  # images at most, where no number is asked for
 
 
 @dataclass
@@ -37,6 +38,16 @@ class Reference:
         rng = np.random.default_rng([seed, n])
         test, train = rng.permutation(len(self.test)), rng.permutation(len(self.train))
         return Subset(self.test, test[:n]), Subset(self.train, train[:n]), Subset(self.train, train[n:])
+
+    def count(self, asked: int | None) -> int:
+        """Images on each side: as asked, else as many as there are up to `DEFAULT_N`; raises `UserError`."""
+        most = min(len(self.test), len(self.train))
+        if asked is not None and asked > most:
+            raise UserError(
+                f"--n {asked} needs as many held-out and as many training images; the reference has "
+                f"{len(self.test)} and {len(self.train)}: give --n {most} or less, or more data."
+            )
+        return asked or min(DEFAULT_N, most)
 
     def describe(self) -> str:
         """What samples are compared with, in words."""

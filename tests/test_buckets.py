@@ -218,11 +218,11 @@ def test_compiled_once_for_each_shape(folder, tmp_path, monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     small = {"levels": [{"width": 16, "depth": 1}]}
     trainer = Trainer(make_config(settings(folder, tmp_path / "run", optim__compile=True, model__unet=small)))
-    trainer.run()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        trainer.run()
     assert len(graphs) == len(trainer.parts.images.by_shape()) == 3
 
 

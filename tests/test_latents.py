@@ -110,7 +110,8 @@ def test_the_folder_opens_and_gives_images_of_the_trained_size(run, folder, imag
 
 def test_grids_and_the_card_show_images(run):
     parts = Trainer(make_config(json.loads((run / "config.json").read_text()))).parts
-    assert sample_row(parts, ["pizza, noto"], 1.0, steps=1)[0].size == (SIDE, SIDE)
+    parts.model.preview_steps = 1
+    assert sample_row(parts, ["pizza, noto"], 1.0)[0].size == (SIDE, SIDE)
     card = (run / "pipeline/README.md").read_text()
     assert "| autoencoder | `tiny-vae`, frozen; an image is 4 x 16 x 16 latents |" in card
     assert "Mean squared error of the denoised latents" in card and "multiples of 8 px" in card

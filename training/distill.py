@@ -6,7 +6,6 @@ from pathlib import Path
 
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
-from attndiff.evaluation import count
 from attndiff.generation import conditions_of, sample_pixels
 from attndiff.memorisation import as_image
 from attndiff.metrics.choose import choose_extractor
@@ -93,7 +92,7 @@ def comparable(reference: Reference, asked: int | None) -> int:
     Raises:
         UserError: If more are asked for than there are images, or fewer than a distance needs.
     """
-    n, needed = count(reference, asked), frechet_needs(FEATURES)
+    n, needed = reference.count(asked), frechet_needs(FEATURES)
     if asked is not None and asked < needed:
         raise UserError(f"--n {asked} is too few to measure distances by; give {needed} or more, or leave it out.")
     return n
