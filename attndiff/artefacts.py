@@ -58,7 +58,7 @@ def check_network(folder: Path, name: str) -> None:
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UserError(f"{path} makes no {name}: {' '.join(str(error).split())[:200]}") from None
     for file in sorted(folder.glob("*.safetensors")):
-        _check_weights(file, shapes)
+        check_weights(file, shapes)
 
 
 def check_settings(path: Path, cls: type) -> dict:
@@ -91,7 +91,7 @@ def _check_size(path: Path, value, place: str = "") -> None:
         raise UserError(f"{path}: {place} is {value}, where {MOST} is the most.")
 
 
-def _check_weights(file: Path, shapes: dict[str, list[int]]) -> None:
+def check_weights(file: Path, shapes: dict[str, list[int]]) -> None:
     """Raise `UserError` unless a file holds these tensors and no others, all finite."""
     try:
         with safe_open(file, framework="pt") as weights:

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from attndiff.artefacts import NETWORKS, _check_weights, check_index, check_network
+from attndiff.artefacts import NETWORKS, check_index, check_network, check_weights
 from attndiff.data.captions import train_tokenizer
 from attndiff.data.folder import folder_rows
 from attndiff.data.normalize import Normalizer
@@ -120,7 +120,7 @@ def safetensors_files(folder: Path) -> Case:
 
     def case(rng: random.Random) -> None:
         file.write_bytes(mutated(sound, rng))
-        _check_weights(file, shapes)
+        check_weights(file, shapes)
         opened = load_file(file)
         assert {k: list(v.shape) for k, v in opened.items()} == shapes
         assert all(v.isfinite().all() for v in opened.values())

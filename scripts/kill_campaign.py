@@ -57,6 +57,15 @@ TOO_LONG = 300  # seconds that no run takes
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TRAIN = str(Path(__file__).parents[1] / "training" / "train.py")
 
+OPERATIONS = [  # of a commit on the disk: who does it, under which name
+    (checkpoint.Path, "mkdir"),
+    (checkpoint, "save_file"),
+    (checkpoint.Path, "write_text"),
+    (os, "fsync"),
+    (checkpoint.Path, "rename"),
+    (checkpoint.shutil, "rmtree"),
+]
+
 Patch = Callable[[], None]  # what to change in the process of a run
 
 
@@ -301,14 +310,7 @@ def die_in_save(operation: int, save: int = 2) -> None:
             state["saves"] += state["saves"] == save  # what others write later is not of this commit
 
     loop.save_checkpoint = counted
-    for owner, name in [
-        (checkpoint.Path, "mkdir"),
-        (checkpoint, "save_file"),
-        (checkpoint.Path, "write_text"),
-        (os, "fsync"),
-        (checkpoint.Path, "rename"),
-        (checkpoint.shutil, "rmtree"),
-    ]:
+    for owner, name in OPERATIONS:
         watched(owner, name)
 
 

@@ -1,15 +1,18 @@
 """A checkpoint comes back bit for bit, and a damaged one is never taken."""
 
-import os
 import resource
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from kill_campaign import OPERATIONS
+
 from attndiff.errors import UserError
-from attndiff.training import checkpoint
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 from attndiff.training.config import OptimConfig
 from attndiff.training.ema import PowerEMA
@@ -115,14 +118,7 @@ def operations(monkeypatch, until: int | None) -> list[str]:
 
         monkeypatch.setattr(module, name, operation)
 
-    for module, name in [
-        (checkpoint.Path, "mkdir"),
-        (checkpoint, "save_file"),
-        (checkpoint.Path, "write_text"),
-        (os, "fsync"),
-        (checkpoint.Path, "rename"),
-        (checkpoint.shutil, "rmtree"),
-    ]:
+    for module, name in OPERATIONS:
         watched(module, name)
     return done
 
