@@ -30,7 +30,7 @@ def check_index(path: Path, index) -> None:
     if not isinstance(index, dict):
         raise UserError(f"{path} must hold components by name, not a {type(index).__name__}.")
     for part, entry in index.items():
-        if part.startswith("_") or not isinstance(entry, list):
+        if part == "_class_name" or not isinstance(entry, list):
             continue
         if len(entry) != 2 or not all(name is None or isinstance(name, str) for name in entry):
             raise UserError(f"{path}: {part} must be a library and a class, not {str(entry)[:80]}.")

@@ -116,14 +116,16 @@ def check_folder(folder: Path) -> None:
     from attndiff.artefacts import NETWORKS, check_index, check_network  # diffusers takes seconds to import
 
     check_index(folder / INDEX, index)
-    for part, entry in index.items():
-        if isinstance(entry, list) and part != "_class_name" and entry[0] and not (folder / part).is_dir():
+    parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"}
+    for part, (library, _) in parts.items():
+        if library and not (folder / part).is_dir():
             raise UserError(f"{folder} is incomplete: its folder {part} is missing; copy or download it again.")
+    networks = {part: name for part, (_, name) in parts.items() if name in NETWORKS}
+    for part, name in networks.items():
+        check_network(folder / part, name)
     for path in sorted(folder.glob("*/*.safetensors")):
-        _check_weights(path)
-    for part, entry in index.items():
-        if isinstance(entry, list) and part != "_class_name" and entry[1] in NETWORKS:
-            check_network(folder / part, entry[1])
+        if path.parent.name not in networks:
+            _check_weights(path)
 
 
 def _read_json(path: Path):

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -273,8 +274,6 @@ def two_process_trial(root: Path, images: Path, expected: dict | None, seconds: 
 
 def kill_orphans(argument: str) -> None:
     """SIGKILL to processes whose command line ends with this; torchrun starts each in a group of its own."""
-    import psutil
-
     for process in psutil.process_iter(["cmdline"]):
         if (process.info["cmdline"] or [""])[-1] == argument:
             process.kill()
@@ -300,7 +299,7 @@ def die_in_save(operation: int, save: int = 2) -> None:
 
         setattr(owner, name, with_death)
 
-    write = checkpoint.save_checkpoint if loop.save_checkpoint is save_checkpoint else loop.save_checkpoint
+    write = loop.save_checkpoint
 
     def counted(*arguments):
         state["saves"] += 1

@@ -80,6 +80,17 @@ def test_classes_from_elsewhere(folder, entry, sentence):
         load(folder)
 
 
+def test_entries_that_look_private_are_looked_at_too(folder):
+    change(folder / "model_index.json", _more=[["x"], ["y"]])
+    with pytest.raises(UserError, match="_more must be a library and a class"):
+        load(folder)
+
+
+def test_an_index_that_names_its_class_alone_opens(folder):
+    change(folder / "model_index.json", _class_name=["AttnDiffPipeline"])
+    assert load(folder).unet is not None
+
+
 def test_json_nested_without_end(folder):
     (folder / "unet/config.json").write_text('{"levels": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
