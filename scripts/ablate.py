@@ -56,11 +56,22 @@ class RMSNorm(nn.RMSNorm):
         return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class AdditiveUpsample(blocks.Upsample):
-    """The skip added instead of mixed in."""
+class LerpUpsample(nn.Module):
+    """The skip mixed in by a learned lerp (HDiT, arXiv 2401.11605, 4.3) instead of added."""
+
+    def __init__(self, added: blocks.Upsample):
+        super().__init__()
+        self.proj = added.proj
+        self.mix = nn.Parameter(torch.full((added.proj.out_features // 4,), 0.5))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return skip + blocks.depth_to_space(self.proj(x), 2)
+        return torch.lerp(skip, blocks.depth_to_space(self.proj(x), 2).to(skip.dtype), self.mix.to(skip.dtype))
+
+
+def lerped_skips(unet: nn.Module) -> nn.Module:
+    """The base of the arms, which each change one thing of it."""
+    unet.upsamplers = nn.ModuleList(LerpUpsample(upsampler) for upsampler in unet.upsamplers)
+    return unet
 
 
 def conv_norms(make: Callable[[int], nn.Module]) -> Callable[[nn.Module], nn.Module]:
@@ -86,13 +97,6 @@ def weight_normalised(unet: nn.Module) -> nn.Module:
     return unet
 
 
-def additive_skips(unet: nn.Module) -> nn.Module:
-    """Skips added instead of mixed by a learned lerp."""
-    for module in unet.upsamplers:
-        module.__class__ = AdditiveUpsample
-    return unet
-
-
 def diffusers_network(unet: nn.Module) -> nn.Module:
     """diffusers' network in the place of ours, with no more parameters."""
     return Adapted(peer_unet(unet.config.cross_attention_dim))
@@ -103,14 +107,16 @@ class Arm:
     """One form of the network or the optimizer.
 
     Args:
-        change: Makes the arm's network from the base, the network as it is.
+        change: Makes the arm's network from the base.
         optimizer: ``"muon"`` or ``"adamw"``.
         lrs: The three learning rates.
+        base: Makes the base from the network as it is now.
     """
 
     change: Callable[[nn.Module], nn.Module] = lambda unet: unet
     optimizer: str = "muon"
     lrs: tuple[float, float, float] = (1e-3, 2e-3, 4e-3)
+    base: Callable[[nn.Module], nn.Module] = lerped_skips
 
 
 ADAMW_LRS = (1e-3, 2e-3, 4e-3)
@@ -120,7 +126,7 @@ ARMS = {
     "RMS norm": Arm(conv_norms(RMSNorm)),
     "group norm": Arm(conv_norms(lambda dim: ChannelGroupNorm(16, dim))),
     "no norm, weight-normalised": Arm(weight_normalised),
-    "additive skips": Arm(additive_skips),
+    "additive skips": Arm(base=lambda unet: unet),
     "diffusers UNet2DConditionModel": Arm(diffusers_network),
     "diffusers UNet2DConditionModel, AdamW": Arm(diffusers_network, "adamw", (2e-4, 5e-4, 1e-3)),
 }
@@ -131,7 +137,7 @@ def make_run(arm: Arm, lr: float, seed: int) -> tuple[TrainConfig, Parts]:
     overrides = [f"seed={seed}", f"optim.lr={lr}", f"optim.batch_size={BATCH}", "optim.steps=1000000"]
     config = load_config("emoji-xs", [*overrides, f"optim.optimizer={arm.optimizer}", "optim.compile=false"])
     parts = build(config)
-    parts.model.unet = arm.change(parts.model.unet)
+    parts.model.unet = arm.change(arm.base(parts.model.unet))
     return config, parts
 
 
