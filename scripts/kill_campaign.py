@@ -403,13 +403,12 @@ class Count:
             self.problems.append(f"{kind}: {trial.problem}")
 
 
-def commit_operations(images: Path, root: Path) -> int:
-    """How many operations a commit has: the first at which nobody dies any more."""
-    expected = reference(root / "reference", images, "plain")[0]
-    operations = 0
-    while commit_trial(root / str(operations), images, expected, operations).kills:
-        operations += 1
-    return operations
+def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
+    """A run for each operation of a commit, up to the first operation that none has."""
+    trials: list[Trial] = []
+    while not trials or trials[-1].kills:
+        trials.append(commit_trial(root / str(len(trials)), images, expected, len(trials)))
+    return trials[:-1]
 
 
 def prepare() -> None:
@@ -432,21 +431,20 @@ def campaign(runs: int, pairs: int, folder: Path, controls: bool = True, lanes: 
     with ProcessPoolExecutor(lanes, multiprocessing.get_context("spawn"), prepare) as pool:
         asked = {v: pool.submit(reference, folder / "references" / v, images, v) for v in VARIANTS}
         references = {variant: future.result() for variant, future in asked.items()}
-        operations = pool.submit(commit_operations, images, folder / "counting").result()
+        at_each_operation = pool.submit(commit_trials, folder / "commits", images, references["plain"][0])
         jobs = {}
         for i in range(runs):
             variant = list(VARIANTS)[i % len(VARIANTS)]
             where = folder / "runs" / str(i)
             jobs[pool.submit(one_process_trial, where, images, variant, *references[variant], i)] = variant
-        for k in range(operations):
-            where = folder / "commits" / str(k)
-            jobs[pool.submit(commit_trial, where, images, references["plain"][0], k)] = f"operation {k} of a commit"
         spoilt = {
             name: pool.submit(control, folder / "controls" / name, images, name)
             for name in (CONTROLS if controls else [])
         }
         for job in tqdm(as_completed(jobs), "Killed runs", total=len(jobs)):
             count.add(job.result(), jobs[job])
+        for k, trial in enumerate(at_each_operation.result()):
+            count.add(trial, f"operation {k} of a commit")
         report["negative_controls"] = {name: future.result() for name, future in spoilt.items()}
     if pairs:
         began_pair = time.monotonic()
@@ -455,6 +453,7 @@ def campaign(runs: int, pairs: int, folder: Path, controls: bool = True, lanes: 
         for i in tqdm(range(pairs), "Killed runs of two processes"):
             count.add(two_process_trial(folder / "pairs" / str(i), images, expected, seconds, i), "two processes")
     counted = asdict(count)
+    operations = len(at_each_operation.result())
     counted |= {"operations_of_a_commit": operations, "seconds": round(time.monotonic() - began)}
     return {**counted, **report, "hardware": hardware()}
 

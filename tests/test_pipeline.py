@@ -3,6 +3,7 @@
 import copy
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -243,6 +244,22 @@ def test_concurrent_calls_wait_for_each_other(text):
     first = latents_of(text, PROMPTS[0], guidance_scale=1.0, callback_on_step_end=start_other)
     other.join()
     assert torch.equal(first, expected[0]) and torch.equal(results[0], expected[1])
+
+
+def test_pipelines_over_the_same_weights_run_side_by_side_in_threads(text):
+    calls = [(PROMPTS[i % 2], 1.0 + i % 4) for i in range(16)]
+    expected = [latents_of(text, prompt, guidance_scale=scale) for prompt, scale in calls]
+    pipelines = [AttnDiffPipeline.from_pipe(text) for _ in range(8)]
+    together = threading.Barrier(8)
+
+    def work(worker: int) -> list[torch.Tensor]:
+        together.wait()
+        return [latents_of(pipelines[worker], p, guidance_scale=s) for p, s in calls[worker::8]]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    for i, one in enumerate(expected):
+        assert torch.equal(found[i % 8][i // 8], one)
 
 
 def test_copied_pipeline_works(classes):

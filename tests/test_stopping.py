@@ -1,5 +1,6 @@
 """Signals end a run after its step with a checkpoint, and a folder has one run at a time."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,9 +11,10 @@ import time
 import pytest
 from commands import attndiff, make_config, make_images, tree
 from test_training import losses, settings, weights
+from torch.utils.data import get_worker_info
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training import loop
+from attndiff.training import batches, loop
 from attndiff.training.config import make_config as checked
 from attndiff.training.loop import Trainer
 from attndiff.training.stopping import LOCK, StopSignal, locked
@@ -22,12 +24,20 @@ def signal_in_step(trainer: Trainer, step: int, number: int) -> None:
     """Have a signal come in the middle of a step."""
     inner = trainer._step
 
-    def step_with_signal(model, state, loader, now):
+    def step_with_signal(model, state, now):
         if now == step:
             os.kill(os.getpid(), number)
-        return inner(model, state, loader, now)
+        return inner(model, state, now)
 
     trainer._step = step_with_signal
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(3600)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +108,23 @@ def test_a_signal_to_the_whole_group_of_processes_is_answered_in_a_sentence(tmp_
     assert process.returncode == 128 + signal.SIGTERM, err.decode()[-2000:]
     assert b"stopped by SIGTERM after step" in err and b"Traceback" not in err
     assert list((tmp_path / "run/checkpoints").glob("step_*/manifest.json"))
+
+
+@pytest.mark.parametrize(("harm", "says"), [(kill_self, r"pid\(s\) \d+\) exited"), (hang, "timed out after 3 seconds")])
+def test_a_loader_worker_that_dies_or_hangs_ends_the_run_in_a_sentence(tmp_path, monkeypatch, harm, says):
+    monkeypatch.setattr(batches, "WORKER_TIMEOUT_S", 3)
+    trainer = Trainer(checked(settings(tmp_path / "run", optim__workers=2)))
+    inner = trainer.train_set.sample
+
+    def sample(images, index, visit, sample_id):
+        if index % 5 == 0 and get_worker_info():
+            harm()
+        return inner(images, index, visit, sample_id)
+
+    trainer.train_set.sample = sample
+    with pytest.raises(UserError, match=f"a loader worker died or gave nothing.*{says}.*goes on from the last"):
+        trainer.run()
+    assert not multiprocessing.active_children()
 
 
 def test_a_run_without_a_whole_checkpoint_is_never_begun_anew(whole, tmp_path):

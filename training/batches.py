@@ -13,6 +13,9 @@ from attndiff.training.latents import LatentSet
 from attndiff.training.stopping import ignore_signals
 
 
+WORKER_TIMEOUT_S = 300  # for a batch; after that a loader worker counts as hung
+
+
 class DrawnDataset(Dataset):
     """Samples with the noise, level, dropout and augmentation that one visit meets.
 
@@ -99,5 +102,6 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=optim.workers,
         persistent_workers=optim.workers > 0,
+        timeout=WORKER_TIMEOUT_S if optim.workers else 0,
         worker_init_fn=ignore_signals,
     )

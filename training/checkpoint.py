@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.training.ema import PowerEMA
+from attndiff.training.spread import Spread
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -27,13 +28,14 @@ NAME = re.compile(r"step_\d{8,}")
 
 @dataclass
 class RunState:
-    """What a checkpoint holds: the trained module, its averages, its optimizers and how far they are."""
+    """What a checkpoint holds: the trained module, its averages, its optimizers, how far they are, and how they got there."""
 
     module: nn.Module
     ema: PowerEMA
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
+    spread: Spread | None = None
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Every tensor by file and name."""
@@ -105,6 +107,8 @@ def _write(folder: Path, state: RunState) -> None:
     for name, tensors in state.tensors().items():
         save_file(tensors, folder / f"{name}.safetensors")
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
+    if state.spread:
+        progress["spread"] = asdict(state.spread)
     (folder / "progress.json").write_text(json.dumps(progress))
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -135,6 +139,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], i
     names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
     files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
     return files, progress["step"], progress["seconds"]
+
+
+def read_spread(folder: Path) -> Spread | None:
+    """How the run of a checkpoint was spread out, if it says so."""
+    kept = json.loads((folder / "progress.json").read_text()).get("spread")
+    return Spread(**kept) if kept else None
 
 
 def _damage(folder: Path) -> str | None:

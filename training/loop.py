@@ -10,18 +10,20 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from filelock import FileLock
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training.batches import DrawnDataset, training_loader
+from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
-from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
+from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, read_spread, save_checkpoint
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.distances import Distances, in_words
 from attndiff.training.ema import PowerEMA
@@ -31,12 +33,14 @@ from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
-from attndiff.training.stopping import LOCK, StopSignal, locked
+from attndiff.training.spread import Spread, check_resumed, smaller
+from attndiff.training.stopping import LOCK, StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
 from attndiff.viewing import loss_curve
 
 SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
+MEMORY_LOCK = "memory.lock"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
@@ -69,6 +73,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def ended_early(error: RuntimeError) -> str | None:
+    """Which helper of a run an error says has come to an end, as a sentence; None if it is about something else."""
+    text = " ".join(str(error).split())
+    if "DataLoader" in text:
+        return f"a loader worker died or gave nothing for {WORKER_TIMEOUT_S} s ({text})"
+    if isinstance(error, torch.distributed.DistBackendError) or "gloo" in text.lower():
+        return "another process of the run came to an end"
+    return None
+
+
 class NonFiniteError(UserError):
     """A loss or gradient that is no number any more; the step was not taken."""
 
@@ -78,13 +92,15 @@ class Trainer:
 
     Args:
         config: The settings; ``optim.minutes`` becomes ``optim.steps`` here.
+        elastic: Whether a run may go on with other processes or micro-batches than it began with: the same images with
+            the same noise, and losses that agree within rounding (but for dropout inside the network).
 
     Raises:
         UserError: If the data, model or output folder do not go together.
     """
 
-    def __init__(self, config: TrainConfig):
-        self.config, self.out = config, Path(config.out)
+    def __init__(self, config: TrainConfig, elastic: bool = False):
+        self.config, self.out, self.elastic = config, Path(config.out), elastic
         check_output_folder(self.out)
         self.accelerator = make_accelerator(config)
         if config.optim.deterministic:
@@ -96,19 +112,15 @@ class Trainer:
         )
         self.held_out = DrawnDataset(self.parts.validation, conditioning, config.seed)
         world = self.accelerator.num_processes
-        micro = optim.micro_batch or max(1, optim.batch_size // world)
-        self.accumulation = optim.batch_size // (micro * world)
-        if self.accumulation * micro * world != optim.batch_size:
-            raise UserError(
-                f"optim.batch_size {optim.batch_size} must be a multiple of optim.micro_batch {micro} "
-                f"times {world} process{'es' if world > 1 else ''}."
-            )
+        data = None if config.data.stream else self.parts.images.fingerprint
+        self.spread = Spread(world, optim.micro_batch or max(1, optim.batch_size // world), data)
+        self.spread.accumulation(optim.batch_size)
         self.parts.model.to(self.accelerator.device)
         self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
 
     def plan(self) -> Plan:
         """Count and time a step; settles ``optim.steps`` where minutes were given."""
-        plan = make_plan(self.parts.model, self.train_set, self.config, self.accelerator)
+        plan = self._plan_within_memory()
         if self.config.optim.steps is None:
             fitting = fit_steps(self.config, plan.step_seconds, min(AT_MOST, len(self.held_out)))
             steps = torch.tensor(fitting, device=self.accelerator.device)
@@ -118,6 +130,30 @@ class Trainer:
             self.config = make_config(values)
         return plan
 
+    def _plan_within_memory(self) -> Plan:
+        """The plan of the largest micro-batch, no larger than asked for, that every process has the memory for."""
+        while True:
+            plan = None
+            try:
+                plan = make_plan(self.parts.model, self.train_set, self.config, self.accelerator, self.spread)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            short = torch.tensor(int(plan is None), device=self.accelerator.device)
+            if not self.accelerator.reduce(short, "sum").item():
+                return plan
+            self._lower_micro_batch()
+
+    def _lower_micro_batch(self) -> None:
+        before, optim = self.spread, self.config.optim
+        micro_batch = smaller(optim.batch_size // before.processes, before.micro_batch)
+        self.spread = replace(before, micro_batch=micro_batch, lowered=True)
+        clear_device_cache(garbage_collection=True)
+        self.accelerator.print(
+            f"memory ran out with micro-batches of {before.micro_batch}; going on with {micro_batch}, "
+            f"{self.spread.accumulation(optim.batch_size)} to a step."
+        )
+
     def run(self) -> Path:
         """Train to the end, resuming where an earlier run of the same config stopped.
 
@@ -126,27 +162,37 @@ class Trainer:
 
         Raises:
             Stopped: If a signal asked for it; a checkpoint holds everything up to then.
-            UserError: If another process writes to ``out``, or its checkpoints are not this run's.
+            UserError: If another process writes to ``out``, its checkpoints are not this run's, or a loader worker or
+                another process of the run came to an end.
         """
         main = self.accelerator.is_main_process
-        with locked(self.out) if main else nullcontext(), StopSignal() as stop:
-            return self._run(stop)
+        try:
+            with locked(self.out) if main else nullcontext(), StopSignal() as stop:
+                return self._run(stop)
+        except RuntimeError as error:
+            sentence = ended_early(error)
+            if sentence is None:
+                raise
+            kill_workers()
+            raise UserError(f"{sentence}; the same command goes on from the last checkpoint.") from None
 
     def _run(self, stop: StopSignal) -> Path:
-        stored = self._adopt_stored_config()
+        newest = self._newest_checkpoint() if self._adopt_stored_config() else None
+        if newest:
+            self._adopt_spread(newest)
         plan = self.plan()
         state = self._prepare()
-        start = self._resume(state) if stored else 0
+        start = self._resume(state, newest) if newest else 0
         self._write_config()
         progress = self._begin(plan, start)
         model = self.model
         began = time.perf_counter() - state.seconds
-        loader, skips = self._batches(start), 0
+        self.loader, skips = self._batches(start), 0
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)
             try:
-                loss = self._step(model, state, loader, step)
+                loss = self._step(model, state, step)
             except NonFiniteError as error:
                 skips += 1
                 self._skip(state, progress, step, skips, error)
@@ -172,10 +218,10 @@ class Trainer:
             NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
         """
         state = self._prepare()
-        loader = self._batches(0)
+        self.loader = self._batches(0)
         for step, factor in enumerate(factors):
             set_lr(state.optimizers, factor)
-            yield self._step(self.model, state, loader, step)
+            yield self._step(self.model, state, step)
 
     # Before the first step
 
@@ -190,7 +236,7 @@ class Trainer:
         if self.config.optim.steps is None:
             mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
         pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
-        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
+        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b if key != "micro_batch"]
         settled = [*sections, ("seed", stored["seed"], mine["seed"])]
         different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
         if different:
@@ -213,17 +259,34 @@ class Trainer:
             module.compile(fullgraph=True, dynamic=False)
         self.model, *optimizers = self.accelerator.prepare(module, *optimizers)
         self.model.train()
-        return RunState(module, ema, [getattr(o, "optimizer", o) for o in optimizers])
+        return RunState(module, ema, [getattr(o, "optimizer", o) for o in optimizers], spread=self.spread)
 
-    def _resume(self, state: RunState) -> int:
-        """Restore the newest whole checkpoint; the step to go on from."""
+    def _newest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint of the run, if it has come to one."""
         newest, problems = newest_checkpoint(self.out / "checkpoints")
         for problem in problems:
             self.accelerator.print(f"{problem} Falling back to an older one.")
-        if newest is None:
-            if problems:
-                raise UserError(f"no checkpoint in {self.out} is whole; choose another 'out' to start anew.")
-            return 0
+        if newest is None and problems:
+            raise UserError(f"no checkpoint in {self.out} is whole; choose another 'out' to start anew.")
+        return newest
+
+    def _adopt_spread(self, checkpoint: Path) -> None:
+        """Take over a micro-batch that was lowered; refuse what a resumed run may not change."""
+        then = read_spread(checkpoint)
+        if then is None:
+            return
+        if then.lowered and then.processes == self.spread.processes and then.micro_batch < self.spread.micro_batch:
+            self.accelerator.print(f"micro-batches of {then.micro_batch}, as memory ran out with larger ones before")
+            self.spread = replace(self.spread, micro_batch=then.micro_batch, lowered=True)
+        check_resumed(then, self.spread, self.config.out, self.elastic)
+        if (then.processes, then.micro_batch) != (self.spread.processes, self.spread.micro_batch):
+            self.accelerator.print(
+                f"going on with {self.spread} instead of {then}: the same images, order and noise, and losses that agree "
+                "within rounding"
+            )
+
+    def _resume(self, state: RunState, newest: Path) -> int:
+        """Restore a checkpoint; the step to go on from."""
         state.restore(*read_checkpoint(newest))
         self.accelerator.print(f"resuming {self.out} at step {state.step}")
         return state.step
@@ -248,27 +311,15 @@ class Trainer:
         """This process's micro-batches from a step on."""
         make_loader = stream_loader if self.config.data.stream else training_loader
         place = self.accelerator.process_index, self.accelerator.num_processes
-        return iter(make_loader(self.config, self.train_set, self.accumulation, *place, start))
+        accumulation = self.spread.accumulation(self.config.optim.batch_size)
+        return iter(make_loader(self.config, self.train_set, accumulation, *place, start))
 
     # One step
 
-    def _step(self, model, state: RunState, loader, step: int) -> float:
+    def _step(self, model, state: RunState, step: int) -> float:
         """Forward, backward and optimizer step over all micro-batches; the mean loss of the global batch."""
         self.parts.model.set_progress(step / self.config.optim.steps)
-        total = torch.zeros((), device=self.accelerator.device)
-        seen: list[dict] = []
-        for micro in range(self.accumulation):
-            batch = {key: value.to(self.accelerator.device) for key, value in next(loader).items()}
-            batch = self.parts.conditioning.embed(batch)
-            self._seed_dropout(step, micro)
-            last = micro == self.accumulation - 1
-            with self.accelerator.no_sync(model) if not last else nullcontext():
-                with self.accelerator.autocast():
-                    errors = model(batch)
-                loss = errors.mean() / self.accumulation
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            seen.append({"ids": batch["ids"], "level": batch["level"]})
+        total, seen = self._gradients_within_memory(model, state, step)
         norm = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.config.optim.clip)
         loss = self.accelerator.reduce(total, "mean").item()
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
@@ -278,6 +329,57 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _gradients(self, model, step: int) -> tuple[torch.Tensor, list[dict]]:
+        """The loss of this process's share of the batch, its gradients made, and what was seen."""
+        total = torch.zeros((), device=self.accelerator.device)
+        seen: list[dict] = []
+        accumulation = self.spread.accumulation(self.config.optim.batch_size)
+        for micro in range(accumulation):
+            batch = {key: value.to(self.accelerator.device) for key, value in next(self.loader).items()}
+            batch = self.parts.conditioning.embed(batch)
+            self._seed_dropout(step, micro)
+            last = micro == accumulation - 1
+            with self.accelerator.no_sync(model) if not last else nullcontext():
+                with self.accelerator.autocast():
+                    errors = model(batch)
+                loss = errors.mean() / accumulation
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            seen.append({"ids": batch["ids"], "level": batch["level"]})
+        return total, seen
+
+    def _gradients_within_memory(self, model, state: RunState, step: int) -> tuple[torch.Tensor, list[dict]]:
+        """`_gradients`, with smaller micro-batches from here on if memory runs out.
+
+        Nothing of the step has been taken yet, so that its weights can be saved. Where there are several processes,
+        the others wait for the gradients of the one that failed: the run ends and has to be started again.
+        """
+        while True:
+            try:
+                return self._gradients(model, step)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            for parameter in self.parts.model.parameters():
+                parameter.grad = None
+            self._lower_micro_batch()
+            state.spread = self.spread
+            self._save_lowered(state)
+            self.loader = self._batches(step)
+
+    def _save_lowered(self, state: RunState) -> None:
+        """Save a checkpoint that says which micro-batch fits; any process may be the one to do so."""
+        with FileLock(self.out / MEMORY_LOCK):
+            newest, _ = newest_checkpoint(self.out / "checkpoints")
+            if newest is None or read_spread(newest) != state.spread:
+                save_checkpoint(self.out / "checkpoints", state, self.config.log.keep)
+        if self.spread.processes > 1:
+            raise UserError(
+                f"memory ran out in step {state.step + 1}; everything is saved. Run the same command again, which takes "
+                f"micro-batches of {self.spread.micro_batch}; torchrun --max-restarts 3 does so by itself, if "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set (pytorch issue 135712)."
+            )
 
     def _seed_dropout(self, step: int, micro: int) -> None:
         """Make dropout inside the network follow from the step, so that a resumed run drops what it would have."""

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attndiff.training.batches import DrawnDataset, commonest_shape
 from attndiff.training.config import TrainConfig
 from attndiff.training.model import DenoisingModel
+from attndiff.training.spread import Spread
 from attndiff.training.validation import LEVELS
 
 
@@ -61,34 +62,32 @@ def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float
     return float(counter.get_total_flops())
 
 
-def make_plan(model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator) -> Plan:
+def make_plan(
+    model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, spread: Spread
+) -> Plan:
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     one = first_samples(dataset, 1, accelerator)
-    seconds = time_step(model, dataset, config, accelerator)
+    seconds = spread.accumulation(config.optim.batch_size) * time_passes(model, dataset, accelerator, spread.micro_batch)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
     return Plan(trainable, shape, count_flops(model, one), seconds, 4 * copies * trainable)
 
 
-def time_step(model, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, repeats: int = 3) -> float:
-    """Seconds of one step's forward and backward passes on this process, after a warm-up."""
-    share = max(1, config.optim.batch_size // accelerator.num_processes)
-    micro = min(config.optim.micro_batch or share, share)
-
-    def step() -> None:
-        passes(model, first_samples(dataset, micro, accelerator), accelerator)
-
-    step()
+def time_passes(
+    model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator, micro_batch: int, repeats: int = 3
+) -> float:
+    """Seconds of one micro-batch's forward and backward passes on this process, after a warm-up."""
     times = []
-    for _ in range(repeats):
-        start = timer()
-        step()
-        times.append(timer() - start)
-    seconds = min(times) * (share / micro)  # the least: whatever else the machine did meanwhile only adds
-    for parameter in model.parameters():
-        parameter.grad = None
-    return seconds
+    try:
+        for _ in range(1 + repeats):
+            start = timer()
+            passes(model, first_samples(dataset, micro_batch, accelerator), accelerator)
+            times.append(timer() - start)
+    finally:
+        for parameter in model.parameters():
+            parameter.grad = None
+    return min(times[1:])  # the least: whatever else the machine did meanwhile only adds
 
 
 def first_samples(dataset: DrawnDataset, count: int, accelerator: Accelerator) -> dict[str, torch.Tensor]:

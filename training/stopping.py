@@ -4,6 +4,7 @@ A signal may come in the middle of a save, so its handler sets a flag and nothin
 checkpoint saved, and only then the run ends.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,13 @@ def ignore_signals(worker: int) -> None:
     """For loader workers: a signal to the whole group is for the trainer to answer, which still needs them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """End what loader workers are left: one that hangs hears no signal, and Python would wait for it for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
 
 
 @contextmanager

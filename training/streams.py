@@ -22,7 +22,7 @@ from attndiff.data.sources import ImageSet, open_validation
 from attndiff.data.streams import EncodedImages, Ledger, NamedRow, Stream, lane_count, readable
 from attndiff.data.tables import SHARD_SUFFIXES, MissingPart
 from attndiff.errors import UserError
-from attndiff.training.batches import DrawnDataset
+from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
 from attndiff.training.stopping import ignore_signals
 
@@ -206,7 +206,14 @@ def stream_loader(
     micro_batch = optim.batch_size // (accumulation * world_size)
     sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, optim.steps)
     streamed = StreamedDataset(dataset)
-    for batch in DataLoader(streamed, batch_sampler=sampler, num_workers=optim.workers, worker_init_fn=ignore_signals):
+    loader = DataLoader(
+        streamed,
+        batch_sampler=sampler,
+        num_workers=optim.workers,
+        worker_init_fn=ignore_signals,
+        timeout=WORKER_TIMEOUT_S if optim.workers else 0,
+    )
+    for batch in loader:
         for message in filter(None, batch.pop("skipped")):
             if config.data.on_error == "raise":
                 raise UserError(message)

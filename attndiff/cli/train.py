@@ -25,6 +25,9 @@ def train(
     find_batch_size: Annotated[
         bool, typer.Option("--find-batch-size", help="Time growing micro-batches, suggest one, and stop.")
     ] = False,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Go on with other processes or micro-batches; losses agree within rounding.")
+    ] = False,
 ) -> None:
     """Train a model, or go on with a run that was interrupted."""
     flags = {"--dry-run": dry_run, "--find-lr": find_lr, "--find-batch-size": find_batch_size}
@@ -40,7 +43,7 @@ def train(
         return print_batch_sizes(settings)
     from attndiff.training.loop import Trainer
 
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, elastic)
     if dry_run:
         plan = trainer.plan()
         trainer.accelerator.print("\n".join(plan.lines(trainer.config, len(trainer.train_set))))
