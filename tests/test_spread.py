@@ -90,7 +90,7 @@ def test_other_data_is_refused(tmp_path):
     caption = min(images.rglob("*.txt"))
     before = caption.read_text()
     caption.write_text("something else")
-    with pytest.raises(UserError, match="images of .*run, .*are not those that the run began with"):
+    with pytest.raises(UserError, match=r"images of .*run, .*are not those that the run began with"):
         Trainer(make_config(values), elastic=True).run()
     caption.write_text(before)
     Trainer(make_config(values)).run()
@@ -135,7 +135,7 @@ def test_the_largest_micro_batch_is_tried_before_step_1(tmp_path, monkeypatch, c
 
 def test_no_memory_for_a_single_image_ends_in_a_sentence(tmp_path, monkeypatch):
     out_of_memory(monkeypatch, 0, 0)
-    with pytest.raises(UserError, match="not suffice for one image.*gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"not suffice for one image.*gradient_checkpointing"):
         Trainer(make_config(settings(tmp_path / "run"))).run()
 
 

@@ -12,7 +12,6 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.latents import LatentSet
 from attndiff.training.stopping import ignore_signals
 
-
 WORKER_TIMEOUT_S = 300  # for a batch; after that a loader worker counts as hung
 
 

@@ -28,7 +28,7 @@ NAME = re.compile(r"step_\d{8,}")
 
 @dataclass
 class RunState:
-    """What a checkpoint holds: the trained module, its averages, its optimizers, how far they are, and how they got there."""
+    """What a checkpoint holds: the trained module, its averages and optimizers, how far they are, and how they got there."""
 
     module: nn.Module
     ema: PowerEMA

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import os
 import signal
 import time
@@ -13,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -34,6 +32,7 @@ from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
 from attndiff.training.samples import save_grid, swapped
 from attndiff.training.spread import Spread, check_resumed, smaller
+from attndiff.training.step import NonFiniteError, Stepper
 from attndiff.training.stopping import LOCK, StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
 from attndiff.training.validation import AT_MOST, validate
@@ -81,10 +80,6 @@ def ended_early(error: RuntimeError) -> str | None:
     if isinstance(error, torch.distributed.DistBackendError) or "gloo" in text.lower():
         return "another process of the run came to an end"
     return None
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient that is no number any more; the step was not taken."""
 
 
 class Trainer:
@@ -185,14 +180,13 @@ class Trainer:
         start = self._resume(state, newest) if newest else 0
         self._write_config()
         progress = self._begin(plan, start)
-        model = self.model
+        self.stepper, skips = self._make_stepper(start), 0
         began = time.perf_counter() - state.seconds
-        self.loader, skips = self._batches(start), 0
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)
             try:
-                loss = self._step(model, state, step)
+                loss = self._step(state, step)
             except NonFiniteError as error:
                 skips += 1
                 self._skip(state, progress, step, skips, error)
@@ -218,10 +212,10 @@ class Trainer:
             NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
         """
         state = self._prepare()
-        self.loader = self._batches(0)
+        stepper = self._make_stepper(0)
         for step, factor in enumerate(factors):
             set_lr(state.optimizers, factor)
-            yield self._step(self.model, state, step)
+            yield stepper.take(state, step)
 
     # Before the first step
 
@@ -236,8 +230,9 @@ class Trainer:
         if self.config.optim.steps is None:
             mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
         pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
-        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b if key != "micro_batch"]
-        settled = [*sections, ("seed", stored["seed"], mine["seed"])]
+        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
+        settled = [each for each in sections if each[0] != "optim.micro_batch"]  # which `check_resumed` is about
+        settled.append(("seed", stored["seed"], mine["seed"]))
         different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
         if different:
             raise UserError(
@@ -281,8 +276,8 @@ class Trainer:
         check_resumed(then, self.spread, self.config.out, self.elastic)
         if (then.processes, then.micro_batch) != (self.spread.processes, self.spread.micro_batch):
             self.accelerator.print(
-                f"going on with {self.spread} instead of {then}: the same images, order and noise, and losses that agree "
-                "within rounding"
+                f"going on with {self.spread} instead of {then}: the same images, order and noise, and losses that "
+                "agree within rounding"
             )
 
     def _resume(self, state: RunState, newest: Path) -> int:
@@ -314,59 +309,28 @@ class Trainer:
         accumulation = self.spread.accumulation(self.config.optim.batch_size)
         return iter(make_loader(self.config, self.train_set, accumulation, *place, start))
 
+    def _make_stepper(self, start: int) -> Stepper:
+        accumulation = self.spread.accumulation(self.config.optim.batch_size)
+        return Stepper(self.accelerator, self.parts, self.config, self.model, self._batches(start), accumulation)
+
     # One step
 
-    def _step(self, model, state: RunState, step: int) -> float:
-        """Forward, backward and optimizer step over all micro-batches; the mean loss of the global batch."""
-        self.parts.model.set_progress(step / self.config.optim.steps)
-        total, seen = self._gradients_within_memory(model, state, step)
-        norm = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.config.optim.clip)
-        loss = self.accelerator.reduce(total, "mean").item()
-        # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFiniteError(self._non_finite(step, loss, float(norm), seen))
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss
+    def _step(self, state: RunState, step: int) -> float:
+        """The mean loss of a step, with smaller micro-batches from here on if memory runs out.
 
-    def _gradients(self, model, step: int) -> tuple[torch.Tensor, list[dict]]:
-        """The loss of this process's share of the batch, its gradients made, and what was seen."""
-        total = torch.zeros((), device=self.accelerator.device)
-        seen: list[dict] = []
-        accumulation = self.spread.accumulation(self.config.optim.batch_size)
-        for micro in range(accumulation):
-            batch = {key: value.to(self.accelerator.device) for key, value in next(self.loader).items()}
-            batch = self.parts.conditioning.embed(batch)
-            self._seed_dropout(step, micro)
-            last = micro == accumulation - 1
-            with self.accelerator.no_sync(model) if not last else nullcontext():
-                with self.accelerator.autocast():
-                    errors = model(batch)
-                loss = errors.mean() / accumulation
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            seen.append({"ids": batch["ids"], "level": batch["level"]})
-        return total, seen
-
-    def _gradients_within_memory(self, model, state: RunState, step: int) -> tuple[torch.Tensor, list[dict]]:
-        """`_gradients`, with smaller micro-batches from here on if memory runs out.
-
-        Nothing of the step has been taken yet, so that its weights can be saved. Where there are several processes,
+        Nothing of the step has been taken by then, so that the weights can be saved. Where there are several processes,
         the others wait for the gradients of the one that failed: the run ends and has to be started again.
         """
         while True:
             try:
-                return self._gradients(model, step)
+                return self.stepper.take(state, step)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-            for parameter in self.parts.model.parameters():
-                parameter.grad = None
             self._lower_micro_batch()
             state.spread = self.spread
             self._save_lowered(state)
-            self.loader = self._batches(step)
+            self.stepper = self._make_stepper(step)
 
     def _save_lowered(self, state: RunState) -> None:
         """Save a checkpoint that says which micro-batch fits; any process may be the one to do so."""
@@ -376,26 +340,10 @@ class Trainer:
                 save_checkpoint(self.out / "checkpoints", state, self.config.log.keep)
         if self.spread.processes > 1:
             raise UserError(
-                f"memory ran out in step {state.step + 1}; everything is saved. Run the same command again, which takes "
+                f"memory ran out in step {state.step + 1}; everything is saved. Run the same command again, which has "
                 f"micro-batches of {self.spread.micro_batch}; torchrun --max-restarts 3 does so by itself, if "
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set (pytorch issue 135712)."
             )
-
-    def _seed_dropout(self, step: int, micro: int) -> None:
-        """Make dropout inside the network follow from the step, so that a resumed run drops what it would have."""
-        if self.parts.model.unet.config.dropout:
-            key = [self.config.seed, step, micro, self.accelerator.process_index]
-            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-    def _non_finite(self, step: int, loss: float, norm: float, seen: list[dict]) -> str:
-        """Where numbers ended, in one sentence."""
-        ids = torch.cat([s["ids"] for s in seen]).tolist()
-        worst = torch.cat([s["level"] for s in seen]).abs().max().item()
-        bad = [n for n, p in self.parts.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        return (
-            f"step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient in "
-            f"{bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}"
-        )
 
     def _skip(self, state: RunState, progress: Progress, step: int, skips: int, error: NonFiniteError) -> None:
         """Leave weights, moments and averages as they are; stop after too many in a row.

@@ -19,8 +19,9 @@ from torch.utils.data import default_collate
 from attndiff.errors import UserError
 from attndiff.training.batches import commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
-from attndiff.training.loop import TRIAL_FILES, NonFiniteError, Trainer
+from attndiff.training.loop import TRIAL_FILES, Trainer
 from attndiff.training.progress import progress_bar
+from attndiff.training.step import NonFiniteError
 
 STEPS = 100
 RANGE = 1e-2, 1e2  # factors of the configured rates at the first and last step: 25 steps for a factor of ten

@@ -68,7 +68,8 @@ def make_plan(
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     one = first_samples(dataset, 1, accelerator)
-    seconds = spread.accumulation(config.optim.batch_size) * time_passes(model, dataset, accelerator, spread.micro_batch)
+    seconds = time_passes(model, dataset, accelerator, spread.micro_batch)
+    seconds *= spread.accumulation(config.optim.batch_size)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
     return Plan(trainable, shape, count_flops(model, one), seconds, 4 * copies * trainable)

@@ -26,7 +26,8 @@ def train(
         bool, typer.Option("--find-batch-size", help="Time growing micro-batches, suggest one, and stop.")
     ] = False,
     elastic: Annotated[
-        bool, typer.Option("--elastic", help="Go on with other processes or micro-batches; losses agree within rounding.")
+        bool,
+        typer.Option("--elastic", help="Go on with other processes or micro-batches; losses agree within rounding."),
     ] = False,
 ) -> None:
     """Train a model, or go on with a run that was interrupted."""
