@@ -314,20 +314,20 @@ def die_in_save(operation: int, save: int = 2) -> None:
 
 
 def no_rename() -> None:
-    def save(root: Path, state, keep: int) -> Path:
+    def save(root: Path, state, keep: int, main: bool) -> Path:
         target = root / f"step_{state.step:08d}"
         for old in checkpoint.checkpoints(root):
             os.replace(old, target)  # only the name: what it holds is overwritten below
         target.mkdir(parents=True, exist_ok=True)
         (target / checkpoint.MANIFEST).unlink(missing_ok=True)
-        checkpoint._write(target, state)
+        checkpoint._write(target, state, state.tensors())
         return target
 
     loop.save_checkpoint = save
 
 
 def prune_first() -> None:
-    def save(root: Path, state, keep: int) -> Path:
+    def save(root: Path, state, keep: int, main: bool) -> Path:
         for old in checkpoint.checkpoints(root):
             shutil.rmtree(old)
         return save_checkpoint(root, state, keep)

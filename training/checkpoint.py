@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.training.ema import PowerEMA
+from attndiff.training.sharding import like, whole
 from attndiff.training.spread import Spread
 
 MANIFEST = "manifest.json"
@@ -28,7 +29,7 @@ NAME = re.compile(r"step_\d{8,}")
 
 @dataclass
 class RunState:
-    """What a checkpoint holds: the trained module, its averages and optimizers, how far they are, and how they got there."""
+    """What a checkpoint holds: the trained module, its averages, its optimizers, how far it is and how spread out."""
 
     module: nn.Module
     ema: PowerEMA
@@ -36,14 +37,24 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     spread: Spread | None = None
+    replica: nn.Module | None = None  # of a sharded module, for the whole weights
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Every tensor by file and name."""
+        """Every tensor by file and name; of a sharded module, all processes ask together."""
         files = {"weights": {n: p.detach() for n, p in self.module.named_parameters()}}
         for sigma in self.ema.averages:
             files[f"ema_{sigma:.3f}"] = self.ema.state_dict(sigma)
         files["optimizer"] = {key: value for key, value in self._moments() if torch.is_tensor(value)}
-        return {file: {k: v.contiguous() for k, v in group.items()} for file, group in files.items()}
+        return {file: {k: whole(v).contiguous() for k, v in group.items()} for file, group in files.items()}
+
+    @torch.no_grad()
+    def whole(self) -> "RunState":
+        """With weights and averages unsharded, but without moments; all processes ask together. Itself if it is that."""
+        if self.replica is None:
+            return self
+        for own, sharded in zip(self.replica.parameters(), self.module.parameters(), strict=True):
+            own.copy_(whole(sharded))
+        return replace(self, module=self.replica, ema=self.ema.whole(), optimizers=[], replica=None)
 
     def _moments(self):
         """Optimizer state as (``parameter name/entry``, value) pairs."""
@@ -58,7 +69,7 @@ class RunState:
         """Put back what `tensors` gave."""
         parameters = dict(self.module.named_parameters())
         for name, value in files["weights"].items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(like(value, parameters[name]))
         for sigma in self.ema.averages:
             self.ema.load_state_dict(sigma, files[f"ema_{sigma:.3f}"])
         owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
@@ -66,26 +77,28 @@ class RunState:
             name, entry = key.rsplit("/", 1)
             parameter = parameters[name]
             state = owner[id(parameter)].state[parameter]
-            state[entry] = value if entry == "step" else value.to(parameter.device)
+            state[entry] = value if entry == "step" else like(value, parameter)
         self.step, self.seconds = step, seconds
 
 
-def save_checkpoint(root: Path, state: RunState, keep: int) -> Path:
+def save_checkpoint(root: Path, state: RunState, keep: int, main: bool = True) -> Path:
     """Commit the state as ``root/step_N`` and prune all but the newest ``keep``.
 
-    The order is what makes a crash harmless: files, manifest and folder are on disk before the rename publishes them,
-    and nothing older goes before that.
+    All processes call this, and the main one writes. The order is what makes a crash harmless: files, manifest and
+    folder are on disk before the rename publishes them, and nothing older goes before that.
 
     Raises:
         UserError: If the disk is full or cannot be written; older checkpoints are as they were.
     """
-    final = root / f"step_{state.step:08d}"
+    final, files = root / f"step_{state.step:08d}", state.tensors()
+    if not main:
+        return final
     temporary = root / f"tmp_{state.step:08d}"
     for left in root.glob("tmp_*"):  # by a crash
         shutil.rmtree(left)
     try:
         temporary.mkdir(parents=True)
-        _write(temporary, state)
+        _write(temporary, state, files)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         older = checkpoints(root)
@@ -102,9 +115,9 @@ def save_checkpoint(root: Path, state: RunState, keep: int) -> Path:
     return final
 
 
-def _write(folder: Path, state: RunState) -> None:
+def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tensor]]) -> None:
     """All files of a checkpoint, on disk when this returns."""
-    for name, tensors in state.tensors().items():
+    for name, tensors in files.items():
         save_file(tensors, folder / f"{name}.safetensors")
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
     if state.spread:

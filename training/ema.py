@@ -4,6 +4,7 @@ Karras et al., arXiv 2312.02696, section 3: the average's length grows with the 
 the random weights it began with, and the average of any other length is a sum of snapshots of two of them.
 """
 
+import copy
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attndiff.errors import UserError
+from attndiff.training.sharding import like, whole
 
 
 def sigma_rel_to_gamma(sigma_rel: float) -> float:
@@ -53,7 +55,14 @@ class PowerEMA:
 
     def load_state_dict(self, sigma_rel: float, state: dict[str, torch.Tensor]) -> None:
         """Restore the averages of one width from ``state_dict``."""
-        self.averages[sigma_rel] = [state[name].detach().clone().float() for name in self.names]
+        own = zip(self.names, self.averages[sigma_rel], strict=True)
+        self.averages[sigma_rel] = [like(state[name].detach().clone().float(), average) for name, average in own]
+
+    def whole(self) -> "PowerEMA":
+        """A copy whose averages are unsharded; all processes ask together."""
+        unsharded = copy.copy(self)
+        unsharded.averages = {sigma: [whole(a) for a in averages] for sigma, averages in self.averages.items()}
+        return unsharded
 
     def save_snapshots(self, folder: Path | str, step: int) -> None:
         """Write the averages after ``step``, one safetensors file per width, for `rebuild_average`.

@@ -3,6 +3,7 @@
 `Trainer.run` reads as the story of a run; what it calls is one file each.
 """
 
+import copy
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from filelock import FileLock
 
 from attndiff.errors import Stopped, UserError
+from attndiff.training import sharding
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, read_spread, save_checkpoint
@@ -56,8 +58,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the devices and processes, made anew for every run of this Python process.
 
     Raises:
-        UserError: If fewer processes came together than the launcher started.
+        UserError: If fewer processes came together than the launcher started, or they are DeepSpeed's.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UserError("DeepSpeed takes one optimizer only, and Muon comes with AdamW; shard with FSDP2 instead.")
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -108,7 +112,10 @@ class Trainer:
         self.held_out = DrawnDataset(self.parts.validation, conditioning, config.seed)
         world = self.accelerator.num_processes
         data = None if config.data.stream else self.parts.images.fingerprint
-        self.spread = Spread(world, optim.micro_batch or max(1, optim.batch_size // world), data)
+        micro_batch = optim.micro_batch or max(1, optim.batch_size // world)
+        self.spread = Spread(world, micro_batch, data, sharded=sharding.asked_for())
+        if self.spread.sharded and config.distill:
+            raise UserError("distill: a student and its teacher are not sharded; start it without FSDP.")
         self.spread.accumulation(optim.batch_size)
         self.parts.model.to(self.accelerator.device)
         self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
@@ -193,7 +200,7 @@ class Trainer:
                 continue
             skips = 0
             state.step, state.seconds = step + 1, time.perf_counter() - began
-            state.ema.update(self.parts.model, step + 1)
+            state.ema.update(state.module, step + 1)
             self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
             self._stop_if_asked(stop, state)
         progress.close()
@@ -244,17 +251,20 @@ class Trainer:
 
     def _prepare(self) -> RunState:
         config = self.config.optim
-        module = self.parts.model
-        optimizers = make_optimizers(module, config)
-        ema = PowerEMA(module, tuple(config.ema))
+        module = copy.deepcopy(self.parts.model) if self.spread.sharded else self.parts.model
         if config.compile:
             # One graph a shape: inductor (torch 2.13) fails on a graph for any shape, and by default 8 are the limit.
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, len(self.parts.images.by_shape()))
-            module.compile(fullgraph=True, dynamic=False)
-        self.model, *optimizers = self.accelerator.prepare(module, *optimizers)
+            for part in sharding.blocks(module) if self.spread.sharded else [module]:
+                part.compile(fullgraph=True, dynamic=False)
+        if self.spread.sharded:
+            self.model = sharding.shard(module, self.accelerator.device)
+        else:
+            self.model = self.accelerator.prepare(module)
         self.model.train()
-        return RunState(module, ema, [getattr(o, "optimizer", o) for o in optimizers], spread=self.spread)
+        ema, replica = PowerEMA(module, tuple(config.ema)), self.parts.model if self.spread.sharded else None
+        return RunState(module, ema, make_optimizers(module, config), spread=self.spread, replica=replica)
 
     def _newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint of the run, if it has come to one."""
@@ -274,7 +284,7 @@ class Trainer:
             self.accelerator.print(f"micro-batches of {then.micro_batch}, as memory ran out with larger ones before")
             self.spread = replace(self.spread, micro_batch=then.micro_batch, lowered=True)
         check_resumed(then, self.spread, self.config.out, self.elastic)
-        if (then.processes, then.micro_batch) != (self.spread.processes, self.spread.micro_batch):
+        if not then.same_sums(self.spread):
             self.accelerator.print(
                 f"going on with {self.spread} instead of {then}: the same images, order and noise, and losses that "
                 "agree within rounding"
@@ -334,6 +344,11 @@ class Trainer:
 
     def _save_lowered(self, state: RunState) -> None:
         """Save a checkpoint that says which micro-batch fits; any process may be the one to do so."""
+        if self.spread.sharded:
+            raise UserError(
+                f"memory ran out in step {state.step + 1}; set optim.micro_batch={self.spread.micro_batch} and add "
+                "--elastic to go on from the last checkpoint."
+            )
         with FileLock(self.out / MEMORY_LOCK):
             newest, _ = newest_checkpoint(self.out / "checkpoints")
             if newest is None or read_spread(newest) != state.spread:
@@ -364,34 +379,45 @@ class Trainer:
     # Between steps
 
     def _after_step(self, state: RunState, progress: Progress, loss: float, lr: float) -> None:
-        log, step, end = self.config.log, state.step, self.config.optim.steps
-        entry = progress.step(step, loss, lr, store=step % log.every == 0 or step == end)
+        log, step = self.config.log, state.step
+        entry = progress.step(step, loss, lr, store=self._due(log.every, step))
         if entry and log.tracker:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
-        if step % log.validate_every == 0 or step == end:
-            self._validate(state, progress)
+        looks = (log.validate_every, log.sample_every, log.evaluate_every, log.snapshot_every)
+        if any(self._due(every, step) for every in looks):
+            self._look(state.whole(), progress)
             progress.pause()
-        if (step % log.sample_every == 0 or step == end) and self.accelerator.is_main_process:
+        if self._due(log.checkpoint_every, step):
+            self._save(state)
+
+    def _due(self, every: int | None, step: int) -> bool:
+        """Whether something is to be done after a step; at the end, all that is done at all."""
+        return bool(every) and (step % every == 0 or step == self.config.optim.steps)
+
+    def _look(self, state: RunState, progress: Progress) -> None:
+        """Validate, sample, measure and keep averages, whatever is due."""
+        log, step, main = self.config.log, state.step, self.accelerator.is_main_process
+        if self._due(log.validate_every, step):
+            self._validate(state, progress)
+        if self._due(log.sample_every, step) and main:
             path = self.out / "samples" / f"step_{step:08d}.png"
             save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, path)
-            progress.pause()
-        if self.distances and (step % log.evaluate_every == 0 or step == end):
+        if self._due(log.evaluate_every, step):
             self._measure_distances(state, progress)
-            progress.pause()
-        if log.snapshot_every and step % log.snapshot_every == 0 and self.accelerator.is_main_process:
+        if log.snapshot_every and step % log.snapshot_every == 0 and main:
             state.ema.save_snapshots(self.out / "snapshots", step)
-        if step % log.checkpoint_every == 0 or step == end:
-            if self.accelerator.is_main_process:
-                save_checkpoint(self.out / "checkpoints", state, log.keep)
-            self.accelerator.wait_for_everyone()
+
+    def _save(self, state: RunState) -> None:
+        save_checkpoint(self.out / "checkpoints", state, self.config.log.keep, self.accelerator.is_main_process)
+        self.accelerator.wait_for_everyone()
 
     def _stop_if_asked(self, stop: StopSignal, state: RunState) -> None:
         """Save and raise `Stopped` if any process has had a signal; all of them find out after the same step."""
         asked = torch.tensor(stop.number, device=self.accelerator.device)
         if not self.accelerator.reduce(asked, "sum").item() or state.step == self.config.optim.steps:
             return
-        if state.step % self.config.log.checkpoint_every and self.accelerator.is_main_process:
-            save_checkpoint(self.out / "checkpoints", state, self.config.log.keep)
+        if not self._due(self.config.log.checkpoint_every, state.step):
+            self._save(state)
         self._leave()
         number = signal.Signals(stop.number or signal.SIGTERM)
         raise Stopped(f"stopped by {number.name} after step {state.step}; the same command goes on from there.", number)
@@ -428,6 +454,7 @@ class Trainer:
 
     def _finish(self, state: RunState) -> Path:
         """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""
+        state = state.whole()
         if self.accelerator.is_main_process:
             steps, validations = read_log(self.out / "log.jsonl")
             loss_curve(steps, validations, self.out / "loss_curve.png")

@@ -19,12 +19,14 @@ class Spread:
         data: Fingerprint of the training images with their captions or classes; None of a stream, which is known by
             its shards.
         lowered: Whether the micro-batch is smaller than asked for, as memory ran out.
+        sharded: Whether each process keeps only its share of the weights.
     """
 
     processes: int
     micro_batch: int
     data: str | None = None
     lowered: bool = False
+    sharded: bool = False
 
     def accumulation(self, batch_size: int) -> int:
         """Micro-batches of each process in a step.
@@ -42,7 +44,12 @@ class Spread:
 
     def __str__(self) -> str:
         noun = "process" if self.processes == 1 else "processes"
-        return f"{self.processes} {noun} with micro-batches of {self.micro_batch}"
+        sharded = "sharded, " if self.sharded else ""
+        return f"{self.processes} {noun}, {sharded}with micro-batches of {self.micro_batch}"
+
+    def same_sums(self, other: "Spread") -> bool:
+        """Whether floats are summed in the same order."""
+        return (self.processes, self.micro_batch, self.sharded) == (other.processes, other.micro_batch, other.sharded)
 
 
 def smaller(share: int, micro_batch: int) -> int:
@@ -70,7 +77,7 @@ def check_resumed(then: Spread, now: Spread, out: str, elastic: bool) -> None:
             f"the training images of {out}, or their captions or classes, are not those that the run began with; "
             "restore them, or choose another 'out' (model.init_from takes the weights along)."
         )
-    if (then.processes, then.micro_batch) != (now.processes, now.micro_batch) and not elastic:
+    if not then.same_sums(now) and not elastic:
         raise UserError(
             f"the run in {out} was made by {then}, and this is {now}: losses would agree within rounding only. "
             "Start it as before, or add --elastic to go on like this."

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
+from attndiff.training.sharding import whole
 
 Batch = dict[str, torch.Tensor]
 
@@ -27,7 +29,7 @@ class Stepper:
         accelerator: For the device, precision and the other processes.
         parts: What is trained.
         config: The settings.
-        model: ``parts.model`` as the accelerator prepared it.
+        model: What is called: ``state.module`` itself, or what the accelerator wrapped it in.
         batches: This process's micro-batches, from the first step on.
         accumulation: Micro-batches of a step.
     """
@@ -37,7 +39,7 @@ class Stepper:
         accelerator: Accelerator,
         parts: Parts,
         config: TrainConfig,
-        model: torch.nn.Module,
+        model: nn.Module,
         batches: Iterator[Batch],
         accumulation: int,
     ):
@@ -51,13 +53,13 @@ class Stepper:
             NonFiniteError: If the loss or a gradient is not finite; then no process takes the step.
             RuntimeError: If memory runs out in the passes; there are no gradients then, and it may be tried again.
         """
-        self.parts.model.set_progress(step / self.config.optim.steps)
+        state.module.set_progress(step / self.config.optim.steps)
         total, seen = self._pass_all(step)
-        norm = self.accelerator.clip_grad_norm_(self.parts.model.parameters(), self.config.optim.clip)
+        norm = whole(self.accelerator.clip_grad_norm_(state.module.parameters(), self.config.optim.clip))
         loss = self.accelerator.reduce(total, "mean").item()
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFiniteError(self._where(step, loss, float(norm), seen))
+            raise NonFiniteError(where(state.module, step, loss, float(norm), seen))
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -75,7 +77,7 @@ class Stepper:
                 total += self._pass(batch, last=micro == self.accumulation - 1)
                 seen.append({"ids": batch["ids"], "level": batch["level"]})
         except RuntimeError:
-            for parameter in self.parts.model.parameters():
+            for parameter in self.model.parameters():
                 parameter.grad = None
             raise
         return total, seen
@@ -95,12 +97,14 @@ class Stepper:
             key = [self.config.seed, step, micro, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _where(self, step: int, loss: float, norm: float, seen: list[Batch]) -> str:
-        """Where numbers ended, in one sentence."""
-        ids = torch.cat([s["ids"] for s in seen]).tolist()
-        worst = torch.cat([s["level"] for s in seen]).abs().max().item()
-        bad = [n for n, p in self.parts.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        return (
-            f"step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient in "
-            f"{bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}"
-        )
+
+def where(module: nn.Module, step: int, loss: float, norm: float, seen: list[Batch]) -> str:
+    """Where numbers ended, in one sentence."""
+    ids = torch.cat([s["ids"] for s in seen]).tolist()
+    worst = torch.cat([s["level"] for s in seen]).abs().max().item()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
+    return (
+        f"step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient in "
+        f"{bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}"
+    )

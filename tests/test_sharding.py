@@ -1,0 +1,75 @@
+"""Runs under `accelerate launch` with the configs of training/launch, on two processes of the CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_spread import close, cut, whole  # noqa: F401 - a fixture
+from test_training import settings, weights
+from torch import nn
+
+from attndiff.hub import load
+from attndiff.training.checkpoint import read_spread
+from attndiff.training.config import make_config
+from attndiff.training.loop import Trainer, make_accelerator
+from attndiff.training.sharding import blocks
+
+
+def launch(name: str, config, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{name}.yaml"]
+    return subprocess.run(
+        [*command, "--num_processes=2", "training/train.py", str(config), *more], capture_output=True, text=True
+    )
+
+
+def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Relative distance of all tensors together; Muon turns a rounding error of a small gradient into more."""
+    both = [(mine[key].double(), value.double()) for key, value in theirs.items()]
+    assert both
+    return (sum((a - b).square().sum() for a, b in both) / sum(b.square().sum() for _, b in both)).sqrt().item()
+
+
+@pytest.mark.parametrize("name", ["one_node", "fsdp2"])
+def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, tmp_path, name):  # noqa: F811
+    config, out = tmp_path / "config.json", tmp_path / "run"
+    config.write_text(json.dumps(settings(out)))
+    done = launch(name, config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert close(out, whole)
+    assert read_spread(out / "checkpoints/step_00000006").sharded == (name == "fsdp2")
+    mine, theirs = weights(out), weights(whole)
+    assert mine.keys() == theirs.keys()
+    for file in ("weights", "ema_0.050", "ema_0.100", "optimizer"):
+        assert apart(*({k: v for k, v in each.items() if k.startswith(file)} for each in (mine, theirs))) < 0.01
+    ours, its = (load(run / "pipeline").unet.state_dict() for run in (out, whole))
+    assert apart(ours, its) < 0.01
+
+
+def test_a_sharded_run_goes_on_bit_for_bit_and_whole_runs_take_it_over(tmp_path):
+    config, out = tmp_path / "config.json", tmp_path / "run"
+    config.write_text(json.dumps(settings(out)))
+    assert launch("fsdp2", config).returncode == 0
+    again = cut(out, tmp_path / "again")
+    config.write_text(json.dumps(settings(again)))
+    assert launch("fsdp2", config).returncode == 0
+    mine, theirs = weights(again), weights(out)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    alone = cut(out, tmp_path / "alone")
+    Trainer(make_config(settings(alone)), elastic=True).run()
+    assert close(alone, out)
+
+
+def test_every_block_is_sharded_by_itself(tmp_path):
+    model = Trainer(make_config(settings(tmp_path / "run"))).parts.model
+    names = {name for block in blocks(model) for name, module in model.named_modules() if module is block}
+    kinds = {name.split(".")[1] for name in names}
+    assert kinds == {"down_blocks", "mid_block", "up_blocks", "blocks"} and len(names) == len(blocks(model))
+    assert all(isinstance(block, nn.Module) for block in blocks(model))
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"one optimizer only.*FSDP2"):
+        make_accelerator(make_config(settings(tmp_path / "run")))
