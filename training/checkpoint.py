@@ -49,7 +49,7 @@ class RunState:
 
     @torch.no_grad()
     def whole(self) -> "RunState":
-        """With weights and averages unsharded, but without moments; all processes ask together. Itself if it is that."""
+        """With weights and averages unsharded, without moments; all processes ask together. Itself if it is that."""
         if self.replica is None:
             return self
         for own, sharded in zip(self.replica.parameters(), self.module.parameters(), strict=True):
