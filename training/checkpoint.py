@@ -147,8 +147,8 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
-    """Tensors by file, step and seconds of a checkpoint."""
-    progress = json.loads((folder / "progress.json").read_text())
+    """Tensors by file, step and seconds of a checkpoint; raises `UserError` if it is of another format."""
+    progress = _progress(folder)
     names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
     files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
     return files, progress["step"], progress["seconds"]
@@ -156,8 +156,18 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], i
 
 def read_spread(folder: Path) -> Spread | None:
     """How the run of a checkpoint was spread out, if it says so."""
-    kept = json.loads((folder / "progress.json").read_text()).get("spread")
+    kept = _progress(folder).get("spread")
     return Spread(**kept) if kept else None
+
+
+def _progress(folder: Path) -> dict:
+    progress = json.loads((folder / "progress.json").read_text())
+    if progress["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} is a checkpoint of format {progress['format_version']}, and this attndiff reads "
+            f"{FORMAT_VERSION}; go on with the version that wrote it."
+        )
+    return progress
 
 
 def _damage(folder: Path) -> str | None:
