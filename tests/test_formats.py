@@ -31,7 +31,9 @@ def test_a_run_goes_on_as_it_would_have(fixture, tmp_path):
     Trainer(load_config(fixture / "config.yaml", [f"out={out}"])).run()
     expected = json.loads((fixture / "expected.json").read_text())
     ours = [float.fromhex(loss) for loss in losses(out)]
-    assert ours[-len(expected) :] == pytest.approx(list(expected.values()), rel=1e-3)  # other processors round otherwise
+    assert ours[-len(expected) :] == pytest.approx(
+        list(expected.values()), rel=1e-3
+    )  # other processors round otherwise
 
 
 @pytest.mark.parametrize("fixture", FORMATS, ids=lambda f: f.name)
