@@ -602,16 +602,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution and mix with the encoder's features by a learned lerp (HDiT, arXiv 2401.11605, 4.3)."""
+    """Double the resolution and add the encoder's features; a learned lerp of the two was no better (ablation.md)."""
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         self.proj = nn.Linear(dim, 4 * out_dim, bias=False)
-        self.mix = nn.Parameter(torch.full((out_dim,), 0.5))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """``x (B, H/2, W/2, C)`` and ``skip (B, H, W, C_out)`` to ``(B, H, W, C_out)``."""
-        return torch.lerp(skip, depth_to_space(self.proj(x), 2).to(skip.dtype), self.mix.to(skip.dtype))
+        return skip + depth_to_space(self.proj(x), 2)
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
