@@ -8,12 +8,12 @@ while a new image is sampled for the same prompt (the object is what is not whit
 
 The measure is the area under the ROC curve: the probability that a pixel of the object has a higher weight than one of
 the background, for the mean of all levels and for each level's own maps. The noun's is held against 0.5; against each
-kind of other token in the same prompt, and against all of them but the start, which gathers the background; against its
-own with the object of another prompt, because a map that only prefers the middle beats 0.5 too; against another
-prompt's noun put in its place under the same image; and against untrained networks of the same configuration, because
-the keys of words and the white of backgrounds are the same in all prompts: one network of random weights gave nouns
-0.62 and its other tokens 0.45 (80 prompts). `mass_ratio` is the share of a map's weight on the object over the object's
-share of the area.
+kind of other token in the same prompt, against all of them, and against all but the start, which gathers the
+background; against its own with the object of another prompt, because a map that only prefers the middle beats 0.5 too;
+against another prompt's noun put in its place under the same image; and against untrained networks of the same
+configuration, because the keys of words and the white of backgrounds are the same in all prompts: one network of random
+weights gave nouns 0.62 and its other tokens 0.45 (80 prompts). `mass_ratio` is the share of a map's weight on the
+object over the object's share of the area.
 Intervals are 95 % bootstrap intervals over prompts; the untrained's are the lowest and highest mean of all seeds.
 """
 
@@ -39,7 +39,16 @@ AREA = (0.1, 0.85)  # an object smaller or larger than this share of the image l
 WHITE = 0.9  # a generated pixel with all channels above this, in [-1, 1], is background
 RESAMPLES = 2000
 NETWORKS = ("unet", "condition_encoder")
-CONTROLS = ("other", "style", "comma", "start", "visible_others", "noun_on_another_object", "wrong_noun")
+CONTROLS = (
+    "other",
+    "style",
+    "comma",
+    "start",
+    "all_others",
+    "visible_others",
+    "noun_on_another_object",
+    "wrong_noun",
+)
 PEOPLE = {"man", "woman", "person", "people", "men", "women"}
 PREPOSITIONS = {"with", "without", "of", "in", "on", "over", "behind", "and", "at", "from", "to", "for", "holding"}
 
@@ -172,9 +181,8 @@ def scores(
     """
     noun = maps[case.kinds["noun"][0]].mean(0)
     groups = dict(case.kinds)
-    groups["visible_others"] = [
-        word for kind, words in groups.items() if kind not in ("noun", "start") for word in words
-    ]
+    groups["all_others"] = [word for kind, words in groups.items() if kind != "noun" for word in words]
+    groups["visible_others"] = [word for word in groups["all_others"] if word not in groups["start"]]
     result = {}
     for name, measure_of in (("auc", auc), ("mass_ratio", mass_ratio)):
         found = {

@@ -295,6 +295,7 @@ def test_overlap_measures(overlap):
     case = overlap.Case("apple, noto", {"noun": [[1]], "style": [[2]], "start": [[0]]}, torch.zeros(3, 4, 4), shape)
     found = overlap.scores(case, maps, shape, shape.T, wrong=maps[2])["auc"]
     assert (found["noun"], found["style"], found["start"], found["visible_others"]) == (1, 0, 0.5, 0)
+    assert found["all_others"] == 0.25 and found["noun_minus_all_others"] == 0.75
     assert found["noun_on_another_object"] == 0.5 and found["noun_minus_start"] == 0.5
     assert found["wrong_noun"] == 0 and found["noun_minus_wrong_noun"] == 1
 
@@ -337,7 +338,7 @@ def test_overlap_report_of_an_untrained_model(overlap):
     assert set(report["real, noise 0.4"]) == {"all levels", "level 1"}
     found = report["real, noise 0.4"]["level 1"]["auc"]
     assert found["noun"]["n"] == 12 and 0 < found["noun"]["low"] < found["noun"]["mean"] < found["noun"]["high"] < 1
-    for control in ("visible_others", "wrong_noun", "noun_on_another_object"):
+    for control in ("all_others", "visible_others", "wrong_noun", "noun_on_another_object"):
         difference = found["noun"]["mean"] - found[control]["mean"]
         assert abs(found[f"noun_minus_{control}"]["mean"] - difference) < 1e-9
     assert report["untrained, noise 0.4"]["level 1"]["auc"]["noun"]["n"] == 2

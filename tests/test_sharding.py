@@ -31,12 +31,18 @@ def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> flo
     return (sum((a - b).square().sum() for a, b in both) / sum(b.square().sum() for _, b in both)).sqrt().item()
 
 
-@pytest.mark.parametrize("name", ["one_node", "fsdp2"])
-def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, tmp_path, name):  # noqa: F811
-    config, out = tmp_path / "config.json", tmp_path / "run"
-    config.write_text(json.dumps(settings(out)))
-    done = launch(name, config)
+@pytest.fixture(scope="module", params=["one_node", "fsdp2"])
+def launched(request, tmp_path_factory):
+    """A run of two processes, and the config that it was launched with."""
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "config.json").write_text(json.dumps(settings(folder / "run")))
+    done = launch(request.param, folder / "config.json")
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run", request.param
+
+
+def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, launched):  # noqa: F811
+    out, name = launched
     assert close(out, whole)
     assert read_spread(out / "checkpoints/step_00000006").sharded == (name == "fsdp2")
     mine, theirs = weights(out), weights(whole)
@@ -47,13 +53,11 @@ def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, tmp_p
     assert apart(ours, its) < 0.01
 
 
-def test_a_sharded_run_goes_on_bit_for_bit_and_whole_runs_take_it_over(tmp_path):
-    config, out = tmp_path / "config.json", tmp_path / "run"
-    config.write_text(json.dumps(settings(out)))
-    assert launch("fsdp2", config).returncode == 0
+def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_over(launched, tmp_path):
+    out, name = launched
     again = cut(out, tmp_path / "again")
-    config.write_text(json.dumps(settings(again)))
-    assert launch("fsdp2", config).returncode == 0
+    (tmp_path / "config.json").write_text(json.dumps(settings(again)))
+    assert launch(name, tmp_path / "config.json").returncode == 0
     mine, theirs = weights(again), weights(out)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     alone = cut(out, tmp_path / "alone")

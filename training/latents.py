@@ -230,6 +230,11 @@ class LatentSet:
         return self.images.class_names
 
     @property
+    def fingerprint(self) -> str:
+        """That of the images: what encodes them is in the run's config."""
+        return self.images.fingerprint
+
+    @property
     def skipped(self) -> list[tuple[str, str]]:
         """Name of each image that was left out, and why."""
         return self.images.skipped

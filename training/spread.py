@@ -43,9 +43,8 @@ class Spread:
         return passes
 
     def __str__(self) -> str:
-        noun = "process" if self.processes == 1 else "processes"
-        sharded = "sharded, " if self.sharded else ""
-        return f"{self.processes} {noun}, {sharded}with micro-batches of {self.micro_batch}"
+        noun = "process" if self.processes == 1 else "sharded processes" if self.sharded else "processes"
+        return f"{self.processes} {noun} with micro-batches of {self.micro_batch}"
 
     def same_sums(self, other: "Spread") -> bool:
         """Whether floats are summed in the same order."""
