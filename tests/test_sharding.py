@@ -53,6 +53,7 @@ def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, launc
     assert apart(ours, its) < 0.01
 
 
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)  # test_kill_campaign has the other
 def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_over(launched, tmp_path):
     out, name = launched
     again = cut(out, tmp_path / "again")
