@@ -12,9 +12,9 @@ pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="r
 
 
 def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
-    report = kill_campaign.campaign(runs=3, pairs=1, folder=tmp_path)
+    report = kill_campaign.campaign(runs=4, pairs=1, folder=tmp_path)
     assert report["problems"] == []
-    assert report["identical"] == report["runs"] == 3 + report["operations_of_a_commit"] + 1
-    assert report["kills"] >= 15 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
+    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1
+    assert report["kills"] >= 18 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
     assert set(report["negative_controls"].values()) == {"failed as it must"}
     assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
