@@ -284,7 +284,7 @@ def test_stored_runs_are_not_repeated(tmp_path):
     campaign = quality.Campaign(report, "xs", 1)
     for peer, rates, times in ((None, quality.OWN_LRS, (1, 2)), (DIFFUSERS, quality.PEER_LRS, (4, 8))):
         for i, lr in enumerate(rates):
-            short = quality.Run(peer, lr, 0, 0.2)
+            short = quality.Run(peer, lr, 0, quality.SEARCH_SHARE)
             campaign.runs_of(peer)[short.key] = {"curve": [(1, 0.5 + abs(i - 1))]}
         for seed in (0, 1):
             curve = [(times[0], 0.5), (times[1], 0.3)]

@@ -1,6 +1,9 @@
 """A checkpoint comes back bit for bit, and a damaged one is never taken."""
 
+import os
+import re
 import resource
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -151,3 +154,36 @@ def test_a_crash_at_any_operation_leaves_a_whole_checkpoint_and_the_next_run_the
         expected = trained_state(2).tensors()
         for name, tensors in read_checkpoint(root / "step_00000002")[0].items():
             assert all(torch.equal(value, expected[name][key]) for key, value in tensors.items())
+
+
+def may_trace() -> bool:
+    """Whether strace is there and allowed to watch a process."""
+    try:
+        return subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+SAVES_TWICE = """
+from test_checkpoint import Path, save_checkpoint, sys, train, trained_state
+
+for steps in (1, 2):
+    save_checkpoint(Path(sys.argv[1]), trained_state(steps), keep=1)
+"""
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is not there, or may not watch")
+def test_the_kernel_is_asked_to_store_every_file_then_to_publish_then_to_prune(tmp_path):
+    root, log = tmp_path / "checkpoints", tmp_path / "calls"
+    calls = "trace=fsync,rename,unlinkat,rmdir"
+    watch = ["strace", "-f", "--seccomp-bpf", "-y", "-o", log, "-e", calls, sys.executable, "-c", SAVES_TWICE, root]
+    subprocess.run(watch, check=True, cwd=Path(__file__).parent)
+    lines = [line.replace(f"{root}", "") for line in log.read_text().splitlines() if f"{root}" in line]
+    first, second = [i for i, line in enumerate(lines) if " rename(" in line]
+    assert '"/step_00000002") = 0' in lines[second]
+    assert re.search(r" fsync\(\d+<>\)", lines[first + 1]), lines[first + 1]  # of the folder of all checkpoints
+    stored = [re.search(r" fsync\(\d+</tmp_00000002(.*)>\) += 0", line)[1] for line in lines[first + 2 : second]]
+    files = {f"/{path.name}" for path in (root / "step_00000002").iterdir()}
+    assert len(files) == 6 and set(stored[:-1]) == files and stored[-1] == ""
+    after = [re.search(r" (\w+)\(", line)[1] for line in lines[second + 1 :]]
+    assert after == ["fsync", *["unlinkat"] * 6, "rmdir"]

@@ -14,6 +14,7 @@ from attndiff.hub import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.loop import Trainer
+from attndiff.training.plan import UNTIMED, Plan, fit_steps
 
 FOOD = {
     "path": "emoji32",
@@ -261,6 +262,23 @@ def test_an_average_of_another_width_is_rebuilt(text_run, tmp_path):
         k.removeprefix("ema_0.100/unet."): v for k, v in weights(text_run).items() if k.startswith("ema_0.100/unet.")
     }
     assert all(torch.allclose(rebuilt[key], kept[key], atol=1e-4) for key in kept)
+
+
+def test_timing_a_step_changes_nothing(tmp_path):
+    trainer = Trainer(make_config(settings(tmp_path / "run", optim__weight_decay=0.1)))
+    before = {name: p.clone() for name, p in trainer.parts.model.named_parameters()}
+    plan = trainer.plan()
+    assert plan.optimizer_seconds > 0 and plan.step_seconds > plan.pass_seconds > 0
+    for name, parameter in trainer.parts.model.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None, name
+
+
+def test_minutes_hold_whole_steps_and_validations(tmp_path):
+    config = make_config(settings(tmp_path, optim__minutes=10, optim__steps=None))
+    plan = Plan(0, (16, 16), 0.0, pass_seconds=2.0, optimizer_seconds=1.0, memory_bytes=0)
+    assert fit_steps(config, plan, 0) == int(600 / (3 * UNTIMED))
+    # 3 weight sets, 8 levels, 3 held-out images: 72 forward passes, which take as long as 3 steps' passes of 8 images.
+    assert fit_steps(config, plan, 3) == int(600 / (3 * UNTIMED + 3 * 2.0 / 3))
 
 
 def test_minutes_become_steps(tmp_path):

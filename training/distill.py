@@ -4,6 +4,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+)
+
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.generation import conditions_of, sample_pixels
@@ -69,21 +76,34 @@ class Way:
     @property
     def calls(self) -> int:
         """Evaluations of the network for one image."""
-        return self.steps * (2 if self.guidance > 1 else 1)
+        calls = self.steps * self.pipeline.scheduler.order - (self.pipeline.scheduler.order - 1)
+        return calls * (2 if self.guidance > 1 else 1)
 
 
 def ways(teacher, student) -> dict[str, Way]:
-    """The teacher at its best and at few steps, and the student, all with the guidance that the student has learned."""
+    """The teacher by every solver in `CALLS` calls and at few steps, then the student, with the student's guidance."""
     scale, sigmas = student.config.student["guidance_scale"], student.config.student["sigmas"]
-    full = CALLS // (2 if scale > 1 else 1)
-    most = max(int(steps) for steps in sigmas)
-    found = {
-        f"teacher, {full} steps": Way(teacher, full, scale),
-        f"teacher, {most} steps": Way(teacher, most, scale),
-    }
-    for steps in sorted(map(int, sigmas), reverse=True):
+    numbers = sorted(map(int, sigmas), reverse=True)
+    found = {}
+    for name, scheduler in solvers(teacher.scheduler).items():
+        pipeline = type(teacher).from_pipe(teacher, scheduler=scheduler)
+        steps = max(n for n in range(1, CALLS + 1) if Way(pipeline, n, scale).calls <= CALLS)
+        found[f"teacher, {name}, {steps} steps"] = Way(pipeline, steps, scale)
+    found[f"teacher, {numbers[0]} steps"] = Way(teacher, numbers[0], scale)
+    for steps in numbers:
         found[f"student, {steps} step{'s' * (steps > 1)}"] = Way(student, steps, 1.0)
     return found
+
+
+def solvers(own: SchedulerMixin) -> dict[str, SchedulerMixin]:
+    """Stock solvers of flow models by name: the teacher's own, and the usual others."""
+    shifted = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 0.5}
+    return {
+        "its own": own,
+        "Euler": FlowMatchEulerDiscreteScheduler(),
+        "Heun": FlowMatchHeunDiscreteScheduler(shift=0.5),
+        "DPM-Solver++": DPMSolverMultistepScheduler(**shifted),
+    }
 
 
 def comparable(reference: Reference, asked: int | None) -> int:
@@ -111,45 +131,51 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
 
     Returns:
         By way of sampling: ``calls``, Frechet and kernel distance (``value``, ``n``, ``extractor``, ``floor``), and of
-        each Frechet distance its ratio to the teacher's, ``ratio``, and the same with the floor taken off, ``excess``;
-        only ``calls`` and ``guidance`` where there are too few real images for distances.
+        each Frechet distance its ratio to the best of the teacher's, ``ratio``, and the same with the floor taken off,
+        ``excess``; only ``calls`` and ``guidance`` where there are too few real images for distances.
     """
     test, others, rest = reference.choose(n, seed)
     enough = n >= frechet_needs(FEATURES)
     extractor = choose_extractor(None, test, others, rest, seed, best_device()) if enough else None
     conditions = conditions_of(test, kind_of(teacher))
-    report, rows, full = {}, {}, None
+    report, rows = {}, {}
     for name, way in ways(teacher, student).items():
         samples = sample_pixels(way.pipeline, conditions, range(seed, seed + n), way.steps, way.guidance, quiet=False)
         report[name] = {"calls": way.calls, "guidance": way.guidance}
         if extractor is not None:
-            found = measure(test.tensor(), samples, others.tensor(), extractor, distances)
-            full = full or found
-            report[name] |= {**found, **_beside(found, full)}
+            report[name] |= measure(test.tensor(), samples, others.tensor(), extractor, distances)
         rows[name] = [as_image(image) for image in samples[:SHOWN]]
+    if extractor is not None:
+        _add_ratios(report)
     captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
-def _beside(found: dict, full: dict) -> dict[str, float]:
-    """A Frechet distance beside the teacher's."""
-    mine, its = next(iter(found.values())), next(iter(full.values()))  # the first is Frechet, called fid where it is
-    excess = (mine["value"] - mine["floor"]) / (its["value"] - its["floor"])
-    return {"ratio": mine["value"] / its["value"], "excess": excess}
+def _add_ratios(report: dict) -> None:
+    """Put every Frechet distance beside the least of the teacher's."""
+    metric = measured(report)
+    best = min((way[metric] for name, way in report.items() if name.startswith("teacher")), key=lambda d: d["value"])
+    for way in report.values():
+        value, floor = way[metric]["value"], way[metric]["floor"]
+        way |= {"ratio": value / best["value"], "excess": (value - floor) / (best["value"] - floor)}
+
+
+def measured(report: dict) -> str | None:
+    """Name of the Frechet distance in a report, ``fid`` where it is that; None where there is none."""
+    return next((name for name, value in next(iter(report.values())).items() if isinstance(value, dict)), None)
 
 
 def as_text(report: dict) -> str:
     """A comparison as a table to read."""
-    first = next(iter(report.values()))
-    measured = [(name, value) for name, value in first.items() if isinstance(value, dict)]
-    if not measured:
+    metric = measured(report)
+    if metric is None:
         return f"fewer than {frechet_needs(FEATURES)} held-out images: no distances"
-    metric, entry = measured[0]
+    entry = next(iter(report.values()))[metric]
     lines = [f"{metric.replace('_', ' ')}, {entry['extractor']}, n={entry['n']}, real images {entry['floor']:.4g}"]
     lines += [
-        f"{name:<20} {way['calls']:>3} calls  {way[metric]['value']:8.4g}  {way['ratio']:5.2f} of the teacher's"
+        f"{name:<32} {way['calls']:>3} calls  {way[metric]['value']:8.4g}  {way['ratio']:5.2f} of the teacher's"
         for name, way in report.items()
     ]
     return "\n".join(lines)

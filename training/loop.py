@@ -124,7 +124,7 @@ class Trainer:
         """Count and time a step; settles ``optim.steps`` where minutes were given."""
         plan = self._plan_within_memory()
         if self.config.optim.steps is None:
-            fitting = fit_steps(self.config, plan.step_seconds, min(AT_MOST, len(self.held_out)))
+            fitting = fit_steps(self.config, plan, min(AT_MOST, len(self.held_out)))
             steps = torch.tensor(fitting, device=self.accelerator.device)
             steps = int(self.accelerator.reduce(steps, "mean"))
             values = self.config.model_dump()

@@ -10,10 +10,13 @@ from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from attndiff.training.batches import DrawnDataset, commonest_shape
-from attndiff.training.config import TrainConfig
+from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.model import DenoisingModel
+from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.spread import Spread
 from attndiff.training.validation import LEVELS
+
+UNTIMED = 1.15  # a step in a run over the least that it took alone: averages, samples, checkpoints, other programs
 
 
 @dataclass
@@ -24,15 +27,22 @@ class Plan:
         parameters: Trainable parameters.
         shape: Height and width that most images have.
         forward_flops: FLOPs of the forward pass of one such image (2 per multiply-add).
-        step_seconds: Measured seconds of one step's forward and backward passes.
+        pass_seconds: Measured seconds of one step's forward and backward passes.
+        optimizer_seconds: And of its optimizers; 0 for a sharded run, whose moments do not fit here as a whole.
         memory_bytes: Weights, gradients, optimizer moments and averages in float32; activations come on top.
     """
 
     parameters: int
     shape: tuple[int, int]
     forward_flops: float
-    step_seconds: float
+    pass_seconds: float
+    optimizer_seconds: float
     memory_bytes: int
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a whole step."""
+        return self.pass_seconds + self.optimizer_seconds
 
     def lines(self, config: TrainConfig, images: int) -> list[str]:
         """The plan as text."""
@@ -68,11 +78,12 @@ def make_plan(
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     one = first_samples(dataset, 1, accelerator)
-    seconds = time_passes(model, dataset, accelerator, spread.micro_batch)
-    seconds *= spread.accumulation(config.optim.batch_size)
+    passes = time_passes(model, dataset, accelerator, spread.micro_batch)
+    passes *= spread.accumulation(config.optim.batch_size)
+    optimizers = 0.0 if spread.sharded else time_optimizers(model, config.optim)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
-    return Plan(trainable, shape, count_flops(model, one), seconds, 4 * copies * trainable)
+    return Plan(trainable, shape, count_flops(model, one), passes, optimizers, 4 * copies * trainable)
 
 
 def time_passes(
@@ -89,6 +100,24 @@ def time_passes(
         for parameter in model.parameters():
             parameter.grad = None
     return min(times[1:])  # the least: whatever else the machine did meanwhile only adds
+
+
+def time_optimizers(model: DenoisingModel, config: OptimConfig) -> float:
+    """Seconds of an optimizer step that changes nothing: gradients and rates are zero."""
+    optimizers = make_optimizers(model, config)
+    set_lr(optimizers, 0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    times = []
+    try:
+        for _ in range(3):
+            start = timer()
+            for optimizer in optimizers:
+                optimizer.step()
+            times.append(timer() - start)
+    finally:
+        model.zero_grad(set_to_none=True)
+    return min(times[1:])
 
 
 def first_samples(dataset: DrawnDataset, count: int, accelerator: Accelerator) -> dict[str, torch.Tensor]:
@@ -123,17 +152,16 @@ def saved_bytes(model: DenoisingModel, batch: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def fit_steps(config: TrainConfig, step_seconds: float, held_out: int) -> int:
+def fit_steps(config: TrainConfig, plan: Plan, held_out: int) -> int:
     """Steps that fit into ``optim.minutes``.
 
     Args:
         config: The settings.
-        step_seconds: Of one step's forward and backward passes.
+        plan: With the seconds of a step.
         held_out: Images of a validation.
     """
     optim = config.optim
     # A forward pass is a third of forward and backward; raw and averaged weights are validated at every level.
     forwards = (1 + len(optim.ema)) * LEVELS * held_out
-    validation = forwards / (3 * optim.batch_size) / config.log.validate_every
-    # The optimizer and the averages take about a third of a step's passes at small batches.
-    return max(10, int(optim.minutes * 60 / (step_seconds * (1.35 + validation))))
+    validation = plan.pass_seconds * forwards / (3 * optim.batch_size) / config.log.validate_every
+    return max(10, int(optim.minutes * 60 / (plan.step_seconds * UNTIMED + validation)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from attndiff.errors import UserError
-from attndiff.training.bench.peers import PEERS
+from attndiff.training.bench.peers import PEERS, THREE_LEVELS
 from attndiff.training.bench.report import Report, describe_hardware, write_json
 from attndiff.training.bench.speed import full_settings, measure_speed, quick_settings, why_absent
 from attndiff.training.bench.tables import draw, markdown
@@ -68,11 +68,13 @@ def run_speed(request: Request, device: str) -> Report:
 
 def run_quality(request: Request, device: str) -> Report:
     """Time to quality."""
-    from attndiff.training.bench.quality import measure_quality
+    from attndiff.training.bench.quality import PRECISION, measure_quality
 
     minutes, preset = (QUICK_MINUTES if request.quick else request.minutes), full_settings(device).preset
-    report = Report(request.json_file, device, "time_to_quality", {"minutes": minutes, "preset": preset})
-    peers = choose_peers(request.peers, tuple(PEERS))
+    settings = {"minutes": minutes, "preset": preset, "precision": PRECISION[device]}
+    report = Report(request.json_file, device, "time_to_quality", settings)
+    published = tuple(name for name in PEERS if name != THREE_LEVELS)
+    peers = choose_peers(request.peers, published)
     for peer in peers:
         if reason := why_absent(preset, peer):
             report.arms[peer] = {"skipped": f"{reason}; to add it: {PEERS[peer].install}"}

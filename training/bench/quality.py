@@ -6,8 +6,8 @@ error of the clean image, averaged over eight ratios of noise to signal that are
 after the warm-up and the figure is of the running average of the weights, as the peers' authors train and as a curve
 over time demands.
 
-Time on the CPU is the processor time of training alone, on one thread, so that two runs side by side, or a busy
-machine, treat no arm better than another; on CUDA it is the wall time.
+Time on the CPU is the processor time of training alone, on one thread in float32, so that two runs side by side, or a
+busy machine, treat no arm better than another; on CUDA it is the wall time, and the passes are bfloat16 autocast.
 """
 
 import copy
@@ -24,12 +24,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from attndiff.data.sources import ImageSet
+from attndiff.data.subset import Subset
 from attndiff.objectives import FlowMatching, Objective
 from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.bench.arms import matched_width
 from attndiff.training.bench.peers import PEERS
 from attndiff.training.bench.report import Report
-from attndiff.training.bench.steps import autocast, cpu_has_bfloat16
+from attndiff.training.bench.steps import autocast
 from attndiff.training.bench.timing import quartiles
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
@@ -40,12 +42,14 @@ from attndiff.training.samples import swapped
 from attndiff.training.validation import validate
 
 RECIPE = "emoji-xs"
-BATCH, WARMUP, AVERAGE = 32, 50, 0.10
-OWN_LRS = (1e-3, 2e-3, 4e-3)  # of Muon, attndiff's optimizer
+BATCH, WARMUP, AVERAGE = 32, 20, 0.10
+OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
 PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
 SEEDS = (0, 1)
 SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
-CHECKS = 16  # points of a curve, closer together at its start
+CHECKS = 11  # points of a curve, closer together at its start
+HELD_OUT = 96  # images that every point of a curve is measured on; more would cost as much time as the training
+PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 Curve = list[tuple[float, float]]  # (seconds, held-out error)
 
 
@@ -61,6 +65,7 @@ class Run:
         device: ``"cpu"`` or ``"cuda"``.
         preset: Of attndiff.
         overrides: Further settings of the recipe.
+        curve: Look at the held-out error on the way too, not at the end alone.
     """
 
     peer: str | None
@@ -70,6 +75,7 @@ class Run:
     device: str = "cpu"
     preset: str = "xs"
     overrides: tuple[str, ...] = ()
+    curve: bool = True
 
     @property
     def key(self) -> str:
@@ -102,7 +108,8 @@ def train(run: Run) -> dict:
     model = parts.model.to(run.device)
     warm_up(config, parts, run.device)
     step, ema = training_loop(config, parts, run.device), PowerEMA(model, (AVERAGE,))
-    checks = check_times(60 * run.minutes)
+    checks = check_times(60 * run.minutes) if run.curve else [60 * run.minutes]
+    parts.validation = spread(parts.validation, HELD_OUT)
     spent, images, curve = 0.0, 0, []
     while checks:
         start = clock()
@@ -129,9 +136,8 @@ def warm_up(config: TrainConfig, parts: Parts, device: str) -> None:
 def losses(config: TrainConfig, parts: Parts, device: str) -> Iterator[torch.Tensor]:
     """Losses of the run's batches."""
     dataset = DrawnDataset(parts.images, parts.conditioning, config.seed, config.condition.dropout)
-    precision = "bfloat16" if device == "cuda" or cpu_has_bfloat16() else "float32"
     for batch in training_loader(config, dataset, 1, 0, 1, 0):
-        with autocast(device, precision):
+        with autocast(device, PRECISION[device]):
             loss = parts.model({key: value.to(device) for key, value in batch.items()}).mean()
         yield loss
 
@@ -152,6 +158,12 @@ def training_loop(config: TrainConfig, parts: Parts, device: str) -> Iterator[fl
 def check_times(seconds: float) -> list[float]:
     """When to look at the held-out error, from 1/32 of the time to the end, at equal ratios."""
     return [seconds * 32 ** (i / (CHECKS - 1) - 1) for i in range(CHECKS)]
+
+
+def spread(images: ImageSet, count: int) -> Subset:
+    """At most ``count`` of some images, at equal distances in their order."""
+    count = min(count, len(images))
+    return Subset(images, [i * len(images) // count for i in range(count)])
 
 
 def held_out(parts: Parts, ema: PowerEMA, device: str):
@@ -270,13 +282,13 @@ def measure_quality(
     campaign = Campaign(report, preset, workers if device == "cpu" else 1, say)
     arms: list[str | None] = [None, *peers]
 
-    def make(peer: str | None, lr: float, seed: int, length: float) -> Run:
-        return Run(peer, lr, seed, length, device, preset, overrides)
+    def make(peer: str | None, lr: float, seed: int, share: float = 1.0) -> Run:
+        return Run(peer, lr, seed, share * minutes, device, preset, overrides, curve=share == 1)
 
-    search = {p: [make(p, lr, SEEDS[0], SEARCH_SHARE * minutes) for lr in (PEER_LRS if p else OWN_LRS)] for p in arms}
+    search = {p: [make(p, lr, SEEDS[0], SEARCH_SHARE) for lr in (PEER_LRS if p else OWN_LRS)] for p in arms}
     campaign.run([run for runs in search.values() for run in runs])
     best = {peer: min(zip(map(final_error, campaign.run(runs)), (r.lr for r in runs))) for peer, runs in search.items()}
-    final = {peer: [make(peer, best[peer][1], seed, minutes) for seed in SEEDS] for peer in arms}
+    final = {peer: [make(peer, best[peer][1], seed) for seed in SEEDS] for peer in arms}
     campaign.run([run for runs in final.values() for run in runs])
     curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
     for peer in arms:

@@ -50,9 +50,9 @@ class Settings:
     device: str = "cpu"
     peers: tuple[str, ...] = tuple(PEERS)
     precisions: tuple[str, ...] = ("float32", "bfloat16")
-    count: int = 32
-    rounds: int = 10
-    warmup: int = 2
+    count: int = 16
+    rounds: int = 7
+    warmup: int = 1
     sampling_steps: int = 10
     growth_sizes: tuple[int, ...] = (32, 64, 128, 256)
     forms: tuple[str, ...] = FORMS
@@ -66,7 +66,7 @@ class Settings:
 
 
 def full_settings(device: str) -> Settings:
-    """The whole benchmark: some two hours on two CPU cores."""
+    """The whole benchmark: more than an hour on two CPU cores."""
     if device == "cpu":
         return Settings(precisions=("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",))
     return Settings(

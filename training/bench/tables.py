@@ -41,7 +41,7 @@ def _spread(arm: dict, key: str, name: str) -> str:
 
 
 def draw(result: dict, path: Path) -> None:
-    """Bars of the ratios with their quartiles, and the growth of time and memory with the image size."""
+    """Bars of the ratios, the growth of time and memory with the image size, and held-out errors over time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,7 +49,8 @@ def draw(result: dict, path: Path) -> None:
 
     shown = {key: values for key, values in result["ratios"].items() if values}
     grown = {name: arm["growth"] for name, arm in result["arms"].items() if "growth" in arm}
-    panels = len(shown) + 2 * bool(grown)
+    trained = {name: arm["quality_runs"] for name, arm in result["arms"].items() if "quality_runs" in arm}
+    panels = len(shown) + 2 * bool(grown) + bool(trained)
     tallest = max([len(values) for values in shown.values()] + [6])
     figure, axes = pyplot.subplots(
         max(panels, 1), 1, figsize=(9, max(panels, 1) * (1 + 0.28 * tallest)), layout="constrained", squeeze=False
@@ -60,6 +61,8 @@ def draw(result: dict, path: Path) -> None:
     for quantity, label in (("seconds", "seconds an image"), ("bytes", "bytes of activations an image")):
         if grown:
             _lines(axes.pop(0), quantity, label, grown)
+    if trained:
+        _curves(axes.pop(0), trained)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -78,6 +81,16 @@ def _bars(axis, key: str, values: dict[str, float], results: dict) -> None:
     better = "more" if key in HIGHER_IS_BETTER else "less"
     axis.set(title=f"{RATIO_TITLES[key]}: attndiff over the peer ({better} is better)", xlim=(0, None))
     axis.tick_params(labelsize=8)
+
+
+def _curves(axis, trained: dict[str, dict]) -> None:
+    """Of the runs at full length; the short ones, which choose a learning rate, have one point."""
+    for i, (name, runs) in enumerate(trained.items()):
+        curves = [run["curve"] for run in runs.values() if len(run["curve"]) > 1]
+        for j, curve in enumerate(curves):
+            axis.plot(*zip(*curve), marker=".", color=f"C{i}", label=name if j == 0 else None)
+    axis.set(xlabel="seconds of training", ylabel="held-out error of the clean image", xscale="log", yscale="log")
+    axis.legend(fontsize=7)
 
 
 def _lines(axis, quantity: str, label: str, grown: dict[str, dict]) -> None:

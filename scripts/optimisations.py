@@ -1,0 +1,198 @@
+"""What each optimisation of speed brings: every one undone alone, taking turns with the network as it is.
+
+    python scripts/optimisations.py --json model_cards/optimisations.json
+
+Ratios of times are of the same round, with quartiles: above one, the optimisation saves that much. bfloat16 and
+torch.compile, which are switched on by a setting, are measured against float32 without it. A table goes beside the JSON
+with the ending ``.md``.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attndiff import attention, blocks
+from attndiff.training.bench.arms import Arm, make_batch
+from attndiff.training.bench.report import describe_hardware
+from attndiff.training.bench.steps import Step, cpu_has_bfloat16, training_step
+from attndiff.training.bench.timing import interleave, paired_ratio
+from attndiff.training.config import OptimConfig
+from attndiff.training.model import DenoisingModel
+from attndiff.training.optim import make_optimizers
+
+PRESET, COUNT = "xs", 16
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Undone:
+    """An optimisation that is taken back.
+
+    Args:
+        what: The optimisation.
+        instead: What a network without it does.
+        change: Changes the model.
+        patched: An attribute, as ``(owner, name, value)``, that is another one while the step runs.
+        precision: Of the step.
+    """
+
+    what: str
+    instead: str
+    change: Callable[[DenoisingModel], None] = lambda model: None
+    patched: tuple[object, str, object] | None = None
+    precision: str = "float32"
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Where the step runs."""
+        if self.patched is None:
+            yield
+        else:
+            with patch.object(*self.patched):
+                yield
+
+
+def rms_norms(model: DenoisingModel) -> None:
+    for module in list(model.unet.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, name, nn.RMSNorm(child.normalized_shape, eps=1e-6))
+
+
+def linears_apart(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
+    return tuple(F.linear(x, layer.weight) for layer in layers)
+
+
+def channels_first(self: blocks.Conv3x3, x: torch.Tensor) -> torch.Tensor:
+    x = nn.Conv2d.forward(self, x.permute(0, 3, 1, 2).contiguous())
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+TRAINING = (
+    Undone("LayerNorm over channels", "RMSNorm", rms_norms),
+    Undone(
+        "attention's backward pass by matrix products",
+        "torch's fused kernel",
+        lambda model: model.unet.set_attention_backend("native"),
+    ),
+    Undone(
+        "queries, keys and values by one matrix product",
+        "one each",
+        patched=(attention, "_linear_together", linears_apart),
+    ),
+    Undone(
+        "one memory layout throughout",
+        "convolutions on contiguous (B, C, H, W)",
+        patched=(blocks.Conv3x3, "forward", channels_first),
+    ),
+)
+SETTINGS = (
+    Undone("optim.compile", "without it", lambda model: model.unet.compile()),
+    Undone("optim.precision: bf16", "float32", precision="bfloat16"),
+)
+
+
+def step_of(undone: Undone | None) -> Step:
+    """A training step with something taken back, or as it is."""
+    undone = undone or Undone(AS_IT_IS, "")
+    model = Arm(PRESET).prepared("cpu")
+    undone.change(model)
+    step = training_step(model, make_batch(COUNT), "cpu", undone.precision)
+
+    def run() -> None:
+        with undone.in_force():
+            step()
+
+    return run
+
+
+def sampling_steps() -> dict[str, Step]:
+    """A network call with the keys and values of the condition kept from the first one, and without."""
+    model, batch = Arm(PRESET).prepared("cpu"), make_batch(COUNT)
+    with torch.no_grad():
+        encoded = model.condition_encoder(batch["input_ids"], batch["attention_mask"], drop=batch["drop"])
+        cache = model.unet(None, encoder_hidden_states=encoded.tokens, return_condition_cache=True)
+    rest = {"encoder_attention_mask": encoded.mask, "pooled_projections": encoded.pooled}
+    coordinate = torch.zeros(COUNT)
+
+    def call(**condition) -> Step:
+        return torch.no_grad()(lambda: model.unet(batch["noise"], coordinate, **condition, **rest))
+
+    return {AS_IT_IS: call(condition_cache=cache), "undone": call(encoder_hidden_states=encoded.tokens)}
+
+
+def optimizer_steps() -> dict[str, Step]:
+    """One step of Muon and of AdamW on gradients that are there."""
+    steps = {}
+    for name in ("adamw", "muon"):
+        model = Arm(PRESET).build()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizers = make_optimizers(model, OptimConfig(steps=1, optimizer=name))
+        steps[name] = lambda optimizers=optimizers: [optimizer.step() for optimizer in optimizers]
+    return steps
+
+
+def measure(rounds: int) -> dict[str, list[dict]]:
+    """Rows of the tables: what, instead of what, and quartiles of the ratio of times."""
+    chosen = [u for u in (*TRAINING, *SETTINGS) if u.precision == "float32" or cpu_has_bfloat16()]
+    times, failures = interleave({AS_IT_IS: step_of(None), **{u.what: step_of(u) for u in chosen}}, rounds, warmup=2)
+    for what, reason in failures.items():
+        print(f"{what}: {reason}")
+    found = [u for u in chosen if u.what in times]
+    training = [
+        {"what": u.what, "instead": u.instead}
+        | (
+            paired_ratio(times[AS_IT_IS], times[u.what])
+            if u in SETTINGS
+            else paired_ratio(times[u.what], times[AS_IT_IS])
+        )
+        for u in found
+    ]
+    calls, _ = interleave(sampling_steps(), 3 * rounds, warmup=2)
+    kept = {"what": "keys and values of the condition kept", "instead": "projected in every call"}
+    optimizers, _ = interleave(optimizer_steps(), rounds, warmup=2)
+    cost = paired_ratio(optimizers["muon"], times[AS_IT_IS])
+    return {
+        "training step": training,
+        "network call": [kept | paired_ratio(calls["undone"], calls[AS_IT_IS])],
+        "cost of Muon": [{"what": "Muon's step", "instead": f"a training step of {COUNT} images with AdamW"} | cost],
+    }
+
+
+def as_table(report: dict) -> str:
+    """Markdown of a report."""
+    lines = ["| of a | optimisation | instead | ratio of times |", "|---|---|---|---|"]
+    for kind, rows in report["rows"].items():
+        for row in rows:
+            ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            lines.append(f"| {kind} | {row['what']} | {row['instead']} | {ratio} |")
+    hardware = report["hardware"]
+    lines += [
+        "",
+        f"{hardware['machine']}, {hardware['torch']}, {hardware['date']}; `{PRESET}`, {COUNT} images of 32 px.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    report = {"hardware": describe_hardware("cpu"), "rows": measure(arguments.rounds)}
+    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.json.with_suffix(".md").write_text(f"# What each optimisation of speed brings\n\n{as_table(report)}\n")
+    print(as_table(report))
+
+
+if __name__ == "__main__":
+    main()
