@@ -163,3 +163,11 @@ def make_vae(channels: int = 3, scale: float = 0.05) -> AutoencoderKL:
         ),
         scale=scale,
     )
+
+
+def student_pipeline(make, **student):
+    """The pipeline of ``make`` as a few-step student."""
+    student = {"sigmas": {"1": [1.0], "2": [1.0, 0.4]}, "guidance_scale": 3.0, **student}
+    pipe = make(scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    pipe.register_to_config(student=student)
+    return pipe

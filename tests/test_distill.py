@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import attndiff, make_images
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from factories import class_pipeline, text_pipeline, tiny_encoder, tiny_unet, unconditional_pipeline
+from factories import class_pipeline, student_pipeline, text_pipeline, tiny_encoder, tiny_unet, unconditional_pipeline
 
 from attndiff.errors import UserError
 from attndiff.hub import load
@@ -60,7 +60,7 @@ def test_a_perfect_student_of_a_guided_teacher_has_almost_no_loss(progress):
     student.teacher.predict, student.predict = teach, lambda x, level, batch: prediction_at(x, level)
     student.set_progress(progress)
     gap = student.gap.item()
-    assert gap == pytest.approx(0.25 ** (1 - progress) * (1 / 256) ** progress)
+    assert gap == pytest.approx(0.25 ** (1 - progress) * (1 / 16) ** progress)
     perfect = student.consistency_loss(batch)
     assert sorted(seen) == [0.0, 1.0]
     student.predict = lambda x, level, batch: velocity_at(x, level)  # a denoiser, whose ends are means of many paths
@@ -150,13 +150,6 @@ def test_sampling_draws_new_noise_at_every_step_from_the_generator(steps):
     assert torch.equal(first, make())
 
 
-def student_pipeline(make, **student):
-    student = {"sigmas": {"1": [1.0], "2": [1.0, 0.4]}, "guidance_scale": 3.0, **student}
-    pipe = make(scheduler=FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
-    pipe.register_to_config(student=student)
-    return pipe
-
-
 def test_a_student_samples_as_it_was_made_to_by_default(tmp_path):
     pipe = student_pipeline(text_pipeline)
     seed = lambda: torch.Generator().manual_seed(0)  # noqa: E731
@@ -204,7 +197,10 @@ def test_the_command_ends_with_a_student_and_a_picture_of_both(place, tmp_path):
     assert (tmp_path / "run/distill.png").stat().st_size > 0
     report = json.loads((tmp_path / "run/distill.json").read_text())
     assert {name: way["calls"] for name, way in report.items()} == {
-        "teacher, 17 steps": 34,
+        "teacher, its own, 17 steps": 34,
+        "teacher, Euler, 17 steps": 34,
+        "teacher, Heun, 9 steps": 34,
+        "teacher, DPM-Solver++, 17 steps": 34,
         "teacher, 4 steps": 8,
         "student, 4 steps": 4,
         "student, 2 steps": 2,

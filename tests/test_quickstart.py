@@ -4,12 +4,16 @@ import json
 
 import pytest
 from commands import WORDS, attndiff, make_config, make_images, tree
-from factories import text_pipeline
+from factories import student_pipeline, text_pipeline
 from PIL import Image
 
 from attndiff.quickstart import Tour, check_folder, claim_folder, run_quickstart
 
-STAGES = 5
+STAGES = 6
+PICTURES = (
+    *("samples", "student_samples", "attention"),
+    *("trained_samples", "class_samples", "loss_curve", "class_loss_curve"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +21,7 @@ def tour(tmp_path_factory):
     """A tour that takes seconds."""
     root = tmp_path_factory.mktemp("tour")
     text_pipeline().save_pretrained(root / "model")
+    student_pipeline(text_pipeline).save_pretrained(root / "student")
     images = make_images(root / "images")
     style = make_config(root / "style.yaml", images, root / "unused", model={"init_from": str(root / "model")})
     classes = make_config(
@@ -29,6 +34,7 @@ def tour(tmp_path_factory):
     )
     return Tour(
         model=str(root / "model"),
+        student=str(root / "student"),
         concepts=("red apple", "blue heart"),
         styles=("flat", "3d"),
         looked_inside=("red apple, flat",),
@@ -51,15 +57,16 @@ def test_the_report_names_everything_and_all_of_it_exists(finished):
     assert json.loads((out / "report.json").read_text()) == report
     for key in ("bundled_model", "trained_model", "class_model"):
         assert (out / report[key] / "model_index.json").is_file()
-    for key in ("samples", "attention", "trained_samples", "class_samples", "loss_curve", "class_loss_curve"):
+    for key in PICTURES:
         assert Image.open(out / report[key]).width > 100, key
+    assert report["student"]["images"] == 16 and report["student"]["steps"] == 2
     assert len(report["seconds"]) == STAGES and all(seconds > 0 for seconds in report["seconds"].values())
 
 
 def test_the_markdown_shows_every_picture_and_the_next_command(finished):
     out, report = finished
     text = (out / "report.md").read_text()
-    for key in ("samples", "attention", "trained_samples", "class_samples", "loss_curve", "class_loss_curve"):
+    for key in PICTURES:
         assert f"]({report[key]})" in text, key
     assert report["next"][0] in text and f"sample {out / 'style/pipeline'}" in report["next"][0]
 

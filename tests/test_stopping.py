@@ -90,6 +90,18 @@ def test_a_second_signal_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_loader_workers_end_with_the_run_whoever_keeps_its_trainer(tmp_path):
+    """They hear no signal, so that Python would wait for them for ever at its own end."""
+    whole = Trainer(checked(settings(tmp_path / "whole", optim__workers=2)))
+    whole.run()
+    assert not multiprocessing.active_children()
+    cut = Trainer(checked(settings(tmp_path / "cut", optim__workers=2)))
+    signal_in_step(cut, 1, signal.SIGTERM)
+    with pytest.raises(Stopped) as kept:
+        cut.run()
+    assert not multiprocessing.active_children(), kept
+
+
 def test_a_signal_to_the_whole_group_of_processes_is_answered_in_a_sentence(tmp_path):
     """As a terminal's Ctrl-C or a scheduler sends it, to loader workers too."""
     config = make_config(

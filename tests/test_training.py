@@ -81,6 +81,8 @@ def test_a_run_leaves_everything_a_user_needs(text_run):
     assert set(validation) == {"step", "images", "raw", "ema_0.050", "ema_0.100"}
     assert len(validation["raw"]["per_level"]) == 8
     assert {"images_per_second", "tflops", "lr"} <= set(entries[0])
+    saved = {entry["step"]: entry["checkpoint_seconds"] for entry in entries if "checkpoint_seconds" in entry}
+    assert list(saved) == [3, 6] and min(saved.values()) > 0
 
 
 def test_a_stopped_run_ends_bit_identical(text_run, tmp_path):

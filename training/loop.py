@@ -104,6 +104,7 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
+        self.stepper: Stepper | None = None
         self.parts: Parts = build(config)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
@@ -177,6 +178,9 @@ class Trainer:
                 raise
             kill_workers()
             raise UserError(f"{sentence}; the same command goes on from the last checkpoint.") from None
+        finally:
+            if self.stepper is not None:
+                self.stepper.close()
 
     def _run(self, stop: StopSignal) -> Path:
         newest = self._newest_checkpoint() if self._adopt_stored_config() else None
@@ -219,10 +223,13 @@ class Trainer:
             NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
         """
         state = self._prepare()
-        stepper = self._make_stepper(0)
-        for step, factor in enumerate(factors):
-            set_lr(state.optimizers, factor)
-            yield stepper.take(state, step)
+        self.stepper = self._make_stepper(0)
+        try:
+            for step, factor in enumerate(factors):
+                set_lr(state.optimizers, factor)
+                yield self.stepper.take(state, step)
+        finally:
+            self.stepper.close()
 
     # Before the first step
 
@@ -388,7 +395,10 @@ class Trainer:
             self._look(state.whole(), progress)
             progress.pause()
         if self._due(log.checkpoint_every, step):
+            start = time.perf_counter()
             self._save(state)
+            progress.write({"step": step, "checkpoint_seconds": round(time.perf_counter() - start, 4)})
+            progress.pause()
 
     def _due(self, every: int | None, step: int) -> bool:
         """Whether something is to be done after a step; at the end, all that is done at all."""

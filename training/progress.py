@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+OTHER = {"distances", "skipped", "checkpoint_seconds"}  # in the log's entries that are neither steps nor validations
+
 
 def progress_bar(total: int, main: bool, start: int = 0) -> tqdm:
     """A bar over steps from ``start`` to ``total``, shown by the first process only."""
@@ -52,7 +54,7 @@ class Progress:
         return entry
 
     def pause(self) -> None:
-        """Leave time spent on validation or grids out of the next rate."""
+        """Leave time spent on validation, grids or checkpoints out of the next rate."""
         self.last_time = time.perf_counter()
 
     def write(self, entry: dict) -> None:
@@ -83,7 +85,7 @@ def read_log(log: Path) -> tuple[list[dict], list[dict]]:
     if log.is_file():
         for line in log.read_text().splitlines():
             entry = json.loads(line)
-            if "distances" in entry or "skipped" in entry:
+            if not OTHER.isdisjoint(entry):
                 continue
             (validations if "loss" not in entry else steps)[entry["step"]] = entry
     return [steps[k] for k in sorted(steps)], [validations[k] for k in sorted(validations)]

@@ -46,6 +46,10 @@ class Stepper:
         self.accelerator, self.parts, self.config, self.model = accelerator, parts, config, model
         self.batches, self.accumulation = batches, accumulation
 
+    def close(self) -> None:
+        """Let go of the batches: loader workers end with their iterator, and Python waits for them at its end."""
+        self.batches = iter(())
+
     def take(self, state: RunState, step: int) -> float:
         """One step, counted from 0; the mean loss of its global batch.
 
