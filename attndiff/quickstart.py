@@ -12,6 +12,7 @@ from PIL import Image
 
 from attndiff.bundled import ASSETS, CONCEPTS, bundled_model
 from attndiff.errors import UserError
+from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.report import write_report
 from attndiff.sampling import Request, open_model, sample_rows, save_attention
 from attndiff.training.config import TrainConfig, load_config
@@ -23,8 +24,11 @@ from attndiff.viewing import contact_sheet
 MARKER = ".attndiff-quickstart"
 OPENER = "open_with_diffusers.py"
 FOLDERS = ("attention", "style", "classes")
-PICTURES = ("samples", "trained-samples", "class-samples", "loss-curve", "class-loss-curve")
+PICTURES = ("samples", "student-samples", "trained-samples", "class-samples", "loss-curve", "class-loss-curve")
 FILES = (*(f"{name}.png" for name in PICTURES), OPENER, "report.md", "report.json")
+
+
+TIMED = 16  # images of the student
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Tour:
 
     Args:
         model: Text model to sample and to adapt: a bundled name or a folder.
+        student: A few-step student of it, likewise.
         concepts: What it draws.
         styles: In which styles; a prompt is ``"concept, style"``.
         looked_inside: Prompts whose attention is shown.
@@ -43,6 +48,7 @@ class Tour:
     """
 
     model: str = "emoji-xs"
+    student: str = "emoji-xs-student"
     concepts: tuple[str, ...] = CONCEPTS
     styles: tuple[str, ...] = ("fluent 3d", "fluent flat", "noto")
     looked_inside: tuple[str, ...] = ("red apple, fluent 3d", "blue heart, noto", "cat face, fluent flat")
@@ -71,11 +77,16 @@ def run_quickstart(out: Path, tour: Tour | None = None) -> dict:
     """
     tour = tour or Tour()
     check_folder(out)
-    model = bundled_model(tour.model) or Path(tour.model)
-    if not model.is_dir():
-        raise UserError(f"the model {tour.model} is not there; install attndiff with its assets.")
+    for model in (tour.model, tour.student):
+        if not folder_of(model).is_dir():
+            raise UserError(f"the model {model} is not there; install attndiff with its assets.")
     claim_folder(out)
-    return Quickstart(out, tour, model).run()
+    return Quickstart(out, tour).run()
+
+
+def folder_of(model: str) -> Path:
+    """Where a bundled name or a folder lies."""
+    return bundled_model(model) or Path(model)
 
 
 def check_folder(out: Path) -> None:
@@ -99,16 +110,17 @@ def claim_folder(out: Path) -> None:
 class Quickstart:
     """The stages; each fills in its part of ``report``, paths relative to the folder."""
 
-    def __init__(self, out: Path, tour: Tour, model: Path):
+    def __init__(self, out: Path, tour: Tour):
         self.out, self.tour = out, tour
-        self.report: dict = {"bundled_model": str(model.resolve()), "seconds": {}}
-        self.pipeline = None
+        self.report: dict = {"bundled_model": str(folder_of(tour.model).resolve()), "seconds": {}}
+        self.pipeline = open_model(self.report["bundled_model"])
         self.prompts: dict[str, list[str]] = {}  # of the sample grids, by run
 
     def run(self) -> dict:
         """All stages in turn, with progress and time left."""
         stages = {
-            "sampling the bundled model": (self.sample, 60),
+            "sampling the bundled model": (self.sample, 15),
+            "sampling its few-step student": (self.sample_student, 5),
             "looking inside": (self.look_inside, 15),
             "training a new style": (self.train_style, self._expected(self.tour.style_recipe)),
             "training a class model from scratch": (self.train_classes, self._expected(self.tour.class_recipe)),
@@ -132,16 +144,28 @@ class Quickstart:
 
     def sample(self) -> None:
         """A grid of the model's own styles."""
-        self.pipeline = open_model(self.report["bundled_model"])
-        rows = {}
-        for row, style in enumerate(self.tour.styles):
-            prompts = [f"{concept}, {style}" for concept in self.tour.concepts]
-            rows[style] = self._images(prompts, seed=100 * row)
-        contact_sheet(rows, list(self.tour.concepts)).save(self.out / "samples.png")
+        self._grid(self.pipeline, self.tour.steps).save(self.out / "samples.png")
         self.report["samples"] = "samples.png"
 
-    def _images(self, prompts: list[str], seed: int = 0) -> list[Image.Image]:
-        return sample_rows(self.pipeline, Request(prompts, self.tour.steps, seed=seed))[0].images
+    def sample_student(self) -> None:
+        """The same grid in a few calls of the network, and how long `TIMED` images take."""
+        student = open_model(folder_of(self.tour.student))
+        self._grid(student, None).save(self.out / "student-samples.png")
+        prompts = [f"{self.tour.concepts[i % len(self.tour.concepts)]}, {self.tour.styles[0]}" for i in range(TIMED)]
+        start = time.perf_counter()
+        sample_rows(student, Request(prompts))
+        seconds = round(time.perf_counter() - start, 2)
+        steps = max(map(int, student.config.student["sigmas"]))
+        self.report |= {"student_samples": "student-samples.png"}
+        self.report["student"] = {"images": TIMED, "steps": steps, "seconds": seconds}
+
+    def _grid(self, pipeline: AttnDiffPipeline, steps: int | None) -> Image.Image:
+        """All concepts in all styles, from the same noise whatever the pipeline."""
+        rows = {}
+        for row, style in enumerate(self.tour.styles):
+            request = Request([f"{concept}, {style}" for concept in self.tour.concepts], steps, seed=100 * row)
+            rows[style] = sample_rows(pipeline, request)[0].images
+        return contact_sheet(rows, list(self.tour.concepts))
 
     def look_inside(self) -> None:
         """Pictures of where each word acts."""
@@ -184,7 +208,7 @@ class Quickstart:
         shutil.copyfile(ASSETS / OPENER, self.out / OPENER)
         with ThreadPoolExecutor() as pool:
             style, classes = pool.map(self._open, ("style", "classes"))
-        before = self._images(self.prompts["style"])
+        before = sample_rows(self.pipeline, Request(self.prompts["style"], self.tour.steps))[0].images
         rows = {"before": before, "after": style}
         contact_sheet(rows, self.prompts["style"]).save(self.out / "trained-samples.png")
         contact_sheet({"": classes}, self.prompts["classes"]).save(self.out / "class-samples.png")

@@ -60,7 +60,7 @@ def test_a_perfect_student_of_a_guided_teacher_has_almost_no_loss(progress):
     student.teacher.predict, student.predict = teach, lambda x, level, batch: prediction_at(x, level)
     student.set_progress(progress)
     gap = student.gap.item()
-    assert gap == pytest.approx(0.25 ** (1 - progress) * (1 / 16) ** progress)
+    assert gap == pytest.approx(0.25 ** (1 - progress) * (1 / 8) ** progress)
     perfect = student.consistency_loss(batch)
     assert sorted(seen) == [0.0, 1.0]
     student.predict = lambda x, level, batch: velocity_at(x, level)  # a denoiser, whose ends are means of many paths
@@ -209,7 +209,7 @@ def test_the_command_ends_with_a_student_and_a_picture_of_both(place, tmp_path):
     card = (tmp_path / "run/pipeline/README.md").read_text()
     assert "few-step student of `text`" in card and "guidance of 3 built in" in card
     pipe = load(tmp_path / "run/pipeline")
-    assert pipe.config.student["sigmas"]["4"] == [1.0, 0.75, 0.5, 0.25]
+    assert pipe.config.student["sigmas"]["4"] == [1.0, 0.75**0.5, 0.5**0.5, 0.5]
     assert not any("adversary" in name for name in dict(pipe.unet.named_parameters()))
     assert attndiff("sample", tmp_path / "run/pipeline", "red apple", "--out", tmp_path / "g.png").code == 0
 

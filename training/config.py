@@ -77,7 +77,7 @@ class DistillConfig(Section):
     guidance_scale: float = Field(3.0, ge=1)  # the teacher's, built into the student; 1 learns without a teacher
     steps: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4], min_length=1)  # numbers of steps it is stored for
     first_gap: float = Field(0.25, gt=0, lt=1)  # share of its level that a step of the path takes, at first
-    last_gap: float = Field(1 / 16, gt=0, lt=1)  # and at the end of the run
+    last_gap: float = Field(1 / 8, gt=0, lt=1)  # and at the end of the run
     adversarial_weight: float = Field(0.0, ge=0)  # of the discriminator's verdict on samples of one step; 0: none
     adversarial_from: float = Field(0.5, ge=0, lt=1)  # share of the run without one
 

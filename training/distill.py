@@ -29,7 +29,7 @@ SHOWN = 10  # samples a row
 
 
 def student_config(pipeline, model: str, data: DataConfig, settings: dict, overrides: list[str]) -> TrainConfig:
-    """The run that distils a model: its own condition, no sampling guidance, gentle rates.
+    """The run that distils a model: its own condition, no sampling guidance.
 
     Args:
         pipeline: The teacher.

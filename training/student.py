@@ -9,6 +9,10 @@ Without guidance the path's direction is that from the image to the noise (Eq. 7
 With guidance it is the guided velocity of the frozen teacher (Luo et al., arXiv 2310.04378, section 4.3), so that one
 call of the student does what two of the teacher do.
 
+The step from ``t`` to ``r`` is a share of ``t``, a quarter at first and an eighth at last: a guided teacher's path
+bends little in an eighth, and errors add up over fewer steps. (Ending at 1/256 a run of 120 steps fell to noise; at
+1/16 with thrice the learning rate 523 steps left speckles, and 1.13 times the teacher's distance at 4 steps.)
+
 Shapes: B batch, C channels, H rows, W columns.
 """
 
@@ -71,8 +75,12 @@ class StudentModel(DenoisingModel):
 
     @property
     def student(self) -> dict:
-        """What the pipeline stores of it: the levels of each number of steps, and the guidance it has learned."""
-        sigmas = {str(steps): [1 - i / steps for i in range(steps)] for steps in self.settings.steps}
+        """What the pipeline stores of it: the levels of each number of steps, and the guidance it has learned.
+
+        Levels ``(1 - i / n) ** p`` by the Frechet distance of the bundled student to training images, 2 and 4 steps:
+        p = 1/2 0.263 and 0.168, 3/4 0.289 and 0.168, 1 0.337 and 0.185, 3/2 0.427 and 0.219 (its teacher: 0.216).
+        """
+        sigmas = {str(steps): [(1 - i / steps) ** 0.5 for i in range(steps)] for steps in self.settings.steps}
         return {"sigmas": sigmas, "guidance_scale": self.settings.guidance_scale}
 
     def make_scheduler(self) -> FlowMatchEulerDiscreteScheduler:

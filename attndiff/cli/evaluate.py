@@ -8,7 +8,7 @@ import typer
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, or the bundled model emoji-xs.")],
+    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
     data: Annotated[
         str, typer.Option("--data", help="Real images: folder, parquet file, Hub id, emoji32 or a training config.")
     ],

@@ -7,7 +7,7 @@ import typer
 
 
 def sample(
-    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, or the bundled model emoji-xs.")],
+    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
     prompts: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PROMPT]...", help="Captions, or classes of a class model; none if unconditional."),

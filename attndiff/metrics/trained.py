@@ -30,7 +30,9 @@ def trained_extractor(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Extractor:
-    """Train the extractor; the same arguments give the same one.
+    """Train the extractor; the same arguments give the same one where the machine and its threads are the same too.
+
+    Its name carries a hash of its weights, so that equal names mean comparable numbers.
 
     Args:
         images: Training images ``(N, C, H, W)`` in [-1, 1].
@@ -52,8 +54,8 @@ def trained_extractor(
     hits = classify(model, held_out) == held_out_labels
     chance = held_out_labels.bincount().max().item() / len(held_out_labels)
     accuracy = {"value": hits.double().mean().item(), "n": len(hits), "floor": chance}
+    name = f"attndiff-classifier:{task}@{_digest(model)}"
     trunk = model.trunk.to(device)
-    name = f"attndiff-classifier:{task}@{_digest(images, labels, epochs, seed)}"
     return Extractor(name, lambda batch: trunk(shrink(batch, SIDE).to(device)).cpu(), accuracy=accuracy)
 
 
@@ -74,9 +76,9 @@ def train_turns(images: torch.Tensor, epochs: int, seed: int) -> ImageClassifier
     return model
 
 
-def _digest(images: torch.Tensor, labels: torch.Tensor | None, epochs: int, seed: int) -> str:
-    """Name of what the network was trained on and how."""
-    content = hashlib.sha256(images.numpy().tobytes())
-    content.update(b"" if labels is None else labels.numpy().tobytes())
-    content.update(f"{epochs} {seed} {WIDTH}".encode())
+def _digest(model: ImageClassifier) -> str:
+    """Name of its weights."""
+    content = hashlib.sha256()
+    for value in model.state_dict().values():
+        content.update(value.cpu().contiguous().numpy().tobytes())
     return content.hexdigest()[:8]
