@@ -209,7 +209,7 @@ def test_the_command_ends_with_a_student_and_a_picture_of_both(place, tmp_path):
     card = (tmp_path / "run/pipeline/README.md").read_text()
     assert "few-step student of `text`" in card and "guidance of 3 built in" in card
     pipe = load(tmp_path / "run/pipeline")
-    assert pipe.config.student["sigmas"]["4"] == [1.0, 0.75**0.5, 0.5**0.5, 0.5]
+    assert pipe.config.student["sigmas"]["4"] == [1.0, 0.75**0.75, 0.5**0.75, 0.25**0.75]
     assert not any("adversary" in name for name in dict(pipe.unet.named_parameters()))
     assert attndiff("sample", tmp_path / "run/pipeline", "red apple", "--out", tmp_path / "g.png").code == 0
 
