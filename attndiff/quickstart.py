@@ -149,7 +149,7 @@ class Quickstart:
 
     def sample_student(self) -> None:
         """The same grid in a few calls of the network, and how long `TIMED` images take."""
-        student = open_model(folder_of(self.tour.student))
+        student = open_model(self.tour.student)
         self._grid(student, None).save(self.out / "student-samples.png")
         prompts = [f"{self.tour.concepts[i % len(self.tour.concepts)]}, {self.tour.styles[0]}" for i in range(TIMED)]
         start = time.perf_counter()

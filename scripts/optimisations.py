@@ -100,9 +100,8 @@ SETTINGS = (
 )
 
 
-def step_of(undone: Undone | None) -> Step:
-    """A training step with something taken back, or as it is."""
-    undone = undone or Undone(AS_IT_IS, "")
+def step_of(undone: Undone) -> Step:
+    """A training step with something taken back."""
     model = Arm(PRESET).prepared("cpu")
     undone.change(model)
     step = training_step(model, make_batch(COUNT), "cpu", undone.precision)
@@ -144,7 +143,9 @@ def optimizer_steps() -> dict[str, Step]:
 def measure(rounds: int) -> dict[str, list[dict]]:
     """Rows of the tables: what, instead of what, and quartiles of the ratio of times."""
     chosen = [u for u in (*TRAINING, *SETTINGS) if u.precision == "float32" or cpu_has_bfloat16()]
-    times, failures = interleave({AS_IT_IS: step_of(None), **{u.what: step_of(u) for u in chosen}}, rounds, warmup=2)
+    times, failures = interleave(
+        {AS_IT_IS: step_of(Undone(AS_IT_IS, "")), **{u.what: step_of(u) for u in chosen}}, rounds, warmup=2
+    )
     for what, reason in failures.items():
         print(f"{what}: {reason}")
     found = [u for u in chosen if u.what in times]
