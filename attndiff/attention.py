@@ -58,15 +58,16 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
 
 
 def choose_backend(
-    query: torch.Tensor, requested: AttentionBackendName | str | None
+    value: torch.Tensor, requested: AttentionBackendName | str | None
 ) -> AttentionBackendName | str | None:
     """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
 
-    On CPU, torch's fused kernel spends four times as long as plain matmuls in the backward pass of the short
-    sequences seen here (64 tokens, bf16, 2 cores of an AVX-512 machine: 20.4 ms against 4.9 ms forward and
-    backward), so gradients take the plain path there.
+    On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
+    there. In float32 the fused kernel is the faster one.
     """
-    if requested is not None or query.device.type != "cpu" or not torch.is_grad_enabled():
+    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    if requested is not None or not plain_is_faster:
         return requested
     if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
         return None
@@ -101,7 +102,7 @@ class AttnDiffAttnProcessor:
             key,
             value,
             attn_mask=attention_mask,
-            backend=choose_backend(query, self._attention_backend),
+            backend=choose_backend(value, self._attention_backend),
             parallel_config=self._parallel_config,
         )
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)

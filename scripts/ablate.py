@@ -26,12 +26,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attndiff import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
-from attndiff.training.bench.peers import Adapted, peer_unet
+from attndiff.training.bench.peers import Adapted
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.optim import make_optimizers, set_lr
@@ -98,8 +99,24 @@ def weight_normalised(unet: nn.Module) -> nn.Module:
 
 
 def diffusers_network(unet: nn.Module) -> nn.Module:
-    """diffusers' network in the place of ours, with no more parameters."""
-    return Adapted(peer_unet(unet.config.cross_attention_dim))
+    """diffusers' text-to-image U-Net in the place of ours, with no more parameters.
+
+    As ours it has three levels and attends from half the resolution down.
+    """
+    return Adapted(
+        UNet2DConditionModel(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=2,
+            block_out_channels=(64, 96, 128),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=unet.config.cross_attention_dim,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+    )
 
 
 @dataclass

@@ -79,9 +79,15 @@ def channels_first(self: blocks.Conv3x3, x: torch.Tensor) -> torch.Tensor:
 TRAINING = (
     Undone("LayerNorm over channels", "RMSNorm", rms_norms),
     Undone(
-        "attention's backward pass by matrix products",
+        "attention by torch's fused kernel",
+        "matrix products",
+        lambda model: model.unet.set_attention_backend("_native_math"),
+    ),
+    Undone(
+        "attention's backward pass in bfloat16 by matrix products",
         "torch's fused kernel",
         lambda model: model.unet.set_attention_backend("native"),
+        precision="bfloat16",
     ),
     Undone(
         "queries, keys and values by one matrix product",
@@ -94,10 +100,7 @@ TRAINING = (
         patched=(blocks.Conv3x3, "forward", channels_first),
     ),
 )
-SETTINGS = (
-    Undone("optim.compile", "without it", lambda model: model.unet.compile()),
-    Undone("optim.precision: bf16", "float32", precision="bfloat16"),
-)
+COMPILED = Undone("optim.compile", "without it", lambda model: model.unet.compile())
 
 
 def step_of(undone: Undone) -> Step:
@@ -142,40 +145,48 @@ def optimizer_steps() -> dict[str, Step]:
 
 def measure(rounds: int) -> dict[str, list[dict]]:
     """Rows of the tables: what, instead of what, and quartiles of the ratio of times."""
-    chosen = [u for u in (*TRAINING, *SETTINGS) if u.precision == "float32" or cpu_has_bfloat16()]
-    times, failures = interleave(
-        {AS_IT_IS: step_of(Undone(AS_IT_IS, "")), **{u.what: step_of(u) for u in chosen}}, rounds, warmup=2
-    )
-    for what, reason in failures.items():
-        print(f"{what}: {reason}")
-    found = [u for u in chosen if u.what in times]
-    training = [
-        {"what": u.what, "instead": u.instead}
-        | (
-            paired_ratio(times[AS_IT_IS], times[u.what])
-            if u in SETTINGS
-            else paired_ratio(times[u.what], times[AS_IT_IS])
-        )
-        for u in found
-    ]
     calls, _ = interleave(sampling_steps(), 3 * rounds, warmup=2)
-    kept = {"what": "keys and values of the condition kept", "instead": "projected in every call"}
+    training, as_it_is = measure_training(rounds)
     optimizers, _ = interleave(optimizer_steps(), rounds, warmup=2)
-    cost = paired_ratio(optimizers["muon"], times[AS_IT_IS])
     return {
         "training step": training,
-        "network call": [kept | paired_ratio(calls["undone"], calls[AS_IT_IS])],
-        "cost of Muon": [{"what": "Muon's step", "instead": f"a training step of {COUNT} images with AdamW"} | cost],
+        "network call": [
+            row("keys and values of the condition kept", "projected in every call", calls["undone"], calls[AS_IT_IS])
+        ],
+        "cost of Muon": [
+            row("Muon's step", f"a training step of {COUNT} images with AdamW", optimizers["muon"], as_it_is)
+        ],
     }
+
+
+def measure_training(rounds: int) -> tuple[list[dict], list[float]]:
+    """Rows of everything that concerns a training step, and the seconds of one as it is, in float32."""
+    precisions = ("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",)
+    undone = [u for u in TRAINING if u.precision in precisions]
+    steps = {precision: step_of(Undone(AS_IT_IS, "", precision=precision)) for precision in precisions}
+    times, failures = interleave(steps | {u.what: step_of(u) for u in (*undone, COMPILED)}, rounds, warmup=2)
+    for what, reason in failures.items():
+        print(f"{what}: {reason}")
+    rows = [row(u.what, u.instead, times[u.what], times[u.precision]) for u in undone]
+    if COMPILED.what in times:
+        rows.append(row(COMPILED.what, COMPILED.instead, times["float32"], times[COMPILED.what]))
+    if "bfloat16" in times:
+        rows.append(row("optim.precision: bf16", "float32", times["float32"], times["bfloat16"]))
+    return rows, times["float32"]
+
+
+def row(what: str, instead: str, slow: list[float], fast: list[float]) -> dict:
+    """One line of a table."""
+    return {"what": what, "instead": instead} | paired_ratio(slow, fast)
 
 
 def as_table(report: dict) -> str:
     """Markdown of a report."""
     lines = ["| of a | optimisation | instead | ratio of times |", "|---|---|---|---|"]
     for kind, rows in report["rows"].items():
-        for row in rows:
-            ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-            lines.append(f"| {kind} | {row['what']} | {row['instead']} | {ratio} |")
+        for r in rows:
+            ratio = f"{r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            lines.append(f"| {kind} | {r['what']} | {r['instead']} | {ratio} |")
     hardware = report["hardware"]
     lines += [
         "",

@@ -8,6 +8,7 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 
+from attndiff import attention
 from attndiff.attention import Attention, additive_mask, choose_backend, reference_attention
 from attndiff.encoder import ConditionEncoder
 from attndiff.rope import sequence_angles
@@ -167,15 +168,29 @@ def test_xformers_mask_stays_aligned_under_autocast(xformers):
 
 
 def test_backend_choice():
-    """Gradients on CPU take plain matmuls; whatever the user set wins, on the layer or for all."""
-    query = torch.zeros(1)
-    assert choose_backend(query, None) == AttentionBackendName._NATIVE_MATH
-    assert choose_backend(query, "native") == "native"
+    """Half-precision gradients on CPU take plain matmuls; whatever the user set wins, on the layer or for all."""
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    assert choose_backend(half, None) == AttentionBackendName._NATIVE_MATH
+    assert choose_backend(torch.zeros(1), None) is None
+    assert choose_backend(half, "native") == "native"
     with torch.no_grad():
-        assert choose_backend(query, None) is None
+        assert choose_backend(half, None) is None
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.FLEX)
-    assert choose_backend(query, None) is None
-    assert choose_backend(SimpleNamespace(device=torch.device("cuda")), None) is None
+    assert choose_backend(half, None) is None
+    assert choose_backend(SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16), None) is None
+
+
+def test_autocast_gradients_take_plain_matmuls(monkeypatch):
+    """The precision that decides is the one that attention computes in, not that of the weights."""
+    chosen = []
+    monkeypatch.setattr(
+        attention, "choose_backend", lambda value, requested: chosen.append(choose_backend(value, requested))
+    )
+    attn = randomised(lambda: Attention(16, 8))
+    attn(seeded(2, 5, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        attn(seeded(2, 5, 16))
+    assert chosen == [None, AttentionBackendName._NATIVE_MATH]
 
 
 def test_layer_is_the_reference_of_its_projections():

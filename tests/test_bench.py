@@ -14,7 +14,7 @@ from PIL import Image
 
 from attndiff.errors import UserError
 from attndiff.objectives import FlowMatching
-from attndiff.training.bench import attention, quality, speed
+from attndiff.training.bench import attention, growth, quality, speed
 from attndiff.training.bench import memory as memory_of
 from attndiff.training.bench.arms import Arm, make_batch, nearest_width
 from attndiff.training.bench.loop import measure_loop
@@ -181,6 +181,18 @@ def minuscule(peers: tuple[str, ...]) -> speed.Settings:
     )
 
 
+def test_a_size_without_memory_ends_the_growth(monkeypatch):
+    def kept(model, batch):
+        if batch["images"].shape[-1] > 32:
+            raise RuntimeError("no memory\nat all")
+        return 1e6
+
+    monkeypatch.setattr(growth, "saved_bytes", kept)
+    sizes = growth.measure_growth(Arm("tiny"), (32, 64, 128), 2, "cpu", "float32")
+    assert sizes["64"] == {"failed": "no memory"} and list(sizes) == ["32", "64"]
+    assert sizes["32"]["bytes"] == 5e5 and sizes["32"]["spread"]["low"] <= sizes["32"]["seconds"]
+
+
 def test_a_run_writes_the_agreed_result(tmp_path, absent, memory, monkeypatch):
     settings, file, told = minuscule((DIFFUSERS, absent)), tmp_path / "bench.json", []
     speed.measure_speed(settings, Report(file, "cpu", "speed", {}), told.append)
@@ -198,7 +210,8 @@ def test_a_run_writes_the_agreed_result(tmp_path, absent, memory, monkeypatch):
     assert 0.8 < parameters < 1.25
 
     assert "pip install absent" in result["arms"][absent]["skipped"] and absent in told[0]
-    assert f"| {absent} | not measured" in markdown(result)
+    table = markdown(result)
+    assert f"| {absent} | not measured" in table and "| a pixel costs | at 32 px | at 64 px |" in table
     draw(result, tmp_path / "bench.png")
     assert Image.open(tmp_path / "bench.png").size[0] > 500
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from attndiff.errors import UserError
-from attndiff.training.bench.peers import PEERS, THREE_LEVELS
+from attndiff.training.bench.peers import PEERS
 from attndiff.training.bench.report import Report, describe_hardware, write_json
 from attndiff.training.bench.speed import full_settings, measure_speed, quick_settings, why_absent
 from attndiff.training.bench.tables import draw, markdown
@@ -60,7 +60,7 @@ def run(request: Request) -> None:
 def run_speed(request: Request, device: str) -> Report:
     """Throughput, latency, memory and growth."""
     settings = (quick_settings if request.quick else full_settings)(device)
-    settings = replace(settings, peers=choose_peers(request.peers, settings.peers))
+    settings = replace(settings, peers=choose_peers(request.peers))
     report = Report(request.json_file, device, "speed", asdict(settings) | {"peers": None})
     measure_speed(settings, report)
     return report
@@ -73,8 +73,7 @@ def run_quality(request: Request, device: str) -> Report:
     minutes, preset = (QUICK_MINUTES if request.quick else request.minutes), full_settings(device).preset
     settings = {"minutes": minutes, "preset": preset, "precision": PRECISION[device]}
     report = Report(request.json_file, device, "time_to_quality", settings)
-    published = tuple(name for name in PEERS if name != THREE_LEVELS)
-    peers = choose_peers(request.peers, published)
+    peers = choose_peers(request.peers)
     for peer in peers:
         if reason := why_absent(preset, peer):
             report.arms[peer] = {"skipped": f"{reason}; to add it: {PEERS[peer].install}"}
@@ -110,8 +109,8 @@ def choose_device(device: str | None) -> str:
     return device
 
 
-def choose_peers(parts: list[str] | tuple[str, ...], among: tuple[str, ...]) -> tuple[str, ...]:
-    """The peers whose names contain one of ``parts``, or all of ``among``.
+def choose_peers(parts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """The peers whose names contain one of ``parts``, or all where there is none.
 
     Raises:
         UserError: If a part is in no name.
@@ -119,6 +118,4 @@ def choose_peers(parts: list[str] | tuple[str, ...], among: tuple[str, ...]) -> 
     for part in parts:
         if not any(part.lower() in name.lower() for name in PEERS):
             raise UserError(f"--peer {part} is in no peer's name; they are: {'; '.join(PEERS)}.")
-    if not parts:
-        return among
-    return tuple(name for name in PEERS if any(part.lower() in name.lower() for part in parts))
+    return tuple(name for name in PEERS if not parts or any(part.lower() in name.lower() for part in parts))

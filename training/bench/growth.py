@@ -1,49 +1,46 @@
 """How time and memory of an image grow with its size."""
 
-import statistics
-
 from attndiff.training.bench.arms import SIZE, Arm
 from attndiff.training.bench.steps import arm_batch, autocast
-from attndiff.training.bench.timing import Step, seconds_of
+from attndiff.training.bench.timing import Step, interleave, quartiles, seconds_of
 from attndiff.training.model import DenoisingModel
 from attndiff.training.plan import saved_bytes
 
 TOO_LONG = 60.0  # seconds of one pass after which larger images are left out
-REPEATS = 3
+ROUNDS = 5
 
 
 def measure_growth(arm: Arm, sizes: tuple[int, ...], count: int, device: str, precision: str) -> dict[str, dict]:
-    """Seconds and bytes of an image in a forward and backward pass, by size.
+    """Seconds and bytes of an image in a forward and backward pass, by size, the sizes taking turns.
 
     The batch has ``count`` images at 32 px and fewer at larger sizes, one at least, so that it has about the same
     number of pixels. Bytes are the activations kept for the backward pass.
 
     Returns:
-        ``{"32": {"seconds": ..., "bytes": ..., "images": ...}, ...}``; a size that failed has ``{"failed": why}``, and
-        sizes after it are left out.
+        ``{"32": {"seconds": ..., "spread": quartiles of seconds, "bytes": ..., "images": ...}, ...}``; a size that
+        failed has ``{"failed": why}``, and sizes after it are left out.
     """
-    model, results = arm.prepared(device, max(sizes)), {}
+    model, results, steps = arm.prepared(device, max(sizes)), {}, {}
     for size in sizes:
         images = max(1, count * SIZE**2 // size**2)
         batch = arm_batch(arm, images, size, device)
+        step = _forward_backward(model, batch, device, precision)
         try:
             with autocast(device, precision):
                 kept = saved_bytes(model, batch) / images
-            seconds = _passes(model, batch, device, precision)
+            first = seconds_of(step, device)
         except RuntimeError as error:  # memory
             results[str(size)] = {"failed": str(error).splitlines()[0]}
             break
-        results[str(size)] = {"seconds": seconds / images, "bytes": kept, "images": images}
-        if seconds > TOO_LONG:
+        results[str(size)] = {"seconds": first / images, "bytes": kept, "images": images}
+        if first > TOO_LONG:
             break
+        steps[str(size)] = step
+    times, _ = interleave(steps, ROUNDS, 0, device)
+    for size, seconds in times.items():
+        spread = quartiles([s / results[size]["images"] for s in seconds])
+        results[size] |= {"seconds": spread["median"], "spread": spread}
     return results
-
-
-def _passes(model: DenoisingModel, batch: dict, device: str, precision: str) -> float:
-    """Median seconds of forward and backward pass."""
-    step = _forward_backward(model, batch, device, precision)
-    first = seconds_of(step, device)
-    return first if first > TOO_LONG else statistics.median(seconds_of(step, device) for _ in range(REPEATS))
 
 
 def _forward_backward(model: DenoisingModel, batch: dict, device: str, precision: str) -> Step:

@@ -98,25 +98,6 @@ class AdaptedTransformer(nn.Module):
         return Prediction(self.transformer(sample, (4 * noise_level).exp(), mapping_cond=pooled_projections))
 
 
-def peer_unet(cross_attention_dim: int, unit: int = 32) -> UNet2DConditionModel:
-    """diffusers' text-to-image U-Net with three levels and attention from half the resolution down.
-
-    At the default unit it has no more parameters than `xs`.
-    """
-    return UNet2DConditionModel(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=2,
-        block_out_channels=(2 * unit, 3 * unit, 4 * unit),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=cross_attention_dim,
-        attention_head_dim=4,
-        norm_num_groups=unit // 2,
-    )
-
-
 def stable_diffusion_unet(width: int, cross_attention_dim: int) -> nn.Module:
     """The default arguments of `UNet2DConditionModel`, which are those of Stable Diffusion 1, on images."""
     widths = (width, 2 * width, 4 * width, 4 * width)
@@ -193,19 +174,11 @@ class Peer:
     install: str
 
 
-THREE_LEVELS = "diffusers UNet2DConditionModel, three levels"
 PEERS = {
     "diffusers UNet2DConditionModel": Peer(
         stable_diffusion_unet,
         4,
         "Stable Diffusion 1, the class's defaults",
-        ScaledLinearEpsilon,
-        "pip install diffusers",
-    ),
-    THREE_LEVELS: Peer(
-        lambda width, dim: Adapted(peer_unet(dim, width)),
-        4,
-        "not published: the diffusers arm of scripts/ablate.py",
         ScaledLinearEpsilon,
         "pip install diffusers",
     ),

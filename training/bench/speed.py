@@ -10,7 +10,7 @@ from attndiff.training.bench.arms import FORMS, MATCHES, SIZE, Arm
 from attndiff.training.bench.growth import measure_growth
 from attndiff.training.bench.loop import measure_loop
 from attndiff.training.bench.memory import peak_memory
-from attndiff.training.bench.peers import PEERS, THREE_LEVELS
+from attndiff.training.bench.peers import PEERS
 from attndiff.training.bench.report import Report
 from attndiff.training.bench.steps import (
     Step,
@@ -86,7 +86,6 @@ def quick_settings(device: str) -> Settings:
     full = full_settings(device)
     return replace(
         full,
-        peers=tuple(name for name in PEERS if name != THREE_LEVELS),
         precisions=full.precisions[:1],
         count=8 if device == "cpu" else 128,
         rounds=3 if device == "cpu" else 10,
