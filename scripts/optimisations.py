@@ -16,10 +16,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from attndiff import attention, blocks
+from attndiff import blocks
 from attndiff.training.bench.arms import Arm, make_batch
 from attndiff.training.bench.report import describe_hardware
 from attndiff.training.bench.steps import Step, cpu_has_bfloat16, training_step
@@ -67,10 +66,6 @@ def rms_norms(model: DenoisingModel) -> None:
                 setattr(module, name, nn.RMSNorm(child.normalized_shape, eps=1e-6))
 
 
-def linears_apart(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
-    return tuple(F.linear(x, layer.weight) for layer in layers)
-
-
 def channels_first(self: blocks.Conv3x3, x: torch.Tensor) -> torch.Tensor:
     x = nn.Conv2d.forward(self, x.permute(0, 3, 1, 2).contiguous())
     return x.permute(0, 2, 3, 1).contiguous()
@@ -90,9 +85,9 @@ TRAINING = (
         precision="bfloat16",
     ),
     Undone(
-        "queries, keys and values by one matrix product",
-        "one each",
-        patched=(attention, "_linear_together", linears_apart),
+        "queries, keys and values by a matrix product each",
+        "joined into one",
+        lambda model: model.unet.fuse_qkv_projections(),
     ),
     Undone(
         "one memory layout throughout",

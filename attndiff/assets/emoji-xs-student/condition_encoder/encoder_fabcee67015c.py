@@ -1,15 +1,13 @@
-"""AttentionUNet2DModel, in one file that needs torch, diffusers and transformers only.
+"""ConditionEncoder, in one file that needs torch, diffusers and transformers only.
 
 SPDX-License-Identifier: Apache-2.0
 """
 
-import math
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -17,7 +15,6 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils import logging
 from torch import nn
 
 
@@ -125,15 +122,16 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
 
 
 def choose_backend(
-    query: torch.Tensor, requested: AttentionBackendName | str | None
+    value: torch.Tensor, requested: AttentionBackendName | str | None
 ) -> AttentionBackendName | str | None:
     """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
 
-    On CPU, torch's fused kernel spends four times as long as plain matmuls in the backward pass of the short
-    sequences seen here (64 tokens, bf16, 2 cores of an AVX-512 machine: 20.4 ms against 4.9 ms forward and
-    backward), so gradients take the plain path there.
+    On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
+    there. In float32 the fused kernel is the faster one.
     """
-    if requested is not None or query.device.type != "cpu" or not torch.is_grad_enabled():
+    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    if requested is not None or not plain_is_faster:
         return requested
     if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
         return None
@@ -168,7 +166,7 @@ class AttnDiffAttnProcessor:
             key,
             value,
             attn_mask=attention_mask,
-            backend=choose_backend(query, self._attention_backend),
+            backend=choose_backend(value, self._attention_backend),
             parallel_config=self._parallel_config,
         )
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)
@@ -178,8 +176,8 @@ class AttnDiffAttnProcessor:
 class Attention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with normalised queries and keys (arXiv 2302.05442, section 2.2).
 
-    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for them;
-    while they are plain, their weights are used as one matmul.
+    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for
+    them; joining them into one matmul saves no time on the CPU.
 
     Args:
         dim: Channels of the queries and of the result; a multiple of ``head_dim``.
@@ -221,7 +219,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         if getattr(self, "fused_projections", False):
             key, value = self.to_kv(context).chunk(2, dim=-1)
         else:
-            key, value = _linear_together(context, self.to_k, self.to_v)
+            key, value = self.to_k(context), self.to_v(context)
         return self.norm_k(self._split(key)), self._split(value)
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -229,27 +227,11 @@ class Attention(nn.Module, AttentionModuleMixin):
         if getattr(self, "fused_projections", False):
             query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = _linear_together(hidden_states, self.to_q, self.to_k, self.to_v)
+            query, key, value = self.to_q(hidden_states), self.to_k(hidden_states), self.to_v(hidden_states)
         return self.norm_q(self._split(query)), self.norm_k(self._split(key)), self._split(value)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
-
-
-def _linear_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
-    """The outputs of several bias-free linear layers of one input, as one matmul while all of them are plain."""
-    if all(_is_plain(layer) for layer in layers):
-        return F.linear(x, torch.cat([layer.weight for layer in layers])).chunk(len(layers), dim=-1)
-    return tuple(layer(x) for layer in layers)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one whose weight can be used without calling it.
-
-    The hooks of diffusers (layerwise casting, group offloading) and accelerate (sequential offloading) bring a weight
-    to its precision and device only while its layer is called.
-    """
-    return type(layer) is nn.Linear and not hasattr(layer, "_diffusers_hook") and not hasattr(layer, "_hf_hook")
 
 
 # attndiff.blocks
@@ -457,266 +439,197 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
     return x.flatten(3, 4).flatten(1, 2)
 
 
-# attndiff.unet
+# attndiff.encoder
 
-"""The network: an hourglass of convolution blocks where resolution is high and transformer blocks where it is low.
+"""The condition encoder: one Transformer that turns text, a class label or image patches into tokens for the U-Net.
 
-Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
+Shapes: B batch, S condition tokens, T text tokens, C hidden channels.
 """
 
 
 
 
-logger = logging.get_logger(__name__)
-
-KeyValue = tuple[torch.Tensor, torch.Tensor]
-
 
 @dataclass
-class Level:
-    """One resolution of the network; ``levels`` is a list of these, highest resolution first.
+class ConditionOutput(BaseOutput):
+    """What the U-Net attends to.
 
     Args:
-        width: Channels; a multiple of ``head_dim`` where the level attends.
-        depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: ``"none"``, ``"window"`` or ``"global"`` self-attention.
-        cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
-            made of convolution blocks, any other of transformer blocks.
-        max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
-            warning.
-        window: Side of an attention window in pixels of this level.
+        tokens: ``(B, S, C)``.
+        mask: ``(B, S)`` bool, true for tokens that count.
+        pooled: ``(B, C)``, the mean of the tokens that count.
     """
 
-    width: int
-    depth: int = 2
-    attention: str = "none"
-    cross_attention: bool = False
-    max_tokens: int = 1024
-    window: int = 8
-
-    def __post_init__(self):
-        if self.attention not in ("none", "window", "global"):
-            raise ValueError(f"levels: attention must be 'none', 'window' or 'global', not {self.attention!r}.")
-        if self.width < 1 or self.depth < 0:
-            raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
+    tokens: torch.Tensor
+    # None is never seen: offloading hooks rebuild an output as type(output)(dict), which asks for defaults.
+    mask: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
 
 
-@dataclass
-class AttentionUNet2DOutput(BaseOutput):
-    """``sample (B, out_channels, H, W)``: the network's prediction."""
+def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean ``(B, C)`` of the tokens ``(B, S, C)`` that count by ``mask (B, S)``."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
 
-    sample: torch.Tensor
 
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and gated feed-forward over condition tokens."""
 
-class NoiseEmbedding(nn.Module):
-    """Sines and cosines of the noise coordinate, then a linear layer (arXiv 2006.09011, technique 2)."""
-
-    def __init__(self, dim: int, n_freqs: int = 64):
+    def __init__(self, dim: int, head_dim: int, dropout: float = 0.0):
         super().__init__()
-        self.n_freqs = n_freqs
-        self.proj = nn.Linear(2 * n_freqs, dim)
+        self.norm_attn = nn.LayerNorm(dim, bias=False)
+        self.attn = Attention(dim, head_dim, dropout=dropout)
+        self.norm_ff = nn.LayerNorm(dim, bias=False)
+        self.ff = FeedForward(dim, dropout)
 
-    def forward(self, noise_level: torch.Tensor) -> torch.Tensor:
-        # From a quarter turn to 32 turns over the range of +-1.7 that ln(sigma) / 4 covers.
-        octaves = torch.linspace(-2.0, 4.0, self.n_freqs, device=noise_level.device, dtype=torch.float32)
-        angles = math.pi * noise_level.float()[:, None] * octaves.exp2()  # (B, n_freqs)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.proj(waves.to(self.proj.weight.dtype))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm_attn(x), attention_mask=mask, angles=angles)
+        return x + self.ff(self.norm_ff(x))
 
 
-class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
-    """Denoising U-Net with self- and cross-attention at several scales; the architecture is the list ``levels``.
+class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
+    """Transformer encoder over up to four streams of condition tokens, each with its own embedding and learned null.
 
-    It predicts what its objective defines from a noisy image, one continuous noise coordinate and condition tokens.
-    It knows nothing of schedulers: `attndiff.objectives` scales its input and interprets its output.
+    Streams that are configured but not given count as dropped: their learned null token stands for them.
 
     Args:
-        sample_size: Side of the training images in pixels; other sizes work where the levels divide them.
-        in_channels: Channels of the input, spatially aligned conditions included.
-        out_channels: Channels of the prediction.
-        patch_size: Pixels per side that the stem folds into channels.
-        levels: Dicts with the fields of `Level`, highest resolution first.
+        hidden_size: Channels of the tokens.
+        num_layers: Transformer blocks.
         head_dim: Channels per attention head; a multiple of 8.
-        embedding_dim: Channels of the noise (and pooled condition) embedding.
-        cross_attention_dim: Channels of the condition tokens, or None without any.
-        pooled_dim: Channels of the pooled condition, or None without one.
+        vocab_size: Size of the tokenizer's vocabulary, or None without text.
+        max_length: Text tokens at most.
+        num_classes: Number of classes, or None without labels.
+        image_channels: Channels of a condition image, or None without one.
+        image_patch_size: Side of its square patches in pixels.
+        context_dim: Channels of a frozen pretrained encoder's hidden states, or None without one.
         dropout: Dropout probability inside blocks.
-        seamless: Convolutions wrap around the borders, for tileable textures.
-
-    Raises:
-        ValueError: If a width does not fit ``head_dim`` or an attention kind is unknown.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["ConvBlock", "TransformerBlock"]
-    _repeated_blocks = ["ConvBlock", "TransformerBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "stem", "head", "embedding", "modulation"]
+    _no_split_modules = ["EncoderBlock"]
+    _repeated_blocks = ["EncoderBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "embedding"]
 
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        patch_size: int = 2,
-        levels: list[dict] | None = None,
+        hidden_size: int = 192,
+        num_layers: int = 3,
         head_dim: int = 32,
-        embedding_dim: int = 256,
-        cross_attention_dim: int | None = None,
-        pooled_dim: int | None = None,
+        vocab_size: int | None = None,
+        max_length: int = 24,
+        num_classes: int | None = None,
+        image_channels: int | None = None,
+        image_patch_size: int = 4,
+        context_dim: int | None = None,
         dropout: float = 0.0,
-        seamless: bool = False,
     ):
         super().__init__()
-        specs = [Level(**level) for level in levels or [{"width": 64}, {"width": 128, "attention": "global"}]]
-        self.level_specs = specs
-        widths = [spec.width for spec in specs]
-        self.stem = Conv3x3(in_channels * patch_size**2, widths[0], seamless=seamless)
-        self.noise_embedding = NoiseEmbedding(embedding_dim)
-        self.pooled_embedding = nn.Linear(pooled_dim, embedding_dim, bias=False) if pooled_dim else None
-
-        def stage(spec: Level) -> nn.ModuleList:
-            return nn.ModuleList(self._block(spec) for _ in range(spec.depth))
-
-        self.down_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
-        self.downsamplers = nn.ModuleList(Downsample(a, b) for a, b in zip(widths, widths[1:]))
-        self.mid_block = stage(specs[-1])
-        self.upsamplers = nn.ModuleList(Upsample(b, a) for a, b in zip(widths, widths[1:]))
-        self.up_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
-        self.norm_out = nn.LayerNorm(widths[0], bias=False)
-        self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
-        nn.init.zeros_(self.head.weight)
-
-        # One matmul makes the scales of all blocks.
-        self.scale_sizes = [
-            block.scales_per_channel * spec.width for spec, blocks in self._stages() for block in blocks
-        ]
-        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes))
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-        self.gradient_checkpointing = False
-
-    def _block(self, spec: Level) -> nn.Module:
-        config = self.config
-        if spec.attention == "none" and not spec.cross_attention:
-            return ConvBlock(spec.width, config.dropout, config.seamless)
-        context = config.cross_attention_dim if spec.cross_attention else None
-        return TransformerBlock(spec.width, config.head_dim, spec.attention != "none", context, config.dropout)
-
-    def _stages(self) -> list[tuple[Level, nn.ModuleList]]:
-        """Every run of blocks with its level, in the order of execution."""
-        encoder = list(zip(self.level_specs, self.down_blocks))
-        decoder = list(zip(self.level_specs, self.up_blocks))
-        return [*encoder, (self.level_specs[-1], self.mid_block), *reversed(decoder)]
+        self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
+        self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
+        patch_dim = (image_channels or 0) * image_patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
+        self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
+        self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
+        for table in (self.text_embedding, self.class_embedding):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        self.blocks = nn.ModuleList(EncoderBlock(hidden_size, head_dim, dropout) for _ in range(num_layers))
+        self.norm_out = nn.LayerNorm(hidden_size, bias=False)
 
     @property
-    def size_multiple(self) -> int:
-        """Heights and widths must be multiples of this many pixels."""
-        return self.config.patch_size * 2 ** (len(self.level_specs) - 1)
+    def streams(self) -> list[str]:
+        """Names of the configured streams, in the order of their tokens."""
+        modules = {
+            "text": self.text_embedding,
+            "class": self.class_embedding,
+            "image": self.patch_embedding,
+            "context": self.context_embedding,
+        }
+        return [name for name, module in modules.items() if module is not None]
 
     def forward(
         self,
-        sample: torch.Tensor | None,
-        noise_level: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        pooled_projections: torch.Tensor | None = None,
-        condition_cache: list[KeyValue] | None = None,
-        return_condition_cache: bool = False,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        drop: torch.Tensor | None = None,
+        batch_size: int | None = None,
         return_dict: bool = True,
-    ) -> AttentionUNet2DOutput | tuple[torch.Tensor] | list[KeyValue]:
-        """Predict from a noisy image.
+    ) -> ConditionOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode a batch of conditions.
 
         Args:
-            sample: ``(B, in_channels, H, W)``, about unit variance; H and W multiples of `size_multiple`.
-            noise_level: ``(B,)`` or scalar, the noise coordinate ``ln(sigma) / 4``, sigma = noise over signal.
-            encoder_hidden_states: Condition tokens ``(B, S, cross_attention_dim)``.
-            encoder_attention_mask: ``(B, S)`` bool, true for tokens that count.
-            pooled_projections: Pooled condition ``(B, pooled_dim)``.
-            condition_cache: What an earlier call with ``return_condition_cache`` gave for these tokens, used instead
-                of them: keys and values never depend on the noise level.
-            return_condition_cache: Only compute that cache from ``encoder_hidden_states`` and return it. It is a mode
-                of ``forward`` because offloading hooks wrap nothing else.
-            return_dict: Return `AttentionUNet2DOutput` rather than a tuple.
+            input_ids: Text tokens ``(B, T)``, int64.
+            attention_mask: ``(B, T)``, nonzero for tokens that count.
+            class_labels: ``(B,)``, int64 in ``[0, num_classes)``.
+            pixel_values: Condition images ``(B, image_channels, H, W)`` in [-1, 1].
+            context: Hidden states of a pretrained encoder ``(B, S, context_dim)``.
+            context_mask: ``(B, S)``, nonzero for states that count.
+            drop: ``(B,)`` bool, true where the condition is replaced by the learned null (classifier-free guidance,
+                arXiv 2207.12598).
+            batch_size: Number of rows where no stream is given at all, to get the null condition.
+            return_dict: Return `ConditionOutput` rather than a tuple.
 
         Raises:
-            ValueError: If the size is not a multiple of `size_multiple`.
+            ValueError: If a stream is given that the encoder was not configured for.
         """
-        if return_condition_cache:
-            return self._condition_cache(encoder_hidden_states)
-        height, width = sample.shape[-2:]
-        if height % self.size_multiple or width % self.size_multiple:
+        given = {
+            "text": (input_ids, attention_mask),
+            "class": (class_labels, None),
+            "image": (pixel_values, None),
+            "context": (context, context_mask),
+        }
+        for name, (content, _) in given.items():
+            if content is not None and name not in self.streams:
+                raise ValueError(f"this model has no {name} condition; it was made with: {', '.join(self.streams)}.")
+        batch = next((c.shape[0] for c, _ in given.values() if c is not None), batch_size)
+        parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
+        tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
+
+        additive = additive_mask(mask, tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, additive, angles)
+        tokens = self.norm_out(tokens)
+        pooled = pool_tokens(tokens, mask)
+        return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)
+
+    def _stream(self, index, name, content, mask, drop, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings ``(B, S, C)``, mask ``(B, S)`` and rotary angles ``(B, S, F)`` of one stream, nulls put in."""
+        null = self.null_embedding[index]
+        head_dim, device = self.config.head_dim, null.device
+        if content is None:
+            content = null.expand(batch, 1, -1)
+            return content, torch.ones(batch, 1, dtype=torch.bool, device=device), self._angles(batch, 1)
+        if name == "text":
+            tokens, angles = self.text_embedding(content), None
+        elif name == "class":
+            tokens, angles = self.class_embedding(content)[:, None], None
+        elif name == "image":
+            tokens, (rows, cols) = self._patches(content)
+            angles = axial_angles(rows, cols, head_dim, device).expand(batch, -1, -1)
+        else:
+            tokens, angles = self.context_embedding(content.to(self.context_embedding.weight.dtype)), None
+        length = tokens.shape[1]
+        mask = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.bool()
+        if drop is not None:
+            first = torch.arange(length, device=device) == 0
+            tokens = torch.where(drop[:, None, None], null.to(tokens.dtype), tokens)
+            mask = torch.where(drop[:, None], first, mask)
+        return tokens, mask, self._angles(batch, length) if angles is None else angles
+
+    def _angles(self, batch: int, length: int) -> torch.Tensor:
+        return sequence_angles(length, self.config.head_dim, self.null_embedding.device).expand(batch, -1, -1)
+
+    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Patch embeddings ``(B, rows * cols, C)`` of images ``(B, channels, H, W)``, and the grid's size."""
+        side = self.config.image_patch_size
+        if pixels.shape[-2] % side or pixels.shape[-1] % side:
             raise ValueError(
-                f"height {height} and width {width} must be multiples of {self.size_multiple} for this network."
+                f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}."
             )
-        if condition_cache is None and encoder_hidden_states is not None:
-            condition_cache = self._condition_cache(encoder_hidden_states)
-        mask = None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype)
-        scales = self._scales(noise_level, pooled_projections, sample.shape[0])
-        keys = iter(condition_cache or [])
-
-        patch = self.config.patch_size
-        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), patch))
-        skips = []
-        for spec, blocks, down in zip(self.level_specs, self.down_blocks, self.downsamplers):
-            x = self._run(spec, blocks, x, scales, keys, mask)
-            skips.append(x)
-            x = down(x)
-        x = self._run(self.level_specs[-1], self.mid_block, x, scales, keys, mask)
-        for spec, blocks, up in reversed(list(zip(self.level_specs, self.up_blocks, self.upsamplers))):
-            x = up(x, skips.pop())
-            x = self._run(spec, blocks, x, scales, keys, mask)
-        x = depth_to_space(self.head(self.norm_out(x)), patch).permute(0, 3, 1, 2)
-        return AttentionUNet2DOutput(sample=x) if return_dict else (x,)
-
-    def _condition_cache(self, tokens: torch.Tensor) -> list[KeyValue]:
-        """Keys and values of every cross-attention layer, in the order of execution."""
-        tokens = tokens.to(self.dtype)
-        return [
-            block.cross_attn.key_value(tokens)
-            for spec, blocks in self._stages()
-            if spec.cross_attention and self.config.cross_attention_dim
-            for block in blocks
-        ]
-
-    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int):
-        """Iterator over each block's modulation ``(B, scales_per_channel * width)``, in the order of execution."""
-        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))
-        if self.pooled_embedding is not None and pooled is not None:
-            emb = emb + self.pooled_embedding(pooled.to(self.pooled_embedding.weight.dtype))
-        return iter(self.modulation(F.silu(emb)).split(self.scale_sizes, dim=-1))
-
-    def _run(self, spec: Level, blocks: nn.ModuleList, x, scales, keys, mask) -> torch.Tensor:
-        """Apply the blocks of one level to ``x (B, H, W, C)``."""
-        if spec.attention == "none" and not spec.cross_attention:
-            for block in blocks:
-                x = self._call(block, x, next(scales))
-            return x
-        height, width = x.shape[1:3]
-        window = self._window(spec, height, width)
-        angles = axial_angles(height, width, self.config.head_dim, x.device)
-        for i, block in enumerate(blocks):
-            key_value = next(keys, None) if block.cross_attn is not None else None
-            x = self._call(block, x, next(scales), angles, window, i % 2 == 1, key_value, mask)
-        return x
-
-    def _call(self, block: nn.Module, *args) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
-
-    def _window(self, spec: Level, height: int, width: int) -> tuple[int, int] | None:
-        """Attention window of a level at this size, or None for global attention."""
-        if spec.attention == "global" and height * width <= spec.max_tokens:
-            return None
-        if spec.attention == "global" and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"A level made for {spec.max_tokens} tokens of global attention got {height * width} and attends in "
-                f"windows of {spec.window}; structure across the image may suffer."
-            )
-        return largest_divisor(height, spec.window), largest_divisor(width, spec.window)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of ``number`` that is no greater than ``at_most``."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+        x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
+        x = x.permute(0, 2, 3, 1, 4, 5)
+        return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]

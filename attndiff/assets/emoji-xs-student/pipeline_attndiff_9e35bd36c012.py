@@ -293,15 +293,16 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
 
 
 def choose_backend(
-    query: torch.Tensor, requested: AttentionBackendName | str | None
+    value: torch.Tensor, requested: AttentionBackendName | str | None
 ) -> AttentionBackendName | str | None:
     """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
 
-    On CPU, torch's fused kernel spends four times as long as plain matmuls in the backward pass of the short
-    sequences seen here (64 tokens, bf16, 2 cores of an AVX-512 machine: 20.4 ms against 4.9 ms forward and
-    backward), so gradients take the plain path there.
+    On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
+    there. In float32 the fused kernel is the faster one.
     """
-    if requested is not None or query.device.type != "cpu" or not torch.is_grad_enabled():
+    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    if requested is not None or not plain_is_faster:
         return requested
     if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
         return None
@@ -336,7 +337,7 @@ class AttnDiffAttnProcessor:
             key,
             value,
             attn_mask=attention_mask,
-            backend=choose_backend(query, self._attention_backend),
+            backend=choose_backend(value, self._attention_backend),
             parallel_config=self._parallel_config,
         )
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)
@@ -346,8 +347,8 @@ class AttnDiffAttnProcessor:
 class Attention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with normalised queries and keys (arXiv 2302.05442, section 2.2).
 
-    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for them;
-    while they are plain, their weights are used as one matmul.
+    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for
+    them; joining them into one matmul saves no time on the CPU.
 
     Args:
         dim: Channels of the queries and of the result; a multiple of ``head_dim``.
@@ -389,7 +390,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         if getattr(self, "fused_projections", False):
             key, value = self.to_kv(context).chunk(2, dim=-1)
         else:
-            key, value = _linear_together(context, self.to_k, self.to_v)
+            key, value = self.to_k(context), self.to_v(context)
         return self.norm_k(self._split(key)), self._split(value)
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -397,27 +398,11 @@ class Attention(nn.Module, AttentionModuleMixin):
         if getattr(self, "fused_projections", False):
             query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = _linear_together(hidden_states, self.to_q, self.to_k, self.to_v)
+            query, key, value = self.to_q(hidden_states), self.to_k(hidden_states), self.to_v(hidden_states)
         return self.norm_q(self._split(query)), self.norm_k(self._split(key)), self._split(value)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))
-
-
-def _linear_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
-    """The outputs of several bias-free linear layers of one input, as one matmul while all of them are plain."""
-    if all(_is_plain(layer) for layer in layers):
-        return F.linear(x, torch.cat([layer.weight for layer in layers])).chunk(len(layers), dim=-1)
-    return tuple(layer(x) for layer in layers)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one whose weight can be used without calling it.
-
-    The hooks of diffusers (layerwise casting, group offloading) and accelerate (sequential offloading) bring a weight
-    to its precision and device only while its layer is called.
-    """
-    return type(layer) is nn.Linear and not hasattr(layer, "_diffusers_hook") and not hasattr(layer, "_hf_hook")
 
 
 # attndiff.blocks
