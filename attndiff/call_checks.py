@@ -82,13 +82,18 @@ def as_texts(prompt: str | list[str] | None, name: str = "prompt") -> list[str] 
     """A prompt as a list of texts.
 
     Raises:
-        ValueError: If it is neither a text nor a list of texts.
+        ValueError: If it is neither a text nor a list of texts, or holds what is no text in any encoding.
     """
     if prompt is None:
         return None
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a text or a list of texts, not {describe_type(prompt)}.")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"{name} holds {half}, which is half of a character: take it out.") from None
     return list(texts)
 
 

@@ -34,6 +34,7 @@ from torch import nn
 from tqdm import tqdm
 
 from attndiff.artefacts import NETWORKS, check_index, check_network, check_weights
+from attndiff.call_checks import as_texts
 from attndiff.data.captions import train_tokenizer
 from attndiff.data.folder import folder_rows
 from attndiff.data.normalize import Normalizer
@@ -84,7 +85,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def junk(rng: random.Random, depth: int = 0):
     """A value of any kind that JSON knows, small or absurd."""
     leaves = [0, 1, -1, 2**31, 10**12, -(10**12), 1e308, float("nan"), float("inf"), True, False, None, "", "x" * 300]
-    leaves += ["none", "global", "__class__", "../..", "os.system", 3, 16, 0.5, "1"]
+    leaves += ["none", "global", "__class__", "../..", "os.system", 3, 16, 0.5, "1", "\ud800"]
     kind = rng.randrange(8)
     if kind < 6 or depth > 3:
         return rng.choice(leaves)
@@ -198,7 +199,7 @@ def metadata(folder: Path) -> Case:
             (root / f"metadata.{other}").unlink(missing_ok=True)
         (root / f"metadata.{form}").write_bytes(mutated(sound, rng))
         found, _ = folder_rows(root)
-        assert len(found) <= 50
+        assert len(found) <= 50 and json.dumps(found, ensure_ascii=False).encode()
 
     return case
 
@@ -211,6 +212,7 @@ def captions(folder: Path) -> Case:
         (0x300, 0x370),
         (0x5D0, 0x700),
         (0x4E00, 0x4F00),
+        (0xD7F0, 0xD802),
         (0x1F300, 0x1F700),
         (0xFFF0, 0xFFFF),
     ]
@@ -219,7 +221,7 @@ def captions(folder: Path) -> Case:
         length = rng.choice((0, 1, 5, 40, 400)) if rng.random() < 0.999 else 100_000
         low, high = rng.choice(ranges)
         text = "".join(chr(rng.randrange(low, high)) for _ in range(length)) + rng.choice(("", " ", string.printable))
-        ids, mask = tokenize(tokenizer, [text])
+        ids, mask = tokenize(tokenizer, as_texts(text))
         assert ids.shape == mask.shape == (1, 8) and ids.max() < len(tokenizer)
 
     return case
@@ -346,7 +348,7 @@ TARGETS = {
     "configs": Target(configs, 20_000, 1_000),
     "images": Target(images, 20_000, 4_000),
     "metadata rows": Target(metadata, 20_000, 2_000),
-    "captions": Target(captions, 50_000, 5_000),
+    "captions": Target(captions, 50_000, 5_000, (ValueError,)),
     "checkpoint folders": Target(checkpoints, 5_000, 500),
     "pipeline arguments": Target(arguments, 5_000, 300, (ValueError,)),
 }

@@ -28,6 +28,7 @@ from attndiff.training.model import DenoisingModel
 from attndiff.training.optim import make_optimizers
 
 PRESET, COUNT = "xs", 16
+BUILDS = 6  # of every network
 AS_IT_IS = "as it is"
 
 
@@ -140,9 +141,9 @@ def optimizer_steps() -> dict[str, Step]:
 
 def measure(rounds: int) -> dict[str, list[dict]]:
     """Rows of the tables: what, instead of what, and quartiles of the ratio of times."""
-    calls, _ = interleave(sampling_steps(), 3 * rounds, warmup=2)
     training, as_it_is = measure_training(rounds)
-    optimizers, _ = interleave(optimizer_steps(), rounds, warmup=2)
+    calls = interleave_anew(sampling_steps, 3 * rounds)
+    optimizers = interleave_anew(optimizer_steps, rounds)
     return {
         "training step": training,
         "network call": [
@@ -158,16 +159,34 @@ def measure_training(rounds: int) -> tuple[list[dict], list[float]]:
     """Rows of everything that concerns a training step, and the seconds of one as it is, in float32."""
     precisions = ("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",)
     undone = [u for u in TRAINING if u.precision in precisions]
-    steps = {precision: step_of(Undone(AS_IT_IS, "", precision=precision)) for precision in precisions}
-    times, failures = interleave(steps | {u.what: step_of(u) for u in (*undone, COMPILED)}, rounds, warmup=2)
-    for what, reason in failures.items():
-        print(f"{what}: {reason}")
+
+    def steps() -> dict[str, Step]:
+        torch.compiler.reset()
+        as_it_is = {precision: step_of(Undone(AS_IT_IS, "", precision=precision)) for precision in precisions}
+        return as_it_is | {u.what: step_of(u) for u in (*undone, COMPILED)}
+
+    times = interleave_anew(steps, rounds)
     rows = [row(u.what, u.instead, times[u.what], times[u.precision]) for u in undone]
     if COMPILED.what in times:
         rows.append(row(COMPILED.what, COMPILED.instead, times["float32"], times[COMPILED.what]))
     if "bfloat16" in times:
         rows.append(row("optim.precision: bf16", "float32", times["float32"], times["bfloat16"]))
     return rows, times["float32"]
+
+
+def interleave_anew(make: Callable[[], dict[str, Step]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call of steps that take turns, `BUILDS` times made anew.
+
+    Where a network happens to lie in memory makes it faster or slower than its double by several percent.
+    """
+    times: dict[str, list[float]] = {}
+    for _ in range(BUILDS):
+        found, failures = interleave(make(), rounds, warmup=1)
+        for name, reason in failures.items():
+            print(f"{name}: {reason}")
+        for name, seconds in found.items():
+            times[name] = times.get(name, []) + seconds
+    return times
 
 
 def row(what: str, instead: str, slow: list[float], fast: list[float]) -> dict:
@@ -192,7 +211,7 @@ def as_table(report: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=4, help="of each build of the networks")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     report = {"hardware": describe_hardware("cpu"), "rows": measure(arguments.rounds)}

@@ -342,6 +342,7 @@ def test_latent_model_is_decoded():
 MISTAKES = {
     "prompt must be a text": ("text", {"prompt": 3}),
     "prompt must be a text or a list of texts, not a list of int": ("text", {"prompt": [3]}),
+    r"prompt holds '\ud800', which is half of a character": ("text", {"prompt": "cat \ud800"}),
     "needs a condition: give a prompt": ("text", {}),
     "give class_labels": ("classes", {}),
     "does not read text": ("classes", {"prompt": "cat"}),

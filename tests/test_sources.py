@@ -300,6 +300,7 @@ def build_mistake(kind: str, root: Path) -> DataConfig:
         "surplus cells": ("metadata.csv", "file_name,text\nb.png,red, blue"),
         "missing cell": ("metadata.csv", "file_name,text\nb.png"),
         "empty captions": ("metadata.csv", "file_name,text\nb.png, "),
+        "half of a character": ("metadata.jsonl", '{"file_name": "b.png", "text": "cat \\ud800"}'),
         "mixed column": (
             "metadata.jsonl",
             '{"file_name": "b.png", "text": "x"}\n{"file_name": "x/a.png", "text": [1]}',
@@ -326,6 +327,7 @@ MISTAKES = {
     "surplus cells": "row 1 has more cells than the header",
     "missing cell": "b.png: has no caption",
     "empty captions": "every caption in column 'text' is empty",
+    "half of a character": r"line 1 holds '\\ud800', which is half of a character",
     "mixed column": "mixes kinds of values",
 }
 

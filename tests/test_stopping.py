@@ -1,5 +1,6 @@
 """Signals end a run after its step with a checkpoint, and a folder has one run at a time."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,7 +15,7 @@ from test_training import losses, settings, weights
 from torch.utils.data import get_worker_info
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training import batches, loop
+from attndiff.training import batches, looks, loop
 from attndiff.training.config import make_config as checked
 from attndiff.training.loop import Trainer
 from attndiff.training.stopping import LOCK, StopSignal, locked
@@ -74,6 +75,21 @@ def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(tmp_path, monkeypatc
     with pytest.raises(Stopped, match="after step 3"):
         Trainer(checked(settings(tmp_path / "run"))).run()
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_a_signal_in_a_validation_waits_for_its_end(tmp_path, monkeypatch):
+    measure = looks.validate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*arguments)
+
+    monkeypatch.setattr(looks, "validate", interrupted)
+    with pytest.raises(Stopped, match="after step 3"):
+        Trainer(checked(settings(tmp_path / "run", log__validate_every=3))).run()
+    entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "raw" in entry] == [3]
+    assert (tmp_path / "run/checkpoints/step_00000003/manifest.json").is_file()
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):

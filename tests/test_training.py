@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from commands import make_images
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
@@ -214,16 +215,21 @@ def test_a_non_finite_loss_stops_with_its_place_named(tmp_path):
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_poisoned_sample_costs_its_step_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    ("factor", "changes", "reason"),
+    [(float("nan"), {}, "first non-finite gradient in"), (1e6, {"optim__skip_above": 1e3}, "above 1000")],
+    ids=["not finite", "too large"],
+)
+def test_a_poisoned_sample_costs_its_step_and_nothing_else(tmp_path, factor, changes, reason):
     """The weights, moments and averages of the step before go on, and a resumed run skips alike."""
 
     def poisoned(out):
-        trainer = Trainer(make_config(settings(out)))
+        trainer = Trainer(make_config(settings(out, **changes)))
         inner = trainer.train_set.sample
 
         def sample(images, index, visit, sample_id):
             drawn = inner(images, index, visit, sample_id)
-            return {**drawn, "images": drawn["images"] * float("nan")} if (index, visit) == bad else drawn
+            return {**drawn, "images": drawn["images"] * factor} if (index, visit) == bad else drawn
 
         trainer.train_set.sample = sample
         return trainer
@@ -243,13 +249,48 @@ def test_a_poisoned_sample_costs_its_step_and_nothing_else(tmp_path):
     trainer.run()
     entries = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     (skipped,) = [entry for entry in entries if "skipped" in entry]
-    assert before and skipped["step"] == 5 and str(bad[0]) in skipped["skipped"]
+    assert before and skipped["step"] == 5 and str(bad[0]) in skipped["skipped"] and reason in skipped["skipped"]
+    assert all(entry["gradient_norm"] < 1e3 for entry in entries if "loss" in entry)
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4, 6]
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
     poisoned(tmp_path / "cut").run()
     mine, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(mine[key], theirs[key]) and mine[key].isfinite().all() for key in theirs)
+
+
+HOSTILE_CAPTIONS = {
+    "empty": "",
+    "blank": " \t\n",
+    "100 kB": "word " * 20_000,
+    "no spaces": "x" * 100_000,
+    "emoji": "\U0001f600\U0001f469\u200d\U0001f467" * 20,
+    "right to left": "\u202e\u05e9\u05dc\u05d5\u05dd",
+    "NUL": "a\0b",
+    "composed": "caf\u00e9",
+    "decomposed": "cafe\u0301",
+    "byte order mark": "\ufeffcat",
+    "control characters": "\x1b[31mcat\x7f",
+    "special tokens": "<pad> <s> <pad>",
+}
+
+
+def test_captions_of_every_kind_are_learned_from(tmp_path):
+    """What a caption file or a column may hold; a caption without words is none, and the two forms of é are one."""
+    folder = make_images(tmp_path / "images", captions=False, count=len(HOSTILE_CAPTIONS))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    rows = [{"file_name": name, "text": text} for name, text in zip(names, HOSTILE_CAPTIONS.values(), strict=True)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"path": str(folder), "size": 16, "caption_column": "text"}
+    trainer = Trainer(make_config(settings(tmp_path / "run", data__=data)))
+    sets = trainer.parts.images, trainer.parts.validation
+    captions = [images.captions(i)[0] for images in sets for i in range(len(images))]
+    assert captions.count("") == 2 and " \t\n" not in captions
+    both_forms = [HOSTILE_CAPTIONS[form] for form in ("composed", "decomposed")]
+    first, second = trainer.parts.conditioning.tokens(both_forms)["input_ids"]
+    assert torch.equal(first, second)
+    trainer.run()
+    assert len(losses(tmp_path / "run")) == 6
 
 
 def test_export_of_an_unfinished_run(text_run, tmp_path):

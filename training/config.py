@@ -61,7 +61,8 @@ class OptimConfig(Section):
     warmup: int = Field(100, ge=0)  # steps
     decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero
     clip: float = Field(1.0, gt=0)  # gradient norm at most
-    max_skips: int = Field(5, ge=0)  # steps in a row left out for a loss or gradient that is not finite; then it stops
+    skip_above: float | None = Field(None, gt=0)  # leave out steps with a gradient norm above this (log: gradient_norm)
+    max_skips: int = Field(5, ge=0)  # steps left out in a row, for that or for not being finite; then it stops
     ema: list[float] = [0.05, 0.10]  # relative widths of the kept averages
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False

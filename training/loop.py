@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,24 +25,22 @@ from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset, training_l
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, read_spread, save_checkpoint
 from attndiff.training.config import TrainConfig, make_config, store_config
-from attndiff.training.distances import Distances, in_words
+from attndiff.training.distances import Distances
 from attndiff.training.ema import PowerEMA
 from attndiff.training.export import export_run
-from attndiff.training.latents import FOLDER as LATENTS
+from attndiff.training.looks import Looks
 from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
-from attndiff.training.samples import save_grid, swapped
-from attndiff.training.spread import Spread, check_resumed, smaller
-from attndiff.training.step import NonFiniteError, Stepper
-from attndiff.training.stopping import LOCK, StopSignal, kill_workers, locked
+from attndiff.training.resume import adopt_spread, check_run_folder, newest_of, settle_by_stored
+from attndiff.training.spread import Spread, smaller
+from attndiff.training.step import SkippedStep, Stepper, Taken
+from attndiff.training.stopping import StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
-from attndiff.training.validation import AT_MOST, validate
+from attndiff.training.validation import AT_MOST
 from attndiff.viewing import loss_curve
 
-SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
 MEMORY_LOCK = "memory.lock"
-TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 
 
 def resolve_precision(config: TrainConfig) -> str:
@@ -100,7 +98,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, elastic: bool = False):
         self.config, self.out, self.elastic = config, Path(config.out), elastic
-        check_output_folder(self.out)
+        check_run_folder(self.out)
         self.accelerator = make_accelerator(config)
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -183,29 +181,28 @@ class Trainer:
                 self.stepper.close()
 
     def _run(self, stop: StopSignal) -> Path:
-        newest = self._newest_checkpoint() if self._adopt_stored_config() else None
-        if newest:
-            self._adopt_spread(newest)
+        newest = self._found()
         plan = self.plan()
         state = self._prepare()
         start = self._resume(state, newest) if newest else 0
         self._write_config()
         progress = self._begin(plan, start)
         self.stepper, skips = self._make_stepper(start), 0
+        self.looks = Looks(self.accelerator, self.config, self.parts, self.held_out, self.distances)
         began = time.perf_counter() - state.seconds
         for step in range(start, self.config.optim.steps):
             factor = lr_factor(step, self.config.optim)
             set_lr(state.optimizers, factor)
             try:
-                loss = self._step(state, step)
-            except NonFiniteError as error:
+                taken = self._step(state, step)
+            except SkippedStep as error:
                 skips += 1
                 self._skip(state, progress, step, skips, error)
                 continue
             skips = 0
             state.step, state.seconds = step + 1, time.perf_counter() - began
             state.ema.update(state.module, step + 1)
-            self._after_step(state, progress, loss, state.optimizers[0].param_groups[0]["lr"])
+            self._after_step(state, progress, taken, state.optimizers[0].param_groups[0]["lr"])
             self._stop_if_asked(stop, state)
         progress.close()
         return self._finish(state)
@@ -220,41 +217,29 @@ class Trainer:
             The mean loss of each step's batch.
 
         Raises:
-            NonFiniteError: If a loss or gradient is not finite; the step is then not taken.
+            SkippedStep: If a loss or gradient is not finite or too large; the step is then not taken.
         """
         state = self._prepare()
         self.stepper = self._make_stepper(0)
         try:
             for step, factor in enumerate(factors):
                 set_lr(state.optimizers, factor)
-                yield self.stepper.take(state, step)
+                yield self.stepper.take(state, step).loss
         finally:
             self.stepper.close()
 
     # Before the first step
 
-    def _adopt_stored_config(self) -> bool:
-        """Whether the folder holds an unfinished run of this config; settles minutes as that run did."""
-        file = self.out / "config.json"
-        if not file.is_file():
-            return False
-        # Settings that the run does not know of yet were at their defaults.
-        stored = make_config(json.loads(file.read_text())).model_dump(mode="json")
-        mine = self.config.model_dump(mode="json")
-        if self.config.optim.steps is None:
-            mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
-        pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
-        sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
-        settled = [each for each in sections if each[0] != "optim.micro_batch"]  # which `check_resumed` is about
-        settled.append(("seed", stored["seed"], mine["seed"]))
-        different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
-        if different:
-            raise UserError(
-                f"{self.out} holds a run of another config ({'; '.join(different)}); choose another 'out' or "
-                "restore the settings."
-            )
-        self.config = make_config(mine)
-        return True
+    def _found(self) -> Path | None:
+        """The checkpoint to go on from, settings and spread taken over; None for a run that begins."""
+        stored, say = settle_by_stored(self.config, self.out), self.accelerator.print
+        if stored is None:
+            return None
+        self.config = stored
+        newest = newest_of(self.out, say)
+        if newest is not None:
+            self.spread = adopt_spread(newest, self.spread, self.out, self.elastic, say)
+        return newest
 
     def _prepare(self) -> RunState:
         config = self.config.optim
@@ -272,30 +257,6 @@ class Trainer:
         self.model.train()
         ema, replica = PowerEMA(module, tuple(config.ema)), self.parts.model if self.spread.sharded else None
         return RunState(module, ema, make_optimizers(module, config), spread=self.spread, replica=replica)
-
-    def _newest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint of the run, if it has come to one."""
-        newest, problems = newest_checkpoint(self.out / "checkpoints")
-        for problem in problems:
-            self.accelerator.print(f"{problem} Falling back to an older one.")
-        if newest is None and problems:
-            raise UserError(f"no checkpoint in {self.out} is whole; choose another 'out' to start anew.")
-        return newest
-
-    def _adopt_spread(self, checkpoint: Path) -> None:
-        """Take over a micro-batch that was lowered; refuse what a resumed run may not change."""
-        then = read_spread(checkpoint)
-        if then is None:
-            return
-        if then.lowered and then.processes == self.spread.processes and then.micro_batch < self.spread.micro_batch:
-            self.accelerator.print(f"micro-batches of {then.micro_batch}, as memory ran out with larger ones before")
-            self.spread = replace(self.spread, micro_batch=then.micro_batch, lowered=True)
-        check_resumed(then, self.spread, self.config.out, self.elastic)
-        if not then.same_sums(self.spread):
-            self.accelerator.print(
-                f"going on with {self.spread} instead of {then}: the same images, order and noise, and losses that "
-                "agree within rounding"
-            )
 
     def _resume(self, state: RunState, newest: Path) -> int:
         """Restore a checkpoint; the step to go on from."""
@@ -332,8 +293,8 @@ class Trainer:
 
     # One step
 
-    def _step(self, state: RunState, step: int) -> float:
-        """The mean loss of a step, with smaller micro-batches from here on if memory runs out.
+    def _step(self, state: RunState, step: int) -> Taken:
+        """Take a step, with smaller micro-batches from here on if memory runs out.
 
         Nothing of the step has been taken by then, so that the weights can be saved. Where there are several processes,
         the others wait for the gradients of the one that failed: the run ends and has to be started again.
@@ -367,7 +328,7 @@ class Trainer:
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set (pytorch issue 135712)."
             )
 
-    def _skip(self, state: RunState, progress: Progress, step: int, skips: int, error: NonFiniteError) -> None:
+    def _skip(self, state: RunState, progress: Progress, step: int, skips: int, error: SkippedStep) -> None:
         """Leave weights, moments and averages as they are; stop after too many in a row.
 
         No checkpoint is written on the way, so that a resumed run counts from the same step.
@@ -375,9 +336,9 @@ class Trainer:
         progress.write({"step": step + 1, "skipped": str(error)})
         if skips > self.config.optim.max_skips or step + 1 == self.config.optim.steps:
             progress.close()
-            raise NonFiniteError(
-                f"training stopped: {error}; such steps in a row: {skips}. The last checkpoint is whole; lower "
-                "optim.lr or set optim.precision=fp32, and run again with another 'out'."
+            raise UserError(
+                f"training stopped: {error}; such steps in a row: {skips}. The last checkpoint is whole; "
+                f"{error.advice}, and run again with another 'out'."
             )
         progress.say(f"skipped {error}")
         for optimizer in state.optimizers:
@@ -385,37 +346,19 @@ class Trainer:
 
     # Between steps
 
-    def _after_step(self, state: RunState, progress: Progress, loss: float, lr: float) -> None:
+    def _after_step(self, state: RunState, progress: Progress, taken: Taken, lr: float) -> None:
         log, step = self.config.log, state.step
-        entry = progress.step(step, loss, lr, store=self._due(log.every, step))
+        entry = progress.step(step, taken, lr, store=self.looks.due(log.every, step))
         if entry and log.tracker:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
-        looks = (log.validate_every, log.sample_every, log.evaluate_every, log.snapshot_every)
-        if any(self._due(every, step) for every in looks):
-            self._look(state.whole(), progress)
+        if self.looks.any_due(step):
+            self.looks.take(state.whole(), progress)
             progress.pause()
-        if self._due(log.checkpoint_every, step):
+        if self.looks.due(log.checkpoint_every, step):
             start = time.perf_counter()
             self._save(state)
             progress.write({"step": step, "checkpoint_seconds": round(time.perf_counter() - start, 4)})
             progress.pause()
-
-    def _due(self, every: int | None, step: int) -> bool:
-        """Whether something is to be done after a step; at the end, all that is done at all."""
-        return bool(every) and (step % every == 0 or step == self.config.optim.steps)
-
-    def _look(self, state: RunState, progress: Progress) -> None:
-        """Validate, sample, measure and keep averages, whatever is due."""
-        log, step, main = self.config.log, state.step, self.accelerator.is_main_process
-        if self._due(log.validate_every, step):
-            self._validate(state, progress)
-        if self._due(log.sample_every, step) and main:
-            path = self.out / "samples" / f"step_{step:08d}.png"
-            save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, path)
-        if self._due(log.evaluate_every, step):
-            self._measure_distances(state, progress)
-        if log.snapshot_every and step % log.snapshot_every == 0 and main:
-            state.ema.save_snapshots(self.out / "snapshots", step)
 
     def _save(self, state: RunState) -> None:
         save_checkpoint(self.out / "checkpoints", state, self.config.log.keep, self.accelerator.is_main_process)
@@ -426,41 +369,11 @@ class Trainer:
         asked = torch.tensor(stop.number, device=self.accelerator.device)
         if not self.accelerator.reduce(asked, "sum").item() or state.step == self.config.optim.steps:
             return
-        if not self._due(self.config.log.checkpoint_every, state.step):
+        if not self.looks.due(self.config.log.checkpoint_every, state.step):
             self._save(state)
         self._leave()
         number = signal.Signals(stop.number or signal.SIGTERM)
         raise Stopped(f"stopped by {number.name} after step {state.step}; the same command goes on from there.", number)
-
-    def _validate(self, state: RunState, progress: Progress) -> dict:
-        """Held-out losses of the raw and averaged weights, logged."""
-        results = {"raw": validate(self.parts.model, self.held_out, self.accelerator)}
-        for sigma in state.ema.averages:
-            with swapped(self.parts.model, state.ema, sigma):
-                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator)
-        entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
-        entry |= {name: result.to_json() for name, result in results.items()}
-        progress.write(entry)
-        progress.say(
-            f"step {state.step}: held-out loss " + ", ".join(f"{name} {r.loss:.4f}" for name, r in results.items())
-        )
-        if self.config.log.tracker:
-            scalars = {f"held_out/{name}": r.loss for name, r in results.items()}
-            levels = asdict(results["raw"])
-            for ratio, error in zip(levels["noise_over_signal"], levels["per_level"], strict=True):
-                scalars[f"held_out_x0/noise_{ratio:.2f}"] = error
-            self.accelerator.log(scalars, step=state.step)
-        return entry
-
-    def _measure_distances(self, state: RunState, progress: Progress) -> None:
-        """Distances of the averaged weights' samples to held-out images, logged."""
-        entry = self.distances.measure(state)
-        if self.accelerator.is_main_process:
-            progress.write(entry)
-            progress.say(in_words(entry))
-            if self.config.log.tracker:
-                found = {name: m["value"] for name, m in entry["distances"].items() if isinstance(m, dict)}
-                self.accelerator.log({f"distances/{name}": value for name, value in found.items()}, step=state.step)
 
     def _finish(self, state: RunState) -> Path:
         """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""
@@ -480,17 +393,3 @@ class Trainer:
             # thread without giving the GIL up (torch 2.13): a deadlock, unless the thread has had time.
             time.sleep(0.5)
         self.accelerator.end_training()
-
-
-def check_output_folder(out: Path) -> None:
-    """Refuse to write into a folder that is not a run's.
-
-    Raises:
-        UserError: If ``out`` is a file, or holds anything but a run.
-    """
-    if out.is_file():
-        raise UserError(f"out {out} is a file; name a folder.")
-    # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
-    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, *TRIAL_FILES) for path in out.iterdir())
-    if used and not (out / "config.json").is_file():
-        raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")

@@ -19,9 +19,10 @@ from torch.utils.data import default_collate
 from attndiff.errors import UserError
 from attndiff.training.batches import commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
-from attndiff.training.loop import TRIAL_FILES, Trainer
+from attndiff.training.loop import Trainer
 from attndiff.training.progress import progress_bar
-from attndiff.training.step import NonFiniteError
+from attndiff.training.resume import TRIAL_FILES
+from attndiff.training.step import SkippedStep
 
 STEPS = 100
 RANGE = 1e-2, 1e2  # factors of the configured rates at the first and last step: 25 steps for a factor of ten
@@ -130,7 +131,7 @@ def range_test(trainer: Trainer) -> LRRange:
                     break
                 bar.set_postfix_str(f"held-out loss {held_out:.4f}, lr {factor * trainer.config.optim.lr:.1e}", False)
                 bar.update()
-        except NonFiniteError:
+        except SkippedStep:
             if not found.factors:  # not the rate's doing
                 raise
             found.diverged_at = factors[len(found.factors)]

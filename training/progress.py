@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from attndiff.training.step import Taken
+
 OTHER = {"distances", "skipped", "checkpoint_seconds"}  # in the log's entries that are neither steps nor validations
 
 
@@ -37,7 +39,7 @@ class Progress:
         if main and log.is_file():
             drop_torn_line(log)
 
-    def step(self, step: int, loss: float, lr: float, store: bool) -> dict | None:
+    def step(self, step: int, taken: Taken, lr: float, store: bool) -> dict | None:
         """Note that ``step`` (from 1) is done; returns the log entry when it is stored."""
         self.bar.update(step - self.bar.n)
         if not store:
@@ -46,10 +48,10 @@ class Progress:
         rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         flops = rate * self.flops_per_image
-        entry = {"step": step, "images": step * self.batch_size, "loss": loss, "lr": lr, "images_per_second": rate}
-        entry["tflops"] = flops / 1e12
+        entry = {"step": step, "images": step * self.batch_size, "loss": taken.loss, "lr": lr}
+        entry |= {"gradient_norm": taken.gradient_norm, "images_per_second": rate, "tflops": flops / 1e12}
         shown = f"{flops / 1e12:.1f} TFLOP/s" if flops > 1e12 else f"{flops / 1e9:.0f} GFLOP/s"
-        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {rate:.0f} images/s, {shown}", refresh=False)
+        self.bar.set_postfix_str(f"loss {taken.loss:.4f}, lr {lr:.1e}, {rate:.0f} images/s, {shown}", refresh=False)
         self.write(entry)
         return entry
 

@@ -1,8 +1,9 @@
-"""One step of training: the passes over its micro-batches, and the optimizers' step if all numbers are finite."""
+"""One step of training: the passes over its micro-batches, and the optimizers' step if the gradients are fit for it."""
 
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +19,30 @@ from attndiff.training.sharding import whole
 Batch = dict[str, torch.Tensor]
 
 
-class NonFiniteError(UserError):
-    """A loss or gradient that is no number any more; the step was not taken."""
+class SkippedStep(UserError):
+    """A step that was not taken, since its loss or gradient is no number any more or its gradient is too large.
+
+    Args:
+        what: Where, with the figures and samples.
+        advice: What to do if it goes on like this.
+    """
+
+    def __init__(self, what: str, advice: str):
+        super().__init__(what)
+        self.advice = advice
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken.
+
+    Args:
+        loss: Mean of its global batch.
+        gradient_norm: Of all gradients together, before clipping.
+    """
+
+    loss: float
+    gradient_norm: float
 
 
 class Stepper:
@@ -50,24 +73,29 @@ class Stepper:
         """Let go of the batches: loader workers end with their iterator, and Python waits for them at its end."""
         self.batches = iter(())
 
-    def take(self, state: RunState, step: int) -> float:
-        """One step, counted from 0; the mean loss of its global batch.
+    def take(self, state: RunState, step: int) -> Taken:
+        """One step, counted from 0.
 
         Raises:
-            NonFiniteError: If the loss or a gradient is not finite; then no process takes the step.
+            SkippedStep: If the loss or a gradient is not finite, or the gradient's norm is above ``optim.skip_above``;
+                then no process takes the step.
             RuntimeError: If memory runs out in the passes; there are no gradients then, and it may be tried again.
         """
         state.module.set_progress(step / self.config.optim.steps)
         total, seen = self._pass_all(step)
-        norm = whole(self.accelerator.clip_grad_norm_(state.module.parameters(), self.config.optim.clip))
-        loss = self.accelerator.reduce(total, "mean").item()
+        norm = whole(self.accelerator.clip_grad_norm_(state.module.parameters(), self.config.optim.clip)).item()
+        taken = Taken(self.accelerator.reduce(total, "mean").item(), norm)
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFiniteError(where(state.module, step, loss, float(norm), seen))
+        if not math.isfinite(taken.loss) or not math.isfinite(norm):
+            advice = "lower optim.lr or set optim.precision=fp32"
+            raise SkippedStep(where(step, taken, seen) + ", " + not_finite(state.module), advice)
+        limit = self.config.optim.skip_above
+        if limit is not None and norm > limit:
+            raise SkippedStep(f"{where(step, taken, seen)}, above {limit:g}", "raise optim.skip_above")
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss
+        return taken
 
     def _pass_all(self, step: int) -> tuple[torch.Tensor, list[Batch]]:
         """Forward and backward over all micro-batches: the loss of this process's share, and what was seen."""
@@ -102,13 +130,18 @@ class Stepper:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def where(module: nn.Module, step: int, loss: float, norm: float, seen: list[Batch]) -> str:
-    """Where numbers ended, in one sentence."""
+def where(step: int, taken: Taken, seen: list[Batch]) -> str:
+    """A step and what it saw, in words."""
     ids = torch.cat([s["ids"] for s in seen]).tolist()
     worst = torch.cat([s["level"] for s in seen]).abs().max().item()
+    return (
+        f"step {step + 1}: loss {taken.loss:.4g}, largest noise draw {worst:.2f}, samples {ids[:16]}, "
+        f"gradient norm {taken.gradient_norm:.4g}"
+    )
+
+
+def not_finite(module: nn.Module) -> str:
+    """The first parameter with a gradient that is not finite, in words."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
-    return (
-        f"step {step + 1}: loss {loss}, gradient norm {norm}, first non-finite gradient in "
-        f"{bad[0] if bad else 'none'}, largest noise draw {worst:.2f}, samples {ids[:16]}"
-    )
+    return f"first non-finite gradient in {bad[0] if bad else 'none'}"

@@ -94,6 +94,11 @@ def _json_row(line: str, number: int, path: Path) -> dict:
         raise UserError(f"{path}: line {number} is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f'{path}: line {number} is not a JSON object such as {{"file_name": ..., "text": ...}}')
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise UserError(f"{path}: line {number} holds {half}, which is half of a character, take it out") from None
     return row
 
 

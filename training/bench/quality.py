@@ -289,7 +289,7 @@ def measure_quality(
     campaign.run([run for runs in search.values() for run in runs])
     best = {peer: min(zip(map(final_error, campaign.run(runs)), (r.lr for r in runs))) for peer, runs in search.items()}
     final = {peer: [make(peer, best[peer][1], seed) for seed in SEEDS] for peer in arms}
-    campaign.run([run for runs in final.values() for run in runs])
+    campaign.run([runs[i] for i in range(len(SEEDS)) for runs in final.values()])  # all arms with the first seed first
     curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
     for peer in arms:
         result = report.arm(campaign.name(peer))
