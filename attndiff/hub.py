@@ -2,16 +2,19 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from attndiff.bundled import bundled_model
 from attndiff.errors import UserError
 
 INDEX = "model_index.json"
+BUSY = (429, 500, 502, 503, 504)  # HTTP status of a server that may take the same request a moment later
+WAITS_S = (2, 8)  # before an upload that met a busy server is tried again
 
 
 def load(path_or_hub_id: str | os.PathLike, **kwargs):
@@ -61,6 +64,8 @@ def push(
 ) -> str:
     """Upload a pipeline folder, its model card ``README.md`` included, to the Hugging Face Hub.
 
+    All files come in one commit, so that an upload that breaks off leaves the repository as it was.
+
     Args:
         folder: What `save_pretrained` or ``attndiff export`` wrote.
         repo_id: ``"user/name"``; made if it does not exist.
@@ -82,12 +87,7 @@ def push(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message="Upload pipeline",
-            delete_patterns="*_????????????.py",  # code files of earlier versions
-        )
+        _upload(api, repo_id, folder)
     except HFValidationError as error:
         raise UserError(f"{repo_id!r} is no name of a Hub repository: {_one_line(error)}") from error
     except Exception as error:  # of whichever HTTP client huggingface_hub uses
@@ -96,6 +96,23 @@ def push(
             "token that may write there."
         ) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+def _upload(api: HfApi, repo_id: str, folder: Path) -> None:
+    """Commit a folder, again if the server is busy: huggingface_hub does not try a commit twice."""
+    for wait in (*WAITS_S, None):
+        try:
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message="Upload pipeline",
+                delete_patterns="*_????????????.py",  # code files of earlier versions
+            )
+            return
+        except HfHubHTTPError as error:
+            if wait is None or error.response.status_code not in BUSY:
+                raise
+        time.sleep(wait)
 
 
 def check_folder(folder: Path) -> None:

@@ -55,6 +55,7 @@ class LoopbackHub:
         self.token = token
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []  # "METHOD path" of each, in order
+        self.faults: dict[str, list[int]] = {}  # by "METHOD path": the status of each next answer, 0 for none at all
 
     def __enter__(self) -> "LoopbackHub":
         hub = self
@@ -83,6 +84,8 @@ class HubRequest(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = self._note()
+        if self._fails():
+            return
         if parts[:2] == ["api", "models"]:
             self._model(parts[2:])
         elif len(parts) > 4 and parts[2] == "resolve":
@@ -93,6 +96,8 @@ class HubRequest(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         parts = self._note()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self._fails():
+            return
         if not self._allowed():
             self._error(401, None, "Invalid username or password.")
         elif parts[:3] == ["api", "repos", "create"]:
@@ -169,6 +174,17 @@ class HubRequest(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.requests.append(f"{self.command} {path}")
         return path.split("/")
+
+    def _fails(self) -> bool:
+        """Whether the hub was told to fail this request, which has its answer then."""
+        due = self.hub.faults.get(self.hub.requests[-1])
+        if not due:
+            return False
+        if status := due.pop(0):
+            self._error(status, None, "come back later")
+        else:
+            self.close_connection = True
+        return True
 
     def _json(self, value, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), "application/json", {})

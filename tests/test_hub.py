@@ -17,6 +17,7 @@ WITH_ATTNDIFF = """
 import json, sys
 import numpy as np
 import attndiff
+from attndiff import hub
 from attndiff.errors import UserError
 from without_attndiff import sample
 
@@ -44,6 +45,11 @@ refused(attndiff.load, "me/absent")
 refused(attndiff.load, "me/text", cache_dir=request["out"] + "/empty")
 refused(attndiff.load, "me/pretrained", revision="v9")
 refused(attndiff.load, "some/where/deep")
+hub.WAITS_S = (0.01, 0.01)
+told["pushed"]["busy"] = attndiff.push(folder, "me/busy", token="hf_loopback")
+attndiff.load("me/busy", token="hf_loopback")
+for name in ("out-of-order", "cut-off"):
+    refused(attndiff.push, folder, f"me/{name}", token="hf_loopback")
 json.dump(told, open(f"{request['out']}/told.json", "w"))
 """
 
@@ -62,6 +68,12 @@ def shared(tmp_path_factory):
     with LoopbackHub() as hub:
         stale = {"unet/unet_0123456789ab.py": b"", "keep.py": b""}
         hub.repos["me/text"] = Repo(private=True, commits=[("1" * 40, stale)])
+        hub.faults = {
+            "POST api/models/me/busy/commit/main": [429, 503],
+            "HEAD me/busy/resolve/main/model_index.json": [503],
+            "POST api/models/me/out-of-order/commit/main": [500] * 9,
+            "POST api/models/me/cut-off/commit/main": [0],
+        }
         environment = {
             **os.environ,
             "HF_ENDPOINT": hub.url,
@@ -135,7 +147,18 @@ def test_refusals_are_sentences(shared):
         "the Hub has no such model",  # private, and no token given
         "no revision v9",
         "there is no such folder",
+        "the Hub did not take the upload",
+        "the Hub did not take the upload",
     ]
     assert len(told["refused"]) == len(expected)
     for message, part in zip(told["refused"], expected, strict=True):
-        assert part in message and "\n" not in message
+        assert part in message and "\n" not in message and "hf_" not in message  # no token either
+
+
+def test_a_busy_hub_is_asked_again_and_one_that_fails_keeps_what_it_had(shared):
+    hub, told, *_ = shared
+    assert told["pushed"]["busy"] == f"{hub.url}/me/busy" and len(hub.repos["me/busy"].commits) == 2
+    assert not hub.faults["HEAD me/busy/resolve/main/model_index.json"]
+    assert len(hub.faults["POST api/models/me/out-of-order/commit/main"]) == 6  # three attempts
+    for name in ("out-of-order", "cut-off"):
+        assert len(hub.repos[f"me/{name}"].commits) == 1

@@ -293,6 +293,16 @@ def test_captions_of_every_kind_are_learned_from(tmp_path):
     assert len(losses(tmp_path / "run")) == 6
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_fewer_images_than_a_batch_has(tmp_path, count):
+    data = {"path": str(make_images(tmp_path / "images", count=count)), "size": 16, "caption_column": "text"}
+    trainer = Trainer(make_config(settings(tmp_path / "run", data__=data)))
+    seen = next(iter(trainer._batches(0)))["ids"].tolist()
+    assert len(seen) == 8 and set(seen) == set(range(len(trainer.train_set)))
+    trainer.run()
+    assert len(losses(tmp_path / "run")) == 6
+
+
 def test_export_of_an_unfinished_run(text_run, tmp_path):
     folder = export_checkpoint(text_run, tmp_path / "exported")
     assert (folder / "model_index.json").is_file()
