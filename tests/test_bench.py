@@ -81,7 +81,7 @@ def test_ratios_are_attndiff_over_the_peer():
 
 def test_shares_count_three_forward_passes_for_training():
     settings = speed.Settings(count=10)
-    entry = speed.figures([2.0, 2.0], settings, "training", flops=4e9, matmul_rate=[1.2e11, 1.2e11])
+    entry = speed.figures([2.0, 2.0], settings, "training", flops=4e9, peak=1.2e11)
     assert entry["images_per_second"] == 5 and entry["flop_per_second"] == 6e10
     assert entry["share_of_matmul"]["median"] == pytest.approx(0.5)
 

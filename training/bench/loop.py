@@ -4,8 +4,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from attndiff.training.bench.steps import matmul
-from attndiff.training.bench.timing import seconds_of
+from attndiff.training.bench.steps import matmul_rate
 from attndiff.training.config import load_config
 from attndiff.training.loop import Trainer
 from attndiff.training.progress import read_log
@@ -56,10 +55,3 @@ def measure_loop(preset: str, count: int, steps: int, precision: str, device: st
         "matmul_flop_per_second": rate,
         "share_of_matmul": flops / rate,
     }
-
-
-def matmul_rate(device: str, precision: str, repeats: int = 10) -> float:
-    """FLOP/s of a large square matrix product, at the median."""
-    step, flops = matmul(device, precision)
-    step()
-    return flops / statistics.median(seconds_of(step, device) for _ in range(repeats))

@@ -17,13 +17,12 @@ from attndiff.training.bench.steps import (
     arm_batch,
     cpu_has_bfloat16,
     forward_pass,
-    matmul,
+    matmul_rate,
     sampling,
     training_step,
 )
 from attndiff.training.bench.timing import interleave, paired_ratio, quartiles
 
-MATMUL = "matmul"
 Say = Callable[[str], None]
 
 
@@ -106,6 +105,10 @@ def measure_speed(settings: Settings, report: Report, say: Say = print) -> None:
     _name_absent(settings, report, say)
     for arm in arms(settings):
         report.arm(arm.name).update(arm.cost())
+    peaks = report.hardware.setdefault("matmul_flop_per_second", {})
+    for precision in settings.precisions:
+        if precision not in peaks:
+            peaks[precision] = matmul_rate(settings.device, precision)
     for measure, precision, arm in duels(settings):
         key = f"{measure}_{precision}"
         if key not in report.arm(arm.name):
@@ -201,17 +204,16 @@ def _add_duel(settings: Settings, measure: str, precision: str, peer: Arm, repor
     torch.compiler.reset()  # networks of earlier pairings count against the limit of recompilations
     rivals = theirs(settings, peer.peer, peer.match)
     work = {arm.name: _step(settings, measure, precision, arm) for arm in [*ours(settings), *rivals]}
-    work[MATMUL], matmul_flops = matmul(settings.device, precision)
     times, failures = interleave(work, settings.rounds, settings.warmup, settings.device)
     key = f"{measure}_{precision}"
     for name, reason in failures.items():
         report.arm(name)[key] = {"failed": reason}
-    rate = [matmul_flops / seconds for seconds in times[MATMUL]]
+    peak = report.hardware["matmul_flop_per_second"][precision]
     own = {arm.name: times[arm.name] for arm in ours(settings) if arm.name in times}
     for arm in [*ours(settings), *rivals]:
         if arm.name not in times:
             continue
-        entry = figures(times[arm.name], settings, measure, report.arm(arm.name)["forward_gflop"] * 1e9, rate)
+        entry = figures(times[arm.name], settings, measure, report.arm(arm.name)["forward_gflop"] * 1e9, peak)
         if arm.peer is None:
             report.arm(arm.name)[key] = entry  # of the last pairing; ratios are of each pairing's own rounds
         else:
@@ -228,7 +230,7 @@ def _step(settings: Settings, measure: str, precision: str, arm: Arm) -> Step:
     return {"training": training_step, "forward": forward_pass}[measure](model, batch, device, precision)
 
 
-def figures(seconds: list[float], settings: Settings, measure: str, flops: float, matmul_rate: list[float]) -> dict:
+def figures(seconds: list[float], settings: Settings, measure: str, flops: float, peak: float) -> dict:
     """What an arm's times say.
 
     Args:
@@ -236,7 +238,7 @@ def figures(seconds: list[float], settings: Settings, measure: str, flops: float
         settings: Batch sizes.
         measure: ``"training"``, ``"forward"`` or ``"sampling"``.
         flops: Of one image's forward pass.
-        matmul_rate: FLOP/s of the matrix product in the same rounds.
+        peak: FLOP/s of a matrix product, at its best in this run.
     """
     entry = {"seconds": [round(s, 6) for s in seconds], "latency": quartiles(seconds)}
     if measure == "sampling":
@@ -244,7 +246,7 @@ def figures(seconds: list[float], settings: Settings, measure: str, flops: float
     work = settings.count * flops * (3 if measure == "training" else 1)
     entry["images_per_second"] = settings.count / statistics.median(seconds)
     entry["flop_per_second"] = work / statistics.median(seconds)
-    entry["share_of_matmul"] = quartiles([work / s / rate for s, rate in zip(seconds, matmul_rate)])
+    entry["share_of_matmul"] = quartiles([work / s / peak for s in seconds])
     return entry
 
 

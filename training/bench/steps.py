@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 
 from attndiff.training.bench.arms import Arm, make_batch
+from attndiff.training.bench.timing import Step, seconds_of
 from attndiff.training.model import CONDITION_KEYS, DenoisingModel
 from attndiff.unet import AttentionUNet2DModel
 
 GUIDANCE = 3.0
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
-Step = Callable[[], object]
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
@@ -105,8 +105,8 @@ def network_call(model: DenoisingModel, batch: dict, device: str, precision: str
     return call
 
 
-def matmul(device: str, precision: str, side: int | None = None) -> tuple[Step, float]:
-    """A square matrix product in a precision, and its FLOPs: what the hardware can do at best, near enough."""
-    side = side or MATMUL_SIDE[device]
+def matmul_rate(device: str, precision: str, repeats: int = 30) -> float:
+    """FLOP/s of a large square matrix product at its best: what the hardware can do, near enough."""
+    side = MATMUL_SIDE[device]
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2))
-    return lambda: a @ b, 2.0 * side**3
+    return 2.0 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(repeats))

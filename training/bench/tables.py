@@ -31,6 +31,7 @@ def markdown(result: dict) -> str:
             lines.append(f"| {name} | {size} | {flops} | " + " | ".join(cells) + " |")
     lines += _growth_table({name: arm["growth"] for name, arm in results.items() if "growth" in arm})
     hardware = result["hardware"]
+    lines += _shares(results, hardware.get("matmul_flop_per_second", {}))
     lines += ["", f"{hardware['machine']}, {hardware['torch']}, diffusers {hardware['diffusers']}, {hardware['date']}."]
     return "\n".join(lines)
 
@@ -48,6 +49,17 @@ def _growth_table(grown: dict[str, dict]) -> list[str]:
     for name, entries in grown.items():
         cells = [_pixel_cost(entries.get(str(size), {}), size) for size in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _shares(results: dict, peaks: dict[str, float]) -> list[str]:
+    """A paragraph for each precision: what share of a matrix product's FLOP/s every network trains at."""
+    lines = []
+    for precision, peak in peaks.items():
+        trained = {name: arm.get(f"training_{precision}", {}).get("share_of_matmul") for name, arm in results.items()}
+        shares = [f"{name} {share['median']:.0%}" for name, share in trained.items() if share]
+        if shares:
+            lines += ["", f"Of a {precision} matrix product's {peak / 1e9:.0f} GFLOP/s, training: {'; '.join(shares)}."]
     return lines
 
 
