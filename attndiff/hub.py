@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -14,7 +16,8 @@ from attndiff.errors import UserError
 
 INDEX = "model_index.json"
 BUSY = (429, 500, 502, 503, 504)  # HTTP status of a server that may take the same request a moment later
-WAITS_S = (2, 8)  # before an upload that met a busy server is tried again
+WAITS_S = (2, 8)  # before a busy server is asked again
+Answer = TypeVar("Answer")
 
 
 def load(path_or_hub_id: str | os.PathLike, **kwargs):
@@ -87,7 +90,14 @@ def push(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        _upload(api, repo_id, folder)
+        _patiently(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message="Upload pipeline",
+                delete_patterns="*_????????????.py",  # code files of earlier versions
+            )
+        )
     except HFValidationError as error:
         raise UserError(f"{repo_id!r} is no name of a Hub repository: {_one_line(error)}") from error
     except Exception as error:  # of whichever HTTP client huggingface_hub uses
@@ -98,21 +108,16 @@ def push(
     return f"{api.endpoint}/{repo_id}"
 
 
-def _upload(api: HfApi, repo_id: str, folder: Path) -> None:
-    """Commit a folder, again if the server is busy: huggingface_hub does not try a commit twice."""
-    for wait in (*WAITS_S, None):
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """The answer of a Hub, asked again if it is busy: huggingface_hub tries neither a commit nor a file twice."""
+    for wait in WAITS_S:
         try:
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message="Upload pipeline",
-                delete_patterns="*_????????????.py",  # code files of earlier versions
-            )
-            return
+            return ask()
         except HfHubHTTPError as error:
-            if wait is None or error.response.status_code not in BUSY:
+            if error.response.status_code not in BUSY:
                 raise
         time.sleep(wait)
+    return ask()
 
 
 def check_folder(folder: Path) -> None:
@@ -166,7 +171,7 @@ def _download(repo_id: str, kwargs: dict) -> Path:
     from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline  # diffusers takes seconds to import
 
     try:
-        return Path(AttnDiffPipeline.download(repo_id, **kwargs))
+        return Path(_patiently(lambda: AttnDiffPipeline.download(repo_id, **kwargs)))
     except HFValidationError as error:
         raise UserError(f"{repo_id}: there is no such folder.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -55,7 +56,7 @@ class LoopbackHub:
         self.token = token
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []  # "METHOD path" of each, in order
-        self.faults: dict[str, list[int]] = {}  # by "METHOD path": the status of each next answer, 0 for none at all
+        self.faults: dict[str, list[int]] = {}  # by pattern of "METHOD path": statuses of the next answers, 0 for none
 
     def __enter__(self) -> "LoopbackHub":
         hub = self
@@ -177,7 +178,7 @@ class HubRequest(BaseHTTPRequestHandler):
 
     def _fails(self) -> bool:
         """Whether the hub was told to fail this request, which has its answer then."""
-        due = self.hub.faults.get(self.hub.requests[-1])
+        due = next((due for key, due in self.hub.faults.items() if fnmatch(self.hub.requests[-1], key)), None)
         if not due:
             return False
         if status := due.pop(0):

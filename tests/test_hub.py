@@ -70,7 +70,7 @@ def shared(tmp_path_factory):
         hub.repos["me/text"] = Repo(private=True, commits=[("1" * 40, stale)])
         hub.faults = {
             "POST api/models/me/busy/commit/main": [429, 503],
-            "HEAD me/busy/resolve/main/model_index.json": [503],
+            "GET me/busy/resolve/*/model_index.json": [503, 429],
             "POST api/models/me/out-of-order/commit/main": [500] * 9,
             "POST api/models/me/cut-off/commit/main": [0],
         }
@@ -158,7 +158,7 @@ def test_refusals_are_sentences(shared):
 def test_a_busy_hub_is_asked_again_and_one_that_fails_keeps_what_it_had(shared):
     hub, told, *_ = shared
     assert told["pushed"]["busy"] == f"{hub.url}/me/busy" and len(hub.repos["me/busy"].commits) == 2
-    assert not hub.faults["HEAD me/busy/resolve/main/model_index.json"]
+    assert not hub.faults["GET me/busy/resolve/*/model_index.json"]
     assert len(hub.faults["POST api/models/me/out-of-order/commit/main"]) == 6  # three attempts
     for name in ("out-of-order", "cut-off"):
         assert len(hub.repos[f"me/{name}"].commits) == 1
