@@ -89,7 +89,7 @@ def draw(result: dict, path: Path) -> None:
     panels = len(shown) + 2 * bool(grown) + bool(trained)
     tallest = max([len(values) for values in shown.values()] + [6])
     figure, axes = pyplot.subplots(
-        max(panels, 1), 1, figsize=(9, max(panels, 1) * (1 + 0.28 * tallest)), layout="constrained", squeeze=False
+        max(panels, 1), 1, figsize=(9, max(4.5, panels * (1 + 0.28 * tallest))), layout="constrained", squeeze=False
     )
     axes = list(axes[:, 0])
     for key in shown:
