@@ -188,7 +188,7 @@ def test_a_size_without_memory_ends_the_growth(monkeypatch):
         return 1e6
 
     monkeypatch.setattr(growth, "saved_bytes", kept)
-    sizes = growth.measure_growth(Arm("tiny"), (32, 64, 128), 2, "cpu", "float32")
+    sizes = growth.measure_growth(Arm("tiny"), (32, 64, 128), 2, "cpu", "float32", rounds=2)
     assert sizes["64"] == {"failed": "no memory"} and list(sizes) == ["32", "64"]
     assert sizes["32"]["bytes"] == 5e5 and sizes["32"]["spread"]["low"] <= sizes["32"]["seconds"]
 

@@ -7,10 +7,11 @@ from attndiff.training.model import DenoisingModel
 from attndiff.training.plan import saved_bytes
 
 TOO_LONG = 60.0  # seconds of one pass after which larger images are left out
-ROUNDS = 5
 
 
-def measure_growth(arm: Arm, sizes: tuple[int, ...], count: int, device: str, precision: str) -> dict[str, dict]:
+def measure_growth(
+    arm: Arm, sizes: tuple[int, ...], count: int, device: str, precision: str, rounds: int
+) -> dict[str, dict]:
     """Seconds and bytes of an image in a forward and backward pass, by size, the sizes taking turns.
 
     The batch has ``count`` images at 32 px and fewer at larger sizes, one at least, so that it has about the same
@@ -36,7 +37,7 @@ def measure_growth(arm: Arm, sizes: tuple[int, ...], count: int, device: str, pr
         if first > TOO_LONG:
             break
         steps[str(size)] = step
-    times, _ = interleave(steps, ROUNDS, 0, device)
+    times, _ = interleave(steps, rounds, 0, device)
     for size, seconds in times.items():
         spread = quartiles([s / results[size]["images"] for s in seconds])
         results[size] |= {"seconds": spread["median"], "spread": spread}

@@ -128,7 +128,7 @@ def measure_speed(settings: Settings, report: Report, say: Say = print) -> None:
             say(f"peak memory: {result['peak_memory_bytes'] / 2**20:.0f} MiB of {arm.name}")
         if "growth" not in result and arm.match == "parameters":
             result["growth"] = measure_growth(
-                arm, settings.growth_sizes, settings.count, settings.device, settings.precision
+                arm, settings.growth_sizes, settings.count, settings.device, settings.precision, settings.rounds
             )
             _save(settings, report)
             say(f"growth to {max(map(int, result['growth']))} px: {arm.name}")
