@@ -308,6 +308,18 @@ def test_stored_runs_are_not_repeated(tmp_path):
     assert result["arms"][DIFFUSERS]["quality"] == {"lr": quality.PEER_LRS[1], "final_errors": [0.3, 0.3]}
 
 
+def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):
+    campaign = quality.Campaign(Report(tmp_path / "quality.json", "cpu", "time_to_quality", {}), "xs", 1)
+    least, largest = min(quality.OWN_LRS), max(quality.PEER_LRS)
+    errors = {None: {least: 0.3, least / 2: 0.2, least / 4: 0.25}, DIFFUSERS: {largest: 0.3, 2 * largest: 0.4}}
+    for peer, rates in ((None, quality.OWN_LRS), (DIFFUSERS, quality.PEER_LRS)):
+        for lr in {*rates, *errors[peer]}:
+            result = {"curve": [(1, errors[peer].get(lr, 0.5))]}
+            campaign.runs_of(peer)[quality.Run(peer, lr, 0, 1.0).key] = result
+    best = quality.choose_rates(campaign, [None, DIFFUSERS], lambda peer, lr: quality.Run(peer, lr, 0, 1.0))
+    assert best == {None: least / 2, DIFFUSERS: largest}
+
+
 # One go on a GPU
 
 

@@ -1,10 +1,11 @@
 """Time to quality: how long each network needs to reach the held-out error that another ends with.
 
-All train on the same images, captions and held-out images with the same loop, each with its authors' objective and the
-best of three learning rates, then with two seeds. One held-out figure compares them whatever they predict: the squared
-error of the clean image, averaged over eight ratios of noise to signal that are the same for all. Rates stay constant
-after the warm-up and the figure is of the running average of the weights, as the peers' authors train and as a curve
-over time demands.
+All train on the same images, captions and held-out images with the same loop, each with its authors' objective and its
+best learning rate, then with two seeds. Three rates are tried in short runs, and twice or half of them as long as the
+best is the largest or the least, so that no arm is held back by what it was offered. One held-out figure compares them
+whatever they predict: the squared error of the clean image, averaged over eight ratios of noise to signal that are the
+same for all. Rates stay constant after the warm-up and the figure is of the running average of the weights, as the
+peers' authors train and as a curve over time demands.
 
 Time on the CPU is the processor time of training alone, on one thread in float32, so that two runs side by side, or a
 busy machine, treat no arm better than another; on CUDA it is the wall time, and the passes are bfloat16 autocast.
@@ -45,6 +46,7 @@ RECIPE = "emoji-xs"
 BATCH, WARMUP, AVERAGE = 32, 20, 0.10
 OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
 PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
+FURTHER = 3  # rates beyond the three at most
 SEEDS = (0, 1)
 SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
 CHECKS = 11  # points of a curve, closer together at its start
@@ -285,18 +287,38 @@ def measure_quality(
     def make(peer: str | None, lr: float, seed: int, share: float = 1.0) -> Run:
         return Run(peer, lr, seed, share * minutes, device, preset, overrides, curve=share == 1)
 
-    search = {p: [make(p, lr, SEEDS[0], SEARCH_SHARE) for lr in (PEER_LRS if p else OWN_LRS)] for p in arms}
-    campaign.run([run for runs in search.values() for run in runs])
-    best = {peer: min(zip(map(final_error, campaign.run(runs)), (r.lr for r in runs))) for peer, runs in search.items()}
-    final = {peer: [make(peer, best[peer][1], seed) for seed in SEEDS] for peer in arms}
+    best = choose_rates(campaign, arms, lambda peer, lr: make(peer, lr, SEEDS[0], SEARCH_SHARE))
+    final = {peer: [make(peer, best[peer], seed) for seed in SEEDS] for peer in arms}
     campaign.run([runs[i] for i in range(len(SEEDS)) for runs in final.values()])  # all arms with the first seed first
     curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
     for peer in arms:
         result = report.arm(campaign.name(peer))
-        result["quality"] = {"lr": best[peer][1], "final_errors": [curve[-1][1] for curve in curves[peer]]}
+        result["quality"] = {"lr": best[peer], "final_errors": [curve[-1][1] for curve in curves[peer]]}
     for peer in peers:
         add_time_ratio(report, peer, curves[None], curves[peer])
     report.save()
+
+
+def choose_rates(
+    campaign: Campaign, arms: list[str | None], make: Callable[[str | None, float], Run]
+) -> dict[str | None, float]:
+    """Every arm's learning rate of the least error among its neighbours at half and twice the rate.
+
+    Args:
+        campaign: Trains.
+        arms: Peers, and None for attndiff.
+        make: The short run of an arm at a rate.
+    """
+    rates = {peer: list(PEER_LRS if peer else OWN_LRS) for peer in arms}
+    for _ in range(FURTHER + 1):
+        campaign.run([make(peer, lr) for peer in arms for lr in rates[peer]])
+        best = {p: min(rates[p], key=lambda lr: final_error(campaign.run([make(p, lr)])[0])) for p in arms}
+        for peer in arms:
+            if best[peer] == max(rates[peer]):
+                rates[peer].append(2 * best[peer])
+            elif best[peer] == min(rates[peer]):
+                rates[peer].append(best[peer] / 2)
+    return best
 
 
 def add_time_ratio(report: Report, peer: str, own: list[Curve], other: list[Curve]) -> None:
