@@ -14,7 +14,7 @@ from PIL import Image
 
 from attndiff.errors import UserError
 from attndiff.objectives import FlowMatching
-from attndiff.training.bench import attention, growth, quality, speed
+from attndiff.training.bench import attention, campaign, growth, quality, speed
 from attndiff.training.bench import memory as memory_of
 from attndiff.training.bench.arms import Arm, make_batch, nearest_width
 from attndiff.training.bench.loop import measure_loop
@@ -93,11 +93,11 @@ def test_the_nearest_width_is_found(goal, width):
 
 def test_time_to_quality_of_known_curves():
     own, other = [(10, 0.5), (20, 0.3), (40, 0.1)], [(10, 0.9), (20, 0.6), (40, 0.4)]
-    assert quality.time_to_reach(own, 0.4) == pytest.approx(15)
-    assert quality.time_to_reach(own, 0.5) == 10
-    assert quality.time_to_reach(own, 0.05) is None
-    assert quality.time_ratio(own, other) == pytest.approx(40 / 15)
-    assert quality.time_ratio(other, own) == pytest.approx(15 / 40)
+    assert campaign.time_to_reach(own, 0.4) == pytest.approx(15)
+    assert campaign.time_to_reach(own, 0.5) == 10
+    assert campaign.time_to_reach(own, 0.05) is None
+    assert campaign.time_ratio(own, other) == pytest.approx(40 / 15)
+    assert campaign.time_ratio(other, own) == pytest.approx(15 / 40)
 
 
 def test_checks_end_with_the_run():
@@ -294,29 +294,29 @@ def test_a_run_has_a_curve(peer, monkeypatch):
 def test_stored_runs_are_not_repeated(tmp_path):
     """A finished campaign is only read; the best rate is the one whose short run ended lowest."""
     report = Report(tmp_path / "quality.json", "cpu", "time_to_quality", {})
-    campaign = quality.Campaign(report, "xs", 1)
-    for peer, rates, times in ((None, quality.OWN_LRS, (1, 2)), (DIFFUSERS, quality.PEER_LRS, (4, 8))):
+    runs = campaign.Campaign(report, "xs", 1)
+    for peer, rates, times in ((None, campaign.OWN_LRS, (1, 2)), (DIFFUSERS, campaign.PEER_LRS, (4, 8))):
         for i, lr in enumerate(rates):
-            short = quality.Run(peer, lr, 0, quality.SEARCH_SHARE)
-            campaign.runs_of(peer)[short.key] = {"curve": [(1, 0.5 + abs(i - 1))]}
+            short = quality.Run(peer, lr, 0, campaign.SEARCH_SHARE)
+            runs.runs_of(peer)[short.key] = {"curve": [(1, 0.5 + abs(i - 1))]}
         for seed in (0, 1):
             curve = [(times[0], 0.5), (times[1], 0.3)]
-            campaign.runs_of(peer)[quality.Run(peer, rates[1], seed, 1.0).key] = {"curve": curve}
-    quality.measure_quality(report, 1.0, "cpu", "xs", (DIFFUSERS,))
+            runs.runs_of(peer)[quality.Run(peer, rates[1], seed, 1.0).key] = {"curve": curve}
+    campaign.measure_quality(report, 1.0, "cpu", "xs", (DIFFUSERS,))
     result = json.loads((tmp_path / "quality.json").read_text())
     assert result["ratios"]["time_to_quality"] == {DIFFUSERS: 4.0}
-    assert result["arms"][DIFFUSERS]["quality"] == {"lr": quality.PEER_LRS[1], "final_errors": [0.3, 0.3]}
+    assert result["arms"][DIFFUSERS]["quality"] == {"lr": campaign.PEER_LRS[1], "final_errors": [0.3, 0.3]}
 
 
 def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):
-    campaign = quality.Campaign(Report(tmp_path / "quality.json", "cpu", "time_to_quality", {}), "xs", 1)
-    least, largest = min(quality.OWN_LRS), max(quality.PEER_LRS)
+    runs = campaign.Campaign(Report(tmp_path / "quality.json", "cpu", "time_to_quality", {}), "xs", 1)
+    least, largest = min(campaign.OWN_LRS), max(campaign.PEER_LRS)
     errors = {None: {least: 0.3, least / 2: 0.2, least / 4: 0.25}, DIFFUSERS: {largest: 0.3, 2 * largest: 0.4}}
-    for peer, rates in ((None, quality.OWN_LRS), (DIFFUSERS, quality.PEER_LRS)):
+    for peer, rates in ((None, campaign.OWN_LRS), (DIFFUSERS, campaign.PEER_LRS)):
         for lr in {*rates, *errors[peer]}:
             result = {"curve": [(1, errors[peer].get(lr, 0.5))]}
-            campaign.runs_of(peer)[quality.Run(peer, lr, 0, 1.0).key] = result
-    best = quality.choose_rates(campaign, [None, DIFFUSERS], lambda peer, lr: quality.Run(peer, lr, 0, 1.0))
+            runs.runs_of(peer)[quality.Run(peer, lr, 0, 1.0).key] = result
+    best = campaign.choose_rates(runs, [None, DIFFUSERS], lambda peer, lr: quality.Run(peer, lr, 0, 1.0))
     assert best == {None: least / 2, DIFFUSERS: largest}
 
 

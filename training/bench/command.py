@@ -68,7 +68,8 @@ def run_speed(request: Request, device: str) -> Report:
 
 def run_quality(request: Request, device: str) -> Report:
     """Time to quality."""
-    from attndiff.training.bench.quality import PRECISION, measure_quality
+    from attndiff.training.bench.campaign import measure_quality
+    from attndiff.training.bench.quality import PRECISION
 
     minutes, preset = (QUICK_MINUTES if request.quick else request.minutes), full_settings(device).preset
     settings = {"minutes": minutes, "preset": preset, "precision": PRECISION[device]}
