@@ -20,7 +20,7 @@ from attndiff.training.bench.arms import Arm, make_batch, nearest_width
 from attndiff.training.bench.loop import measure_loop
 from attndiff.training.bench.peers import PEERS, Peer, network_module
 from attndiff.training.bench.report import RATIOS, Report
-from attndiff.training.bench.tables import draw, markdown
+from attndiff.training.bench.tables import chosen_curves, draw, markdown
 from attndiff.training.bench.timing import interleave, paired_ratio
 from attndiff.training.plan import saved_bytes
 
@@ -302,9 +302,12 @@ def test_stored_runs_are_not_repeated(tmp_path):
         for seed in (0, 1):
             curve = [(times[0], 0.5), (times[1], 0.3)]
             runs.runs_of(peer)[quality.Run(peer, rates[1], seed, 1.0).key] = {"curve": curve}
+        earlier = {"curve": [(1, 0.9), (2, 0.8)]}  # before a larger rate was tried
+        runs.runs_of(peer)[quality.Run(peer, rates[0], 0, 1.0).key] = earlier
     campaign.measure_quality(report, 1.0, "cpu", "xs", (DIFFUSERS,))
     result = json.loads((tmp_path / "quality.json").read_text())
     assert result["ratios"]["time_to_quality"] == {DIFFUSERS: 4.0}
+    assert chosen_curves(result["arms"][DIFFUSERS]) == [[[4, 0.5], [8, 0.3]]] * 2
     assert result["arms"][DIFFUSERS]["quality"] == {"lr": campaign.PEER_LRS[1], "final_errors": [0.3, 0.3]}
 
 

@@ -85,7 +85,7 @@ def draw(result: dict, path: Path) -> None:
 
     shown = {key: values for key, values in result["ratios"].items() if values}
     grown = {name: arm["growth"] for name, arm in result["arms"].items() if "growth" in arm}
-    trained = {name: arm["quality_runs"] for name, arm in result["arms"].items() if "quality_runs" in arm}
+    trained = {name: chosen_curves(arm) for name, arm in result["arms"].items() if "quality_runs" in arm}
     panels = len(shown) + 2 * bool(grown) + bool(trained)
     tallest = max([len(values) for values in shown.values()] + [6])
     figure, axes = pyplot.subplots(
@@ -119,10 +119,15 @@ def _bars(axis, key: str, values: dict[str, float], results: dict) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _curves(axis, trained: dict[str, dict]) -> None:
-    """Of the runs at full length; the short ones, which choose a learning rate, have one point."""
-    for i, (name, runs) in enumerate(trained.items()):
-        curves = [run["curve"] for run in runs.values() if len(run["curve"]) > 1]
+def chosen_curves(arm: dict) -> list[list]:
+    """Of the runs at full length, at the learning rate chosen; the short runs, which choose it, have one point."""
+    chosen = f"lr {arm['quality']['lr']:g}, " if "quality" in arm else ""
+    curves = [run["curve"] for key, run in arm["quality_runs"].items() if key.startswith(chosen)]
+    return [curve for curve in curves if len(curve) > 1]
+
+
+def _curves(axis, trained: dict[str, list[list]]) -> None:
+    for i, (name, curves) in enumerate(trained.items()):
         for j, curve in enumerate(curves):
             axis.plot(*zip(*curve), marker=".", color=f"C{i}", label=name if j == 0 else None)
     axis.set(xlabel="seconds of training", ylabel="held-out error of the clean image", xscale="log", yscale="log")
