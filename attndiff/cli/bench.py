@@ -7,7 +7,9 @@ import typer
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="A small version; of speed, under three minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small version; of speed, under three minutes on two cores.")
+    ] = False,
     time_to_quality: Annotated[
         bool, typer.Option("--time-to-quality", help="Train every network and compare how soon each is how good.")
     ] = False,
