@@ -129,8 +129,9 @@ def draw(curves: dict[str, list[dict]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for kind, points in curves.items():
         axes.plot([p["evaluations"] for p in points], [p["frechet_distance"] for p in points], marker="o", label=kind)
-    axes.set(xlabel="evaluations of the network an image", ylabel="Frechet distance (classifier)", xscale="log")
-    axes.set_yscale("log")
+    axes.set(xlabel="evaluations of the network an image", ylabel="Frechet distance (classifier)")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
