@@ -66,6 +66,17 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_ove
     assert close(alone, out)
 
 
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
+def test_a_sharded_run_compiles(launched, tmp_path):
+    out, name = launched
+    config = settings(tmp_path / "run")
+    config["optim"]["compile"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = launch(name, tmp_path / "config.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert close(tmp_path / "run", out)
+
+
 def test_every_block_is_sharded_by_itself(tmp_path):
     model = Trainer(make_config(settings(tmp_path / "run"))).parts.model
     names = {name for block in blocks(model) for name, module in model.named_modules() if module is block}

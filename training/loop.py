@@ -248,8 +248,9 @@ class Trainer:
             # One graph a shape: inductor (torch 2.13) fails on a graph for any shape, and by default 8 are the limit.
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, len(self.parts.images.by_shape()))
-            for part in sharding.blocks(module) if self.spread.sharded else [module]:
-                part.compile(fullgraph=True, dynamic=False)
+            sharded = self.spread.sharded  # its hooks, around each attention, break a block's graph
+            for part in sharding.blocks(module) if sharded else [module]:
+                part.compile(fullgraph=not sharded, dynamic=False)
         if self.spread.sharded:
             self.model = sharding.shard(module, self.accelerator.device)
         else:
