@@ -123,7 +123,7 @@ def measure_quality(
 def choose_rates(
     campaign: Campaign, arms: list[str | None], make: Callable[[str | None, float], Run]
 ) -> dict[str | None, float]:
-    """Every arm's learning rate of the least error among its neighbours at half and twice the rate.
+    """Every arm's learning rate of the least error, with one tried on either side of it where `FURTHER` allows.
 
     Args:
         campaign: Trains.
