@@ -101,8 +101,9 @@ def test_time_to_quality_of_known_curves():
 
 
 def test_checks_end_with_the_run():
-    times = quality.check_times(1200)
-    assert times[-1] == 1200 and times[0] == pytest.approx(1200 / 32) and len(times) == quality.CHECKS
+    times = quality.check_times(1200, 11)
+    assert times[-1] == 1200 and times[0] == pytest.approx(1200 / 32) and len(times) == 11
+    assert quality.check_times(240, 1) == [240]
 
 
 # Peers
@@ -283,9 +284,8 @@ def test_shapes_are_those_of_the_network():
 
 
 @pytest.mark.parametrize("peer", [None, DIFFUSERS])
-def test_a_run_has_a_curve(peer, monkeypatch):
-    monkeypatch.setattr(quality, "CHECKS", 2)
-    result = quality.train(quality.Run(peer, 1e-3, 0, 0.01, preset="tiny", overrides=SMALL_DATA))
+def test_a_run_has_a_curve(peer):
+    result = quality.train(quality.Run(peer, 1e-3, 0, 0.01, preset="tiny", overrides=SMALL_DATA, points=2))
     (first, start), (last, end) = result["curve"]
     assert 0 < first < last and 0 < end < start
     assert result["images"] % quality.BATCH == 0 and result["n"] > 0
@@ -304,11 +304,31 @@ def test_stored_runs_are_not_repeated(tmp_path):
             runs.runs_of(peer)[quality.Run(peer, rates[1], seed, 1.0).key] = {"curve": curve}
         earlier = {"curve": [(1, 0.9), (2, 0.8)]}  # before a larger rate was tried
         runs.runs_of(peer)[quality.Run(peer, rates[0], 0, 1.0).key] = earlier
-    campaign.measure_quality(report, 1.0, "cpu", "xs", (DIFFUSERS,))
+    campaign.measure_quality(report, campaign.Plan(1.0), "cpu", "xs", (DIFFUSERS,))
     result = json.loads((tmp_path / "quality.json").read_text())
     assert result["ratios"]["time_to_quality"] == {DIFFUSERS: 4.0}
     assert chosen_curves(result["arms"][DIFFUSERS]) == [[[4, 0.5], [8, 0.3]]] * 2
     assert result["arms"][DIFFUSERS]["quality"] == {"lr": campaign.PEER_LRS[1], "final_errors": [0.3, 0.3]}
+
+
+def test_a_quick_comparison_takes_the_rates_of_the_full_one(tmp_path):
+    report = Report(tmp_path / "quick.json", "cpu", "time_to_quality", {"minutes": 0.25})
+    runs = campaign.Campaign(report, "xs", 1)
+    for peer, lr, end in ((None, campaign.CHOSEN_LR, 0.2), (DIFFUSERS, PEERS[DIFFUSERS].lr, 0.4)):
+        key = quality.Run(peer, lr, 0, campaign.QUICK.minutes).key
+        runs.runs_of(peer)[key] = {"curve": [(1, 0.6), (3, end)]}
+    campaign.measure_quality(report, campaign.QUICK, "cpu", "xs", (DIFFUSERS,))
+    assert report.ratios["time_to_quality"] == {DIFFUSERS: pytest.approx(3 / 2)}
+    assert all(len(arm["quality_runs"]) == 1 for arm in report.arms.values())
+    assert "after 0.25 minutes" in markdown(report.to_json())
+
+
+def test_the_chosen_rates_are_those_of_the_committed_comparison():
+    arms = json.loads((ROOT / "model_cards" / "quality.json").read_text())["arms"]
+    for name, arm in arms.items():
+        short = {k: r["curve"][-1][1] for k, r in arm["quality_runs"].items() if k.endswith("seed 0, 4 min")}
+        chosen = PEERS[name].lr if name in PEERS else campaign.CHOSEN_LR
+        assert min(short, key=short.get).startswith(f"lr {chosen:g},")
 
 
 def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):

@@ -5,16 +5,40 @@ import multiprocessing
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 
-from attndiff.training.bench.quality import Curve, Run, train
+from attndiff.training.bench.peers import PEERS
+from attndiff.training.bench.quality import HELD_OUT, POINTS, Curve, Run, train
 from attndiff.training.bench.report import Report
 from attndiff.training.bench.timing import quartiles
 
 OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
 PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
+CHOSEN_LR = 4e-3  # attndiff's own in model_cards/quality.json
 FURTHER = 3  # rates beyond the three at most
-SEEDS = (0, 1)
 SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is trained and looked at.
+
+    Args:
+        minutes: Of a run.
+        search: Choose every arm's learning rate; without it, that of the full comparison is taken.
+        seeds: A run each.
+        points: Of a run's curve.
+        held_out: Images that a point is measured on.
+    """
+
+    minutes: float = 20.0
+    search: bool = True
+    seeds: tuple[int, ...] = (0, 1)
+    points: int = POINTS
+    held_out: int = HELD_OUT
+
+
+QUICK = Plan(minutes=0.25, search=False, seeds=(0,), points=5, held_out=16)  # under three minutes on two cores
 
 
 def time_to_reach(curve: Curve, error: float) -> float | None:
@@ -93,7 +117,7 @@ def final_error(result: dict) -> float:
 
 def measure_quality(
     report: Report,
-    minutes: float,
+    plan: Plan,
     device: str,
     preset: str,
     peers: tuple[str, ...],
@@ -101,16 +125,19 @@ def measure_quality(
     workers: int = 2,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Choose every arm's learning rate, train it with two seeds, and add curves and ratios to a report."""
+    """Choose every arm's learning rate, train it with every seed, and add curves and ratios to a report."""
     campaign = Campaign(report, preset, workers if device == "cpu" else 1, say)
     arms: list[str | None] = [None, *peers]
 
     def make(peer: str | None, lr: float, seed: int, share: float = 1.0) -> Run:
-        return Run(peer, lr, seed, share * minutes, device, preset, overrides, curve=share == 1)
+        points = plan.points if share == 1 else 1
+        return Run(peer, lr, seed, share * plan.minutes, device, preset, overrides, points, plan.held_out)
 
-    best = choose_rates(campaign, arms, lambda peer, lr: make(peer, lr, SEEDS[0], SEARCH_SHARE))
-    final = {peer: [make(peer, best[peer], seed) for seed in SEEDS] for peer in arms}
-    campaign.run([runs[i] for i in range(len(SEEDS)) for runs in final.values()])  # all arms with the first seed first
+    best = {peer: PEERS[peer].lr if peer else CHOSEN_LR for peer in arms}
+    if plan.search:
+        best = choose_rates(campaign, arms, lambda peer, lr: make(peer, lr, plan.seeds[0], SEARCH_SHARE))
+    final = {peer: [make(peer, best[peer], seed) for seed in plan.seeds] for peer in arms}
+    campaign.run([final[peer][i] for i in range(len(plan.seeds)) for peer in arms])  # all arms' first seed first
     curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
     for peer in arms:
         result = report.arm(campaign.name(peer))

@@ -12,8 +12,6 @@ from attndiff.training.bench.report import Report, describe_hardware, write_json
 from attndiff.training.bench.speed import full_settings, measure_speed, quick_settings, why_absent
 from attndiff.training.bench.tables import draw, markdown
 
-QUICK_MINUTES = 0.5
-
 
 @dataclass(frozen=True)
 class Request:
@@ -68,11 +66,11 @@ def run_speed(request: Request, device: str) -> Report:
 
 def run_quality(request: Request, device: str) -> Report:
     """Time to quality."""
-    from attndiff.training.bench.campaign import measure_quality
+    from attndiff.training.bench.campaign import QUICK, Plan, measure_quality
     from attndiff.training.bench.quality import PRECISION
 
-    minutes, preset = (QUICK_MINUTES if request.quick else request.minutes), full_settings(device).preset
-    settings = {"minutes": minutes, "preset": preset, "precision": PRECISION[device]}
+    plan, preset = (QUICK if request.quick else Plan(request.minutes)), full_settings(device).preset
+    settings = {"minutes": plan.minutes, "preset": preset, "precision": PRECISION[device]}
     report = Report(request.json_file, device, "time_to_quality", settings)
     peers = choose_peers(request.peers)
     for peer in peers:
@@ -80,7 +78,7 @@ def run_quality(request: Request, device: str) -> Report:
             report.arms[peer] = {"skipped": f"{reason}; to add it: {PEERS[peer].install}"}
             print(f"skipped {peer}: {report.arms[peer]['skipped']}")
     there = tuple(peer for peer in peers if "skipped" not in report.arms.get(peer, {}))
-    measure_quality(report, minutes, device, preset, there)
+    measure_quality(report, plan, device, preset, there)
     return report
 
 

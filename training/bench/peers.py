@@ -164,6 +164,7 @@ class Peer:
         step: Widths are multiples of this.
         published: The configuration that is narrowed.
         objective: What its authors train it on, made from the images' standard deviation.
+        lr: AdamW's rate that the full comparison chose (model_cards/quality.json); a quick one begins there.
         install: The command that adds its package.
     """
 
@@ -171,6 +172,7 @@ class Peer:
     step: int
     published: str
     objective: type[Objective]
+    lr: float
     install: str
 
 
@@ -180,14 +182,16 @@ PEERS = {
         4,
         "Stable Diffusion 1, the class's defaults",
         ScaledLinearEpsilon,
+        2e-3,
         "pip install diffusers",
     ),
-    "diffusers UNet2DModel": Peer(ddpm_unet, 4, "google/ddpm-cifar10-32", LinearEpsilon, "pip install diffusers"),
+    "diffusers UNet2DModel": Peer(ddpm_unet, 4, "google/ddpm-cifar10-32", LinearEpsilon, 2e-3, "pip install diffusers"),
     "denoising-diffusion-pytorch Unet": Peer(
         lucidrains_unet,
         4,
         "its README's Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=True)",
         SigmoidVelocity,
+        2e-3,
         "pip install --no-deps einops denoising-diffusion-pytorch",
     ),
     "k-diffusion image_transformer_v2": Peer(
@@ -195,6 +199,7 @@ PEERS = {
         32,
         "configs/config_cifar10_transformer.json (global attention: needs neither natten nor flash-attn)",
         KarrasSoftMinSNR,
+        1e-3,
         "pip install --no-deps einops git+https://github.com/crowsonkb/k-diffusion",
     ),
 }

@@ -39,7 +39,7 @@ from attndiff.training.validation import validate
 
 RECIPE = "emoji-xs"
 BATCH, WARMUP, AVERAGE = 32, 20, 0.10
-CHECKS = 11  # points of a curve, closer together at its start
+POINTS = 11  # of a curve, closer together at its start
 HELD_OUT = 96  # images that every point of a curve is measured on; more would cost as much time as the training
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 Curve = list[tuple[float, float]]  # (seconds, held-out error)
@@ -57,7 +57,8 @@ class Run:
         device: ``"cpu"`` or ``"cuda"``.
         preset: Of attndiff.
         overrides: Further settings of the recipe.
-        curve: Look at the held-out error on the way too, not at the end alone.
+        points: Of the curve of held-out errors; 1 looks at the end alone.
+        held_out: Images that every point is measured on.
     """
 
     peer: str | None
@@ -67,7 +68,8 @@ class Run:
     device: str = "cpu"
     preset: str = "xs"
     overrides: tuple[str, ...] = ()
-    curve: bool = True
+    points: int = POINTS
+    held_out: int = HELD_OUT
 
     @property
     def key(self) -> str:
@@ -100,8 +102,8 @@ def train(run: Run) -> dict:
     model = parts.model.to(run.device)
     warm_up(config, parts, run.device)
     step, ema = training_loop(config, parts, run.device), PowerEMA(model, (AVERAGE,))
-    checks = check_times(60 * run.minutes) if run.curve else [60 * run.minutes]
-    parts.validation = spread(parts.validation, HELD_OUT)
+    checks = check_times(60 * run.minutes, run.points)
+    parts.validation = spread(parts.validation, run.held_out)
     spent, images, curve = 0.0, 0, []
     while checks:
         start = clock()
@@ -147,9 +149,9 @@ def training_loop(config: TrainConfig, parts: Parts, device: str) -> Iterator[fl
         yield loss.item()
 
 
-def check_times(seconds: float) -> list[float]:
-    """When to look at the held-out error, from 1/32 of the time to the end, at equal ratios."""
-    return [seconds * 32 ** (i / (CHECKS - 1) - 1) for i in range(CHECKS)]
+def check_times(seconds: float, points: int) -> list[float]:
+    """When to look at the held-out error: from 1/32 of the time to the end, at equal ratios, or at the end alone."""
+    return [seconds * 32 ** (i / (points - 1) - 1) for i in range(points)] if points > 1 else [seconds]
 
 
 def spread(images: ImageSet, count: int) -> Subset:

@@ -32,6 +32,8 @@ def markdown(result: dict) -> str:
     lines += _growth_table({name: arm["growth"] for name, arm in results.items() if "growth" in arm})
     hardware = result["hardware"]
     lines += _shares(results, hardware.get("matmul_flop_per_second", {}))
+    if trained := hardware.get("time_to_quality"):
+        lines += ["", f"Time to quality after {trained['minutes']:g} minutes of training an arm."]
     lines += ["", f"{hardware['machine']}, {hardware['torch']}, diffusers {hardware['diffusers']}, {hardware['date']}."]
     return "\n".join(lines)
 
