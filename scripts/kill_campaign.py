@@ -7,6 +7,7 @@ A run is killed with SIGKILL one to three times at random, with all its loader w
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
 there. Further runs die at every single operation of a commit on the disk, and some are of two processes under torchrun.
+The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
 
@@ -54,9 +55,11 @@ VARIANTS = {  # what each adds to `settings`
     "accumulation and dropout": {"optim": {"micro_batch": 2}, "model": {"unet": {"dropout": 0.2}}},
 }
 CONTROL_TRIES = 6
+PORTION = 60  # runs between two writings of the result file
 TOO_LONG = 300  # seconds that no run takes
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-TRAIN = str(Path(__file__).parents[1] / "training" / "train.py")
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "training" / "train.py")
 
 OPERATIONS = [  # of a commit on the disk: who does it, under which name
     (checkpoint.Path, "mkdir"),
@@ -383,24 +386,66 @@ def reference(root: Path, images: Path, variant: str, patch: Patch | None = None
 
 @dataclass
 class Count:
-    """What a campaign found."""
+    """What a campaign has found so far; as JSON it is the result file, from which the campaign goes on.
+
+    Args:
+        kills: Of runs.
+        kills_inside_save: Those that left a half-written checkpoint behind.
+        runs: All that were killed and let end.
+        identical: Those that ended as if nothing had happened.
+        one_process_runs: Of them, killed at random.
+        two_process_runs: Of them, of two processes.
+        operations_of_a_commit: Of them, those that died at one operation each; 0 as long as none was tried.
+        negative_controls: What became of each.
+        problems: Of those that did not end so, in words.
+        seconds: That all this took.
+        hardware: That it ran on.
+        code: SHA-256 of the sources that were put to the test.
+    """
 
     kills: int = 0
     kills_inside_save: int = 0
     runs: int = 0
     identical: int = 0
+    one_process_runs: int = 0
     two_process_runs: int = 0
+    operations_of_a_commit: int = 0
+    negative_controls: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    seconds: int = 0
+    hardware: str = field(default_factory=hardware)
+    code: str = field(default_factory=lambda: sources())
 
     def add(self, trial: Trial, kind: str) -> None:
         """Take in a run."""
         self.kills += trial.kills
         self.kills_inside_save += trial.inside_save
         self.runs += 1
-        self.two_process_runs += kind == "two processes"
         self.identical += trial.problem is None
         if trial.problem:
             self.problems.append(f"{kind}: {trial.problem}")
+
+
+def sources() -> str:
+    """SHA-256 over every source file of the library, by which results of other code are told from those of this."""
+    total = hashlib.sha256()
+    for file in sorted(file for part in ("attndiff", "training", "pipelines") for file in (ROOT / part).rglob("*.py")):
+        total.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()
+
+
+def earlier(path: Path | None) -> Count:
+    """What a result file holds, nothing where there is none."""
+    if path is None or not path.is_file():
+        return Count()
+    try:
+        count = Count(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise SystemExit(f"--json {path} is no result of a campaign; name another file.") from None
+    for what in ("hardware", "code"):
+        if getattr(count, what) != getattr(Count(), what):
+            raise SystemExit(f"--json {path} holds a campaign of other {what}; name another file.")
+    return count
 
 
 def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
@@ -416,46 +461,83 @@ def prepare() -> None:
     torch.set_num_threads(1)
 
 
-def campaign(runs: int, pairs: int, folder: Path, controls: bool = True, lanes: int = 2) -> dict:
-    """Run everything and count.
+@dataclass
+class Campaign:
+    """All its parts, each going on from what the count has and written as soon as it is there.
 
     Args:
-        runs: Killed runs of one process, beside one for each operation of a commit.
-        pairs: Killed runs of two processes.
         folder: Where the runs are; each is removed after it.
-        controls: Whether to run the negative controls.
-        lanes: How many run at once.
+        count: So far.
+        kept: The result file; None keeps nothing.
+        lanes: How many runs are there at once.
     """
-    images, count, began = make_images(folder / "images"), Count(), time.monotonic()
-    report = {}
-    with ProcessPoolExecutor(lanes, multiprocessing.get_context("spawn"), prepare) as pool:
-        asked = {v: pool.submit(reference, folder / "references" / v, images, v) for v in VARIANTS}
-        references = {variant: future.result() for variant, future in asked.items()}
-        at_each_operation = pool.submit(commit_trials, folder / "commits", images, references["plain"][0])
-        jobs = {}
-        for i in range(runs):
-            variant = list(VARIANTS)[i % len(VARIANTS)]
-            where = folder / "runs" / str(i)
-            jobs[pool.submit(one_process_trial, where, images, variant, *references[variant], i)] = variant
-        spoilt = {
-            name: pool.submit(control, folder / "controls" / name, images, name)
-            for name in (CONTROLS if controls else [])
-        }
-        for job in tqdm(as_completed(jobs), "Killed runs", total=len(jobs)):
-            count.add(job.result(), jobs[job])
+
+    folder: Path
+    count: Count = field(default_factory=Count)
+    kept: Path | None = None
+    lanes: int = 2
+
+    def __post_init__(self):
+        self.images = make_images(self.folder / "images")
+        self.since = time.monotonic()
+
+    def run(self, runs: int, pairs: int) -> Count:
+        """Everything, up to so many killed runs of one process and of two."""
+        with ProcessPoolExecutor(self.lanes, multiprocessing.get_context("spawn"), prepare) as pool:
+            asked = {v: pool.submit(reference, self.folder / "references" / v, self.images, v) for v in VARIANTS}
+            references = {variant: future.result() for variant, future in asked.items()}
+            if not self.count.operations_of_a_commit:
+                self.commits_and_controls(pool, references["plain"][0])
+            with tqdm(desc="Killed runs", total=runs, initial=self.count.one_process_runs) as bar:
+                while self.count.one_process_runs < runs:
+                    self.portion(pool, references, runs, bar)
+        self.pairs(pairs)
+        return self.count
+
+    def save(self) -> None:
+        """Write the count, whole or not at all."""
+        self.count.seconds += round(time.monotonic() - self.since)
+        self.since = time.monotonic()
+        if self.kept:
+            temporary = self.kept.with_name(self.kept.name + ".tmp")
+            temporary.write_text(json.dumps(asdict(self.count), indent=1) + "\n")
+            temporary.replace(self.kept)
+
+    def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
+        """A run for each operation of a commit, and the negative controls."""
+        at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected)
+        spoilt = {name: pool.submit(control, self.folder / "controls" / name, self.images, name) for name in CONTROLS}
         for k, trial in enumerate(at_each_operation.result()):
-            count.add(trial, f"operation {k} of a commit")
-        report["negative_controls"] = {name: future.result() for name, future in spoilt.items()}
-    if pairs:
-        began_pair = time.monotonic()
-        expected = two_process_trial(folder / "pairs" / "reference", images, None, 0.0, 0)
-        seconds = time.monotonic() - began_pair
-        for i in tqdm(range(pairs), "Killed runs of two processes"):
-            count.add(two_process_trial(folder / "pairs" / str(i), images, expected, seconds, i), "two processes")
-    counted = asdict(count)
-    operations = len(at_each_operation.result())
-    counted |= {"operations_of_a_commit": operations, "seconds": round(time.monotonic() - began)}
-    return {**counted, **report, "hardware": hardware()}
+            self.count.add(trial, f"operation {k} of a commit")
+        self.count.operations_of_a_commit = len(at_each_operation.result())
+        self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
+        self.save()
+
+    def portion(self, pool: ProcessPoolExecutor, references: dict, runs: int, bar: tqdm) -> None:
+        """The next `PORTION` runs of one process; a trial's number is its seed."""
+        first = self.count.one_process_runs
+        jobs = {}
+        for i in range(first, min(first + PORTION, runs)):
+            variant, where = list(VARIANTS)[i % len(VARIANTS)], self.folder / "runs" / str(i)
+            jobs[pool.submit(one_process_trial, where, self.images, variant, *references[variant], i)] = variant
+        for job in as_completed(jobs):
+            self.count.add(job.result(), jobs[job])
+            bar.update()
+        self.count.one_process_runs += len(jobs)
+        self.save()
+
+    def pairs(self, pairs: int) -> None:
+        """Runs of two processes, one after another."""
+        if self.count.two_process_runs >= pairs:
+            return
+        began = time.monotonic()
+        expected = two_process_trial(self.folder / "pairs" / "reference", self.images, None, 0.0, 0)
+        seconds = time.monotonic() - began
+        for i in tqdm(range(self.count.two_process_runs, pairs), "Killed runs of two processes"):
+            trial = two_process_trial(self.folder / "pairs" / str(i), self.images, expected, seconds, i)
+            self.count.add(trial, "two processes")
+            self.count.two_process_runs += 1
+            self.save()
 
 
 def main() -> None:
@@ -463,17 +545,16 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="100 runs and 5 of two processes")
     parser.add_argument("--runs", type=int, default=2000, help="killed runs of one process")
     parser.add_argument("--pairs", type=int, default=200, help="killed runs of two processes")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="result file; a campaign that it holds a part of goes on from there")
     arguments = parser.parse_args()
     runs, pairs = (100, 5) if arguments.fast else (arguments.runs, arguments.pairs)
+    so_far = earlier(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        report = campaign(runs, pairs, Path(folder))
-    print(json.dumps(report, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    spoilt = [name for name, result in report["negative_controls"].items() if result == "PASSED"]
-    if report["identical"] != report["runs"] or spoilt:
-        raise SystemExit(f"{report['runs'] - report['identical']} runs went wrong; controls unnoticed: {spoilt}")
+        count = Campaign(Path(folder), so_far, arguments.json).run(runs, pairs)
+    print(json.dumps(asdict(count), indent=1))
+    spoilt = [name for name, result in count.negative_controls.items() if result == "PASSED"]
+    if count.identical != count.runs or spoilt:
+        raise SystemExit(f"{count.runs - count.identical} runs went wrong; controls unnoticed: {spoilt}")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ import typer
 
 
 def bench(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small version, under three minutes on two cores.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, under three minutes on two cores.")] = False,
     time_to_quality: Annotated[
         bool, typer.Option("--time-to-quality", help="Train every network and compare how soon each is how good.")
     ] = False,
     attention: Annotated[
         bool, typer.Option("--attention", help="Compare attention backends: numerics and time.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="Training time of a run of --time-to-quality; a quarter of one with --quick.")] = 20.0,
+    minutes: Annotated[
+        float, typer.Option(help="Training time of a run of --time-to-quality; a quarter of one with --quick.")
+    ] = 20.0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")] = None,
     peer: Annotated[
         list[str] | None, typer.Option(help="Only peers with this in their name; may be given several times.")
