@@ -157,7 +157,7 @@ def test_an_absent_package_is_an_import_error_and_leaves_nothing():
 def absent(monkeypatch):
     """A peer whose package is not installed."""
     make = lambda width, dim: network_module("absent_package.network")  # noqa: E731
-    monkeypatch.setitem(PEERS, "absent", Peer(make, 8, "", FlowMatching, "pip install absent"))
+    monkeypatch.setitem(PEERS, "absent", Peer(make, 8, "", FlowMatching, 1e-3, "pip install absent"))
     return "absent"
 
 
@@ -292,7 +292,7 @@ def test_a_run_has_a_curve(peer):
 
 
 def test_stored_runs_are_not_repeated(tmp_path):
-    """A finished campaign is only read; the best rate is the one whose short run ended lowest."""
+    """A finished campaign is only read; a full run is of the rate whose short run ended lowest."""
     report = Report(tmp_path / "quality.json", "cpu", "time_to_quality", {})
     runs = campaign.Campaign(report, "xs", 1)
     for peer, rates, times in ((None, campaign.OWN_LRS, (1, 2)), (DIFFUSERS, campaign.PEER_LRS, (4, 8))):
@@ -326,21 +326,35 @@ def test_a_quick_comparison_takes_the_rates_of_the_full_one(tmp_path):
 def test_the_chosen_rates_are_those_of_the_committed_comparison():
     arms = json.loads((ROOT / "model_cards" / "quality.json").read_text())["arms"]
     for name, arm in arms.items():
-        short = {k: r["curve"][-1][1] for k, r in arm["quality_runs"].items() if k.endswith("seed 0, 4 min")}
-        chosen = PEERS[name].lr if name in PEERS else campaign.CHOSEN_LR
-        assert min(short, key=short.get).startswith(f"lr {chosen:g},")
+        assert arm["quality"]["lr"] == (PEERS[name].lr if name in PEERS else campaign.CHOSEN_LR)
+
+
+def searched(tmp_path, errors: dict, full: dict) -> campaign.Campaign:
+    """A campaign that has the short and the full runs of some rates, by arm and rate."""
+    runs = campaign.Campaign(Report(tmp_path / "quality.json", "cpu", "time_to_quality", {}), "xs", 1)
+    for minutes, ends in ((campaign.SEARCH_SHARE, errors), (1.0, full)):
+        for peer, by_rate in ends.items():
+            for lr, error in by_rate.items():
+                runs.runs_of(peer)[quality.Run(peer, lr, 0, minutes).key] = {"curve": [(1, error)]}
+    return runs
 
 
 def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):
-    runs = campaign.Campaign(Report(tmp_path / "quality.json", "cpu", "time_to_quality", {}), "xs", 1)
     least, largest = min(campaign.OWN_LRS), max(campaign.PEER_LRS)
-    errors = {None: {least: 0.3, least / 2: 0.2, least / 4: 0.25}, DIFFUSERS: {largest: 0.3, 2 * largest: 0.4}}
-    for peer, rates in ((None, campaign.OWN_LRS), (DIFFUSERS, campaign.PEER_LRS)):
-        for lr in {*rates, *errors[peer]}:
-            result = {"curve": [(1, errors[peer].get(lr, 0.5))]}
-            runs.runs_of(peer)[quality.Run(peer, lr, 0, 1.0).key] = result
-    best = campaign.choose_rates(runs, [None, DIFFUSERS], lambda peer, lr: quality.Run(peer, lr, 0, 1.0))
+    own = dict.fromkeys(campaign.OWN_LRS, 0.5) | {least: 0.3, least / 2: 0.2, least / 4: 0.25}
+    peer = dict.fromkeys(campaign.PEER_LRS, 0.5) | {largest: 0.3, 2 * largest: 0.4}
+    runs = searched(tmp_path, {None: own, DIFFUSERS: peer}, {None: {least / 2: 0.1}, DIFFUSERS: {largest: 0.1}})
+    best = campaign.choose_rates(runs, [None, DIFFUSERS], lambda peer, lr, share: quality.Run(peer, lr, 0, share))
     assert best == {None: least / 2, DIFFUSERS: largest}
+
+
+def test_full_runs_tell_apart_what_short_ones_cannot(tmp_path):
+    """The rate that leads after a fifth of the time by less than a tenth loses where its full run ends higher."""
+    low, middle, high = campaign.PEER_LRS
+    short = {low: 0.2, middle: 0.1, high: 0.109}
+    runs = searched(tmp_path, {DIFFUSERS: short | {2 * high: 0.3}}, {DIFFUSERS: {middle: 0.09, high: 0.08}})
+    best = campaign.choose_rates(runs, [DIFFUSERS], lambda peer, lr, share: quality.Run(peer, lr, 0, share))
+    assert best == {DIFFUSERS: high}
 
 
 # One go on a GPU

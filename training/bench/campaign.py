@@ -14,9 +14,10 @@ from attndiff.training.bench.timing import quartiles
 
 OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
 PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
-CHOSEN_LR = 4e-3  # attndiff's own in model_cards/quality.json
+CHOSEN_LR = 2e-3  # attndiff's own in model_cards/quality.json
 FURTHER = 3  # rates beyond the three at most
 SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
+NEAR = 1.1  # rates whose short runs end within this factor of the best are told apart by full runs
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,15 @@ class Campaign:
                     self._keep(running[future], future.result())
         return [self.runs_of(run.peer)[run.key] for run in wanted]
 
+    def error(self, run: Run) -> float:
+        """The last held-out error of a run; infinite for one that broke off."""
+        result = self.run([run])[0]
+        return math.inf if "stopped" in result else result["curve"][-1][1]
+
     def _keep(self, run: Run, result: dict) -> None:
         self.runs_of(run.peer)[run.key] = result
         self.report.save()
-        self.say(f"{self.name(run.peer)}, {run.key}: held-out error {final_error(result):.5f}")
-
-
-def final_error(result: dict) -> float:
-    """A run's last held-out error; infinite for one that broke off."""
-    return math.inf if "stopped" in result else result["curve"][-1][1]
+        self.say(f"{self.name(run.peer)}, {run.key}: held-out error {self.error(run):.5f}")
 
 
 def measure_quality(
@@ -135,7 +136,7 @@ def measure_quality(
 
     best = {peer: PEERS[peer].lr if peer else CHOSEN_LR for peer in arms}
     if plan.search:
-        best = choose_rates(campaign, arms, lambda peer, lr: make(peer, lr, plan.seeds[0], SEARCH_SHARE))
+        best = choose_rates(campaign, arms, lambda peer, lr, share: make(peer, lr, plan.seeds[0], share))
     final = {peer: [make(peer, best[peer], seed) for seed in plan.seeds] for peer in arms}
     campaign.run([final[peer][i] for i in range(len(plan.seeds)) for peer in arms])  # all arms' first seed first
     curves = {peer: [r["curve"] for r in campaign.run(runs) if "stopped" not in r] for peer, runs in final.items()}
@@ -148,25 +149,41 @@ def measure_quality(
 
 
 def choose_rates(
-    campaign: Campaign, arms: list[str | None], make: Callable[[str | None, float], Run]
+    campaign: Campaign, arms: list[str | None], make: Callable[[str | None, float, float], Run]
 ) -> dict[str | None, float]:
-    """Every arm's learning rate of the least error, with one tried on either side of it where `FURTHER` allows.
+    """Every arm's learning rate of the least error after a full run, among those that short runs cannot tell apart.
 
     Args:
         campaign: Trains.
         arms: Peers, and None for attndiff.
-        make: The short run of an arm at a rate.
+        make: The run of an arm at a rate for a share of the full time.
+    """
+    close = close_rates(campaign, arms, lambda peer, lr: make(peer, lr, SEARCH_SHARE))
+    campaign.run([make(peer, lr, 1.0) for peer in arms for lr in close[peer]])
+    return {peer: min(close[peer], key=lambda lr: campaign.error(make(peer, lr, 1.0))) for peer in arms}
+
+
+def close_rates(
+    campaign: Campaign, arms: list[str | None], short: Callable[[str | None, float], Run]
+) -> dict[str | None, list[float]]:
+    """Every arm's rates whose short runs end `NEAR` the best, with one tried on either side of the best.
+
+    Args:
+        campaign: Trains.
+        arms: Peers, and None for attndiff.
+        short: The short run of an arm at a rate.
     """
     rates = {peer: list(PEER_LRS if peer else OWN_LRS) for peer in arms}
     for _ in range(FURTHER + 1):
-        campaign.run([make(peer, lr) for peer in arms for lr in rates[peer]])
-        best = {p: min(rates[p], key=lambda lr: final_error(campaign.run([make(p, lr)])[0])) for p in arms}
+        campaign.run([short(peer, lr) for peer in arms for lr in rates[peer]])
+        errors = {peer: {lr: campaign.error(short(peer, lr)) for lr in rates[peer]} for peer in arms}
         for peer in arms:
-            if best[peer] == max(rates[peer]):
-                rates[peer].append(2 * best[peer])
-            elif best[peer] == min(rates[peer]):
-                rates[peer].append(best[peer] / 2)
-    return best
+            best = min(rates[peer], key=errors[peer].get)
+            if best == max(rates[peer]):
+                rates[peer].append(2 * best)
+            elif best == min(rates[peer]):
+                rates[peer].append(best / 2)
+    return {peer: [lr for lr in errors[peer] if errors[peer][lr] <= NEAR * min(errors[peer].values())] for peer in arms}
 
 
 def add_time_ratio(report: Report, peer: str, own: list[Curve], other: list[Curve]) -> None:

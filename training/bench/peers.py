@@ -191,7 +191,7 @@ PEERS = {
         4,
         "its README's Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=True)",
         SigmoidVelocity,
-        2e-3,
+        1e-3,
         "pip install --no-deps einops denoising-diffusion-pytorch",
     ),
     "k-diffusion image_transformer_v2": Peer(
