@@ -70,8 +70,10 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
 
 def check_generators(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
     """Raise ValueError unless it is a generator, or a list of one for each image."""
+    if generator is None:
+        return
     given = generator if isinstance(generator, list) else [generator]
-    wrong = [one for one in given if one is not None and not isinstance(one, torch.Generator)]
+    wrong = [one for one in given if not isinstance(one, torch.Generator)]
     if wrong:
         raise ValueError(f"generator must be a torch.Generator or a list of them, not {type(wrong[0]).__name__}.")
     if isinstance(generator, list) and len(generator) != batch:

@@ -360,6 +360,7 @@ MISTAKES = {
     "numbers or names, not float": ("classes", {"class_labels": 1.5}),
     "latents must have the shape": ("unconditional", {"latents": torch.zeros(1, 3, 8, 8)}),
     "floating-point tensor": ("unconditional", {"latents": torch.zeros(1, 3, 16, 16, dtype=torch.int64)}),
+    "a torch.Generator or a list of them, not NoneType": ("unconditional", {"generator": [None]}),
     "list of 3 for 1 images": ("unconditional", {"generator": [torch.Generator()] * 3}),
     "guidance_interval must be": ("unconditional", {"guidance_interval": (0.5, 1.5)}),
     "two rising numbers": ("unconditional", {"guidance_interval": (0.8, 0.2)}),
