@@ -6,7 +6,8 @@
 A run is killed with SIGKILL one to three times at random, with all its loader workers, started again with the same
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
-there. Further runs die at every single operation of a commit on the disk, and some are of two processes under torchrun.
+there. Some runs are of two processes, killed together or one alone, and further ones die at every single operation of a
+commit on the disk.
 The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
@@ -19,14 +20,14 @@ The negative controls spoil one thing each, and the campaign has to notice:
 
 import argparse
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 import traceback
@@ -34,9 +35,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -57,9 +58,7 @@ VARIANTS = {  # what each adds to `settings`
 CONTROL_TRIES = 6
 PORTION = 60  # runs between two writings of the result file
 TOO_LONG = 300  # seconds that no run takes
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ROOT = Path(__file__).parents[1]
-TRAIN = str(ROOT / "training" / "train.py")
 
 OPERATIONS = [  # of a commit on the disk: who does it, under which name
     (checkpoint.Path, "mkdir"),
@@ -134,19 +133,75 @@ def lost(out: Path) -> str | None:
     return None if have >= committed else f"step {committed} had been committed, and {have} is what is left"
 
 
-# One process, forked off one that has imported everything
+# The processes of a run, forked off one that has imported everything
 
 
-def start(values: dict, patch: Patch | None) -> int:
-    """Fork a process that runs ``values``; its id, which is that of its group too."""
-    pid = os.fork()
-    if pid:
-        return pid
+@dataclass
+class Processes:
+    """A run's processes and the exit codes of those that have ended, by process id."""
+
+    ids: list[int]
+    codes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def there(self) -> list[int]:
+        """Those that have not ended."""
+        return [pid for pid in self.ids if pid not in self.codes]
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of the run, None while it is there: that of the first process that failed, else 0."""
+        return None if self.there else next((code for code in self.codes.values() if code), 0)
+
+    def wait(self, within: float) -> int | None:
+        """`code` after as many seconds at most."""
+        until = time.monotonic() + within
+        while True:
+            for pid in self.there:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    self.codes[pid] = os.waitstatus_to_exitcode(status)
+            if not self.there or time.monotonic() > until:
+                return self.code
+            time.sleep(0.002)
+
+    def kill(self, ids: list[int]) -> None:
+        """SIGKILL to processes and their groups, all of them before any is waited for."""
+        for pid in ids:
+            os.killpg(pid, signal.SIGKILL)
+        for pid in ids:
+            self.codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def start(values: dict, patch: Patch | None, world: int = 1) -> Processes:
+    """Start a run of ``values`` in one process or several, each with its loader workers in a group of its own."""
+    ids = []
+    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank in range(world):
+        mine = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} if world > 1 else {}
+        pid = os.fork()
+        if not pid:
+            train(values, patch, mine)
+        os.setpgid(pid, pid)  # here, so that it leads a group however early it is killed
+        ids.append(pid)
+    return Processes(ids)
+
+
+def free_port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def train(values: dict, patch: Patch | None, environment: dict[str, str]) -> NoReturn:
+    """Be a process of a run."""
     try:
-        os.setsid()
-        errors = open(Path(values["out"]).parent / "errors.txt", "w")  # noqa: SIM115 - open until the process ends
+        name = f"errors_{environment.get('RANK', 0)}.txt"
+        errors = open(Path(values["out"]).parent / name, "w")  # noqa: SIM115 - open until the process ends
         os.dup2(errors.fileno(), 1)
         os.dup2(errors.fileno(), 2)
+        os.environ.update(environment)
         if patch is not None:
             patch()
         Trainer(make_config(values)).run()
@@ -156,22 +211,9 @@ def start(values: dict, patch: Patch | None) -> int:
         os._exit(1)
 
 
-def ended(pid: int, within: float) -> int | None:
-    """The exit code of a process, None if it is still there after so many seconds."""
-    until = time.monotonic() + within
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.002)
-
-
-def kill(pid: int) -> None:
-    """SIGKILL to a process and its group."""
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+def errors_of(root: Path) -> str:
+    """The end of what a run's processes said."""
+    return " ".join(file.read_text()[-500:] for file in sorted(root.glob("errors_*.txt")))
 
 
 @dataclass
@@ -189,20 +231,26 @@ class Trial:
     problem: str | None = None
 
 
-def one_process_trial(
-    root: Path, images: Path, variant: str, expected: dict, seconds: float, seed: int, patch: Patch | None = None
+def random_trial(
+    root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, seed: int
 ) -> Trial:
-    """Kill a run one to three times at random, then let it end."""
+    """Kill a run one to three times at random, then let it end.
+
+    Of several processes either all are killed at once or one alone; those that do not end of it within a second are
+    killed then, as a launcher would.
+    """
     rng, out, trial = random.Random(seed), root / "run", Trial()
     root.mkdir(parents=True)
     values = settings(images, out, variant)
     for _ in range(rng.randint(1, 3)):
-        pid = start(values, patch)
-        if ended(pid, rng.uniform(0, seconds)) is not None:
+        run = start(values, None, world)
+        if run.wait(rng.uniform(0, seconds)) is not None:
             break
-        kill(pid)
+        run.kill(rng.choice([run.there, [rng.choice(run.there)]]))
+        if run.wait(1) is None:
+            run.kill(run.there)
         note_kill(trial, out)
-    return finish(trial, values, expected, patch)
+    return finish(trial, values, expected, world=world)
 
 
 def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch: Patch | None = None) -> Trial:
@@ -215,11 +263,11 @@ def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch
             patch()
         die_in_save(operation)
 
-    code = ended(start(values, die), TOO_LONG)
+    code = start(values, die).wait(TOO_LONG)
     if code == -signal.SIGKILL:
         note_kill(trial, root / "run")
     elif code != 0:
-        trial.problem = (root / "errors.txt").read_text()[-500:]
+        trial.problem = errors_of(root)
     return finish(trial, values, expected, patch)
 
 
@@ -230,57 +278,20 @@ def note_kill(trial: Trial, out: Path) -> None:
     trial.problem = trial.problem or lost(out)
 
 
-def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None) -> Trial:
+def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None = None, world: int = 1) -> Trial:
     """Run to the end and compare."""
     out = Path(values["out"])
-    code = ended(start(values, patch), TOO_LONG)
+    run = start(values, patch, world)
+    code = run.wait(TOO_LONG)
     if code != 0:
-        trial.problem = trial.problem or f"ended with {code}: {(out.parent / 'errors.txt').read_text()[-500:]}"
+        run.kill(run.there)
+        trial.problem = trial.problem or f"ended with {code}: {errors_of(out.parent)}"
     elif digest(out) != expected:
         mine = digest(out)
         different = sorted(key for key in mine.keys() | expected.keys() if mine.get(key) != expected.get(key))
         trial.problem = trial.problem or f"differs in {', '.join(different[:5])}"
     shutil.rmtree(out.parent, ignore_errors=True)
     return trial
-
-
-# Two processes
-
-
-def two_process_trial(root: Path, images: Path, expected: dict | None, seconds: float, seed: int) -> Trial | dict:
-    """Kill both processes of a run under torchrun at once, then let it end; without ``expected``, its digest."""
-    rng, out, trial = random.Random(seed), root / "run", Trial()
-    root.mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps(settings(images, out, "plain")))
-    command = [*TORCHRUN, TRAIN, str(root / "config.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if expected is not None:
-        process = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        time.sleep(rng.uniform(0.5, 1) * seconds)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kill_orphans(str(root / "config.json"))
-            note_kill(trial, out)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TOO_LONG)
-    if done.returncode:
-        trial.problem = trial.problem or done.stderr[-500:]
-    elif expected is None:
-        return digest(out)
-    elif digest(out) != expected:
-        trial.problem = trial.problem or "differs"
-    shutil.rmtree(root, ignore_errors=True)
-    return trial
-
-
-def kill_orphans(argument: str) -> None:
-    """SIGKILL to processes whose command line ends with this; torchrun starts each in a group of its own."""
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[-1] == argument:
-            process.kill()
-            process.wait()
 
 
 # Ways to die, and ways to get it wrong
@@ -370,14 +381,14 @@ def control(root: Path, images: Path, name: str) -> str:
     return "PASSED"
 
 
-def reference(root: Path, images: Path, variant: str, patch: Patch | None = None) -> tuple[dict, float]:
+def reference(root: Path, images: Path, variant: str, patch: Patch | None = None, world: int = 1) -> tuple[dict, float]:
     """Digest and seconds of a run that nobody touches."""
     root.mkdir(parents=True)
     began = time.monotonic()
-    code = ended(start(settings(images, root / "run", variant), patch), TOO_LONG)
+    code = start(settings(images, root / "run", variant), patch, world).wait(TOO_LONG)
     seconds = time.monotonic() - began
     if code != 0:
-        raise SystemExit(f"the untouched run failed: {(root / 'errors.txt').read_text()[-2000:]}")
+        raise SystemExit(f"the untouched run failed: {errors_of(root)}")
     return digest(root / "run"), seconds
 
 
@@ -459,6 +470,8 @@ def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
 def prepare() -> None:
     """Once in every process that forks runs: one thread, so that forks are safe and results comparable."""
     torch.set_num_threads(1)
+    for slow in ("datasets", "matplotlib.pyplot"):  # a run imports them late, and each of its forks would again
+        importlib.import_module(slow)
 
 
 @dataclass
@@ -484,15 +497,20 @@ class Campaign:
     def run(self, runs: int, pairs: int) -> Count:
         """Everything, up to so many killed runs of one process and of two."""
         with ProcessPoolExecutor(self.lanes, multiprocessing.get_context("spawn"), prepare) as pool:
-            asked = {v: pool.submit(reference, self.folder / "references" / v, self.images, v) for v in VARIANTS}
-            references = {variant: future.result() for variant, future in asked.items()}
+            alone = {v: (v, 1, *self.reference(pool, v)) for v in VARIANTS}
             if not self.count.operations_of_a_commit:
-                self.commits_and_controls(pool, references["plain"][0])
-            with tqdm(desc="Killed runs", total=runs, initial=self.count.one_process_runs) as bar:
-                while self.count.one_process_runs < runs:
-                    self.portion(pool, references, runs, bar)
-        self.pairs(pairs)
+                self.commits_and_controls(pool, alone["plain"][2])
+            self.kill_at_random(pool, "one_process_runs", list(alone.values()), runs)
+            if self.count.two_process_runs < pairs:
+                together = ("plain", 2, *self.reference(pool, "plain", 2))
+                self.kill_at_random(pool, "two_process_runs", [together], pairs)
         return self.count
+
+    def reference(self, pool: ProcessPoolExecutor, variant: str, world: int = 1) -> tuple[dict, float]:
+        """`reference` in a folder of its own."""
+        return pool.submit(
+            reference, self.folder / f"references_{world}" / variant, self.images, variant, world=world
+        ).result()
 
     def save(self) -> None:
         """Write the count, whole or not at all."""
@@ -513,31 +531,26 @@ class Campaign:
         self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
         self.save()
 
-    def portion(self, pool: ProcessPoolExecutor, references: dict, runs: int, bar: tqdm) -> None:
-        """The next `PORTION` runs of one process; a trial's number is its seed."""
-        first = self.count.one_process_runs
-        jobs = {}
-        for i in range(first, min(first + PORTION, runs)):
-            variant, where = list(VARIANTS)[i % len(VARIANTS)], self.folder / "runs" / str(i)
-            jobs[pool.submit(one_process_trial, where, self.images, variant, *references[variant], i)] = variant
-        for job in as_completed(jobs):
-            self.count.add(job.result(), jobs[job])
-            bar.update()
-        self.count.one_process_runs += len(jobs)
-        self.save()
+    def kill_at_random(self, pool: ProcessPoolExecutor, kind: str, ways: list[tuple], wanted: int) -> None:
+        """Up to so many runs of a kind, `PORTION` by `PORTION`; a trial's number is its seed.
 
-    def pairs(self, pairs: int) -> None:
-        """Runs of two processes, one after another."""
-        if self.count.two_process_runs >= pairs:
-            return
-        began = time.monotonic()
-        expected = two_process_trial(self.folder / "pairs" / "reference", self.images, None, 0.0, 0)
-        seconds = time.monotonic() - began
-        for i in tqdm(range(self.count.two_process_runs, pairs), "Killed runs of two processes"):
-            trial = two_process_trial(self.folder / "pairs" / str(i), self.images, expected, seconds, i)
-            self.count.add(trial, "two processes")
-            self.count.two_process_runs += 1
-            self.save()
+        Args:
+            pool: Where they run.
+            kind: Which of the count's numbers they are.
+            ways: Variant, processes, digest and seconds of the runs that they are compared with, taken in turn.
+            wanted: So many at last.
+        """
+        with tqdm(desc=f"Killed {kind.replace('_', ' ')}", total=wanted, initial=getattr(self.count, kind)) as bar:
+            while (first := getattr(self.count, kind)) < wanted:
+                jobs = {}
+                for i in range(first, min(first + PORTION, wanted)):
+                    way, where = ways[i % len(ways)], self.folder / kind / str(i)
+                    jobs[pool.submit(random_trial, where, self.images, *way, i)] = f"{kind}, {way[0]}"
+                for job in as_completed(jobs):
+                    self.count.add(job.result(), jobs[job])
+                    bar.update()
+                setattr(self.count, kind, first + len(jobs))
+                self.save()
 
 
 def main() -> None:

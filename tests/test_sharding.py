@@ -17,11 +17,9 @@ from attndiff.training.loop import Trainer, make_accelerator
 from attndiff.training.sharding import blocks
 
 
-def launch(name: str, config, *more: str) -> subprocess.CompletedProcess:
+def launch(name: str, config, script="training/train.py") -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{name}.yaml"]
-    return subprocess.run(
-        [*command, "--num_processes=2", "training/train.py", str(config), *more], capture_output=True, text=True
-    )
+    return subprocess.run([*command, "--num_processes=2", str(script), str(config)], capture_output=True, text=True)
 
 
 def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -66,13 +64,22 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_ove
     assert close(alone, out)
 
 
+TRACING = """
+import functools, runpy, sys
+from torch import nn
+nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")  # the code it makes takes a minute
+runpy.run_path("training/train.py", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_a_sharded_run_compiles(launched, tmp_path):
     out, name = launched
+    (tmp_path / "tracing.py").write_text(TRACING)
     config = settings(tmp_path / "run")
     config["optim"]["compile"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    done = launch(name, tmp_path / "config.json")
+    done = launch(name, tmp_path / "config.json", tmp_path / "tracing.py")
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(tmp_path / "run", out)
 
