@@ -13,8 +13,9 @@ from factories import class_pipeline, student_pipeline, text_pipeline, tiny_enco
 from attndiff.errors import UserError
 from attndiff.hub import load
 from attndiff.objectives import expand, make_objective
-from attndiff.training.config import DistillConfig
+from attndiff.training.config import DistillConfig, OptimConfig
 from attndiff.training.model import DenoisingModel
+from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.student import StudentModel
 
 DEVIATION = 0.3  # of the Gaussian pixels below
@@ -101,6 +102,17 @@ def test_each_adversarial_loss_reaches_its_own_parameters():
     for p, gradient in zip(student.adversary.parameters(), heads, strict=True):
         torch.testing.assert_close(p.grad, gradient)
     assert all(p.grad is None and torch.equal(p, before[n]) for n, p in student.teacher.named_parameters())
+
+
+def test_a_discriminator_keeps_its_rate_while_that_of_the_student_falls():
+    student = make_student(adversarial_weight=1.0)
+    optimizers = make_optimizers(student, OptimConfig(steps=10))
+    before = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    set_lr(optimizers, 0.5)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [before[0] / 2, before[1] / 2, before[2]]
+    owned = [p for optimizer in optimizers for p in optimizer.param_groups[0]["params"]]
+    assert sorted(map(id, owned)) == sorted(map(id, student.parameters()))
+    assert [id(p) for p in optimizers[2].param_groups[0]["params"]] == [id(p) for p in student.adversary.parameters()]
 
 
 @pytest.mark.parametrize("settings", [{"guidance_scale": 1.0}, {"adversarial_weight": 0.5}], ids=str)

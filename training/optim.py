@@ -5,14 +5,18 @@ from torch import nn
 
 from attndiff.training.config import OptimConfig
 
+ADVERSARY = {"lr": 2e-3, "betas": (0.0, 0.9), "weight_decay": 0.0}  # of a discriminator (arXiv 1704.00028, Alg. 1)
+
 
 def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Optimizers over the trainable parameters.
 
     Muon (Jordan et al. 2024, arXiv 2502.16982 for its scale) takes the weight matrices of the blocks; embeddings,
-    modulation, convolutions and vectors stay with AdamW.
+    modulation, convolutions and vectors stay with AdamW. A student's discriminator has a constant rate of its own: at
+    that of the student, which falls to zero, it hardly learned to tell images apart.
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in trained if not name.startswith("adversary.")]
     matrices = [p for name, p in named if config.optimizer == "muon" and is_matrix(name, p)]
     rest = [p for name, p in named if not (config.optimizer == "muon" and is_matrix(name, p))]
     optimizers = []
@@ -24,12 +28,15 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
     if rest:
         lr = config.adamw_lr if config.optimizer == "muon" else config.lr
         optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
+    if len(named) < len(trained):
+        judging = {"params": [p for name, p in trained if name.startswith("adversary.")], "constant": True}
+        optimizers.append(torch.optim.AdamW([judging], **ADVERSARY))
     return optimizers
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a block's weight matrix."""
-    return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation", "adversary"))
+    return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation"))
 
 
 def lr_factor(step: int, config: OptimConfig) -> float:
@@ -41,8 +48,10 @@ def lr_factor(step: int, config: OptimConfig) -> float:
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's rate to ``factor`` of its full one."""
+    """Set every group's rate to ``factor`` of its full one, but for those that are constant."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
+            if group.get("constant"):
+                continue
             group.setdefault("full_lr", group["lr"])
             group["lr"] = group["full_lr"] * factor

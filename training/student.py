@@ -28,6 +28,7 @@ from attndiff.training.adversary import Adversary, tap
 from attndiff.training.config import DistillConfig
 from attndiff.training.model import DenoisingModel
 
+JUDGED_AT = -1.0  # mean logit of the noise under which images are judged, most often a quarter of the whole
 HUBER = 0.00054  # of pseudo-Huber distances, a root mean square over pixels (arXiv 2310.14189, section 3.3)
 
 
@@ -145,7 +146,7 @@ class StudentModel(DenoisingModel):
         x0, noise = batch["images"], batch["noise"]
         fake = self.end_of_path(noise, torch.ones_like(batch["level"]), batch)
         # Another sample's draws are as good as new ones, and leave no random state to restore.
-        level, fresh = self.objective.draw_levels(batch["level"].roll(1)), noise.roll(1, dims=0)
+        level, fresh = torch.sigmoid(batch["level"].roll(1) + JUDGED_AT), noise.roll(1, dims=0)
         shown = {**batch, "drop": torch.zeros_like(batch["drop"])}
 
         def features(images: torch.Tensor) -> list[torch.Tensor]:
