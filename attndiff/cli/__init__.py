@@ -5,6 +5,7 @@ import sys
 import typer
 
 from attndiff.cli.bench import bench
+from attndiff.cli.demo import demo
 from attndiff.cli.distill import distill
 from attndiff.cli.doctor import doctor
 from attndiff.cli.evaluate import evaluate
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, sample, train, distill, evaluate, doctor, export, push, bench):
+for command in (quickstart, sample, train, distill, evaluate, doctor, export, push, demo, bench):
     app.command()(command)
 
 
