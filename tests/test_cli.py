@@ -15,7 +15,7 @@ from PIL import Image
 from attndiff.cli import app, main
 from attndiff.training.config import make_config as make_config_of
 
-COMMANDS = ["quickstart", "sample", "train", "distill", "evaluate", "doctor", "export", "push", "bench"]
+COMMANDS = ["quickstart", "sample", "train", "distill", "evaluate", "doctor", "export", "push", "demo", "bench"]
 
 
 @pytest.fixture(scope="module")
