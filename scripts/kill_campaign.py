@@ -470,6 +470,7 @@ def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
 def prepare() -> None:
     """Once in every process that forks runs: one thread, so that forks are safe and results comparable."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers: a spawned process would hand on its own
     for slow in ("datasets", "matplotlib.pyplot"):  # a run imports them late, and each of its forks would again
         importlib.import_module(slow)
 
