@@ -102,6 +102,27 @@ def test_a_stopped_run_ends_bit_identical(text_run, tmp_path):
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+def test_a_run_goes_on_from_the_checkpoint_of_any_step(tmp_path):
+    """A run that saves at each step, cut where it had none yet and after every one; an epoch ends inside the third."""
+    data = {"path": str(make_images(tmp_path / "images")), "size": 16, "caption_column": "text"}
+    changes = {"data__": data, "optim__steps": 4, "optim__batch_size": 4, "optim__micro_batch": 2}
+    changes |= {"log__checkpoint_every": 1, "log__keep": 9, "log__prompts": ["red apple"]}
+    whole = tmp_path / "whole"
+    train(whole, **changes)
+    assert len(losses(whole)) == 4
+    for step in range(4):
+        cut = shutil.copytree(whole, tmp_path / f"cut_{step}")
+        stored = json.loads((cut / "config.json").read_text()) | {"out": str(cut)}
+        (cut / "config.json").write_text(json.dumps(stored))
+        for checkpoint in sorted((cut / "checkpoints").glob("step_*"))[step:]:
+            shutil.rmtree(checkpoint)
+        (cut / "log.jsonl").write_text("")
+        train(cut, **changes)
+        assert losses(cut) == losses(whole)[step:]
+        mine, theirs = weights(cut), weights(whole)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
 def test_dropout_inside_the_network_and_accumulation_resume_bit_identical(tmp_path):
     changes = {"model__unet": {"dropout": 0.3}, "optim__micro_batch": 4, "log__validate_every": 6}
     train(tmp_path / "whole", **changes)
