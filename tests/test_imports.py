@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
 # Parts of the package that put everything together, as scripts do.
-OUTER = ("attndiff.cli", "attndiff.evaluation", "attndiff.quickstart", "attndiff.report")
+OUTER = ("attndiff.cli", "attndiff.demo", "attndiff.evaluation", "attndiff.quickstart", "attndiff.report")
 # Parts of the core that open pipelines.
 OPENERS = ("attndiff.hub", "attndiff.sampling")
 
