@@ -1,5 +1,6 @@
 """Signals end a run after its step with a checkpoint, and a folder has one run at a time."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from commands import attndiff, make_config, make_images, tree
 from test_training import losses, settings, weights
 from torch.utils.data import get_worker_info
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training import batches, looks, loop
+from attndiff.training import batches, looks, loop, resume
 from attndiff.training.config import make_config as checked
 from attndiff.training.loop import Trainer
 from attndiff.training.stopping import LOCK, StopSignal, locked
@@ -97,6 +100,44 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     trainer = Trainer(checked(settings(tmp_path / "run")))
     signal_in_step(trainer, 5, signal.SIGTERM)
     assert (trainer.run() / "model_index.json").is_file()
+
+
+class Crash(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["a new run", "a run that goes on"])
+@pytest.mark.parametrize("operation", range(5))
+def test_a_crash_while_the_settings_are_written_costs_nothing(whole, tmp_path, monkeypatch, operation, begun):
+    """Half of a file may be there, or the one and not the other."""
+    out, done = tmp_path / "run", []
+    if begun:
+        shutil.copytree(whole, out)
+        shutil.rmtree(out / "checkpoints/step_00000006")
+        (out / "config.json").write_text(json.dumps(settings(out)))
+    out.mkdir(exist_ok=True)
+
+    def crashing(inner):
+        def half(path, *arguments):
+            done.append(path)
+            if len(done) > operation:
+                if inner is Path.write_text:
+                    inner(path, arguments[0][: len(arguments[0]) // 2])
+                raise Crash
+            return inner(path, *arguments)
+
+        return half
+
+    config = checked(settings(out))
+    with monkeypatch.context() as patched, contextlib.suppress(Crash):
+        patched.setattr(Path, "write_text", crashing(Path.write_text))
+        patched.setattr(Path, "replace", crashing(Path.replace))
+        patched.setattr(resume, "sync", crashing(resume.sync))
+        resume.write_config(config, out)
+    assert len(done) == operation + 1
+    Trainer(config).run()
+    assert all(torch.equal(value, weights(out)[key]) for key, value in weights(whole).items())
+    assert json.loads((out / "config.json").read_text())["out"] == str(out)
 
 
 def test_a_second_signal_ends_at_once():

@@ -109,7 +109,7 @@ def save_checkpoint(root: Path, state: RunState, keep: int, main: bool = True) -
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync(root)
+    sync(root)
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -126,8 +126,8 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        sync(file)
+    sync(folder)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -189,7 +189,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk store a file's content, or a folder's names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

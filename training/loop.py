@@ -4,7 +4,6 @@
 """
 
 import copy
-import json
 import os
 import signal
 import time
@@ -24,7 +23,7 @@ from attndiff.training import sharding
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, read_spread, save_checkpoint
-from attndiff.training.config import TrainConfig, make_config, store_config
+from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.distances import Distances
 from attndiff.training.ema import PowerEMA
 from attndiff.training.export import export_run
@@ -32,7 +31,7 @@ from attndiff.training.looks import Looks
 from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
 from attndiff.training.progress import Progress, read_log
-from attndiff.training.resume import adopt_spread, check_run_folder, newest_of, settle_by_stored
+from attndiff.training.resume import adopt_spread, check_run_folder, newest_of, settle_by_stored, write_config
 from attndiff.training.spread import Spread, smaller
 from attndiff.training.step import SkippedStep, Stepper, Taken
 from attndiff.training.stopping import StopSignal, kill_workers, locked
@@ -267,9 +266,7 @@ class Trainer:
 
     def _write_config(self) -> None:
         if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            store_config(self.config, self.out / "config.yaml")
-            (self.out / "config.json").write_text(json.dumps(self.config.model_dump(mode="json"), indent=1))
+            write_config(self.config, self.out)
         if self.config.log.tracker:
             self.accelerator.init_trackers("tracker")
 

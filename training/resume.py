@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from attndiff.errors import UserError
-from attndiff.training.checkpoint import newest_checkpoint, read_spread
-from attndiff.training.config import TrainConfig, make_config
+from attndiff.training.checkpoint import newest_checkpoint, read_spread, sync
+from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.latents import FOLDER as LATENTS
 from attndiff.training.spread import Spread, check_resumed
 from attndiff.training.stopping import LOCK
 
 SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
+PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 Say = Callable[[str], None]
 
@@ -26,9 +27,23 @@ def check_run_folder(out: Path) -> None:
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
     # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
-    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, *TRIAL_FILES) for path in out.iterdir())
+    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, PARTIAL, *TRIAL_FILES) for path in out.iterdir())
     if used and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")
+
+
+def write_config(config: TrainConfig, out: Path) -> None:
+    """Store the resolved settings, as JSON to go on by and as YAML to read.
+
+    The JSON, by which the folder is a run's, comes first and is whole at any moment at which the run may be killed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / PARTIAL
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    sync(partial)
+    partial.replace(out / "config.json")
+    sync(out)
+    store_config(config, out / "config.yaml")
 
 
 def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
