@@ -7,14 +7,16 @@ import sys
 import pytest
 import torch
 from test_spread import close, cut, whole  # noqa: F401 - a fixture
-from test_training import settings, weights
+from test_training import losses, settings, weights
 from torch import nn
 
+from attndiff.errors import UserError
 from attndiff.hub import load
 from attndiff.training.checkpoint import read_spread
-from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer, make_accelerator
+from attndiff.training.config import OptimConfig, make_config
+from attndiff.training.loop import Trainer
 from attndiff.training.sharding import blocks
+from attndiff.training.zero import zero_stage
 
 
 def launch(name: str, config, script="training/train.py") -> subprocess.CompletedProcess:
@@ -92,7 +94,52 @@ def test_every_block_is_sharded_by_itself(tmp_path):
     assert all(isinstance(block, nn.Module) for block in blocks(model))
 
 
-def test_deepspeed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match=r"one optimizer only.*FSDP2"):
-        make_accelerator(make_config(settings(tmp_path / "run")))
+def test_deepspeed_skips_accumulates_and_goes_on_as_one_process_does(tmp_path):
+    """AdamW, whose moments and gradients are shared out; step 2 has too large a gradient and is left out."""
+    changes = {"optim__optimizer": "adamw", "optim__skip_above": 2.0, "optim__micro_batch": 2}
+    alone, out, again = (tmp_path / name for name in ("alone", "run", "again"))
+    Trainer(make_config(settings(alone, **changes | {"optim__micro_batch": 8}))).run()
+    (tmp_path / "run.json").write_text(json.dumps(settings(out, **changes)))
+    done = launch("deepspeed", tmp_path / "run.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = (out / "log.jsonl").read_text()
+    assert log.count("skipped") == (alone / "log.jsonl").read_text().count("skipped") == 1
+    assert close(out, alone) and len(losses(out)) == 5
+    assert read_spread(out / "checkpoints/step_00000006").zero
+    mine, theirs = weights(out), weights(alone)
+    assert mine.keys() == theirs.keys() and {key: v.shape for key, v in mine.items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
+    assert apart(mine, theirs) < 1e-3
+
+    cut(out, again)
+    (tmp_path / "again.json").write_text(json.dumps(settings(again, **changes)))
+    assert launch("deepspeed", tmp_path / "again.json").returncode == 0
+    assert all(torch.equal(value, mine[key]) for key, value in weights(again).items())
+    with pytest.raises(UserError, match=r"made by 2 DeepSpeed processes with micro-batches of 2, .*add --elastic"):
+        Trainer(make_config(settings(again, **changes))).run()
+    taken_over = cut(out, tmp_path / "taken over")
+    Trainer(make_config(settings(taken_over, **changes)), elastic=True).run()
+    assert close(taken_over, alone) and apart(weights(taken_over), theirs) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "environment, optimizer, says",
+    [
+        ({}, "muon", "optim.optimizer: .*optim.optimizer=adamw, or launch with .*fsdp2.yaml"),
+        ({"ZERO_STAGE": "3"}, "adamw", "zero_stage 1 and 2 without offloading .*fsdp2.yaml"),
+        ({"OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "adamw", "without offloading"),
+        ({"CONFIG_FILE": "ds.json"}, "adamw", "own config file is not read"),
+    ],
+)
+def test_what_deepspeed_does_not_do_here_is_refused(monkeypatch, environment, optimizer, says):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
+    with pytest.raises(UserError, match=says):
+        zero_stage(OptimConfig(steps=1, optimizer=optimizer))
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match="asks for DeepSpeed, which is not installed: pip install deepspeed"):
+        zero_stage(OptimConfig(steps=1, optimizer="adamw"))

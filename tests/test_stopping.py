@@ -207,6 +207,17 @@ def test_a_run_without_a_whole_checkpoint_is_never_begun_anew(whole, tmp_path):
     assert tree(tmp_path / "run") == before
 
 
+def test_a_run_whose_checkpoints_are_gone_is_never_begun_anew(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints")
+    (out / "config.json").write_text(json.dumps(settings(out)))
+    before = tree(out)
+    with pytest.raises(UserError, match=r"has saved checkpoints, and .*checkpoints holds none; put them back"):
+        Trainer(checked(settings(out))).run()
+    assert tree(out) == before
+
+
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # and no RANK, as some launchers leave it
     with pytest.raises(UserError, match="the launcher started 2 processes, but 1 came together"):

@@ -278,12 +278,13 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
-    output = pipe(
-        prompt,
-        guidance_scale=config.log.guidance_scale,
-        generator=torch.Generator().manual_seed(0),
-        output_attention_maps=True,
-    )
+    with torch.compiler.set_stance("force_eager"):  # the code of compiled blocks records nothing
+        output = pipe(
+            prompt,
+            guidance_scale=config.log.guidance_scale,
+            generator=torch.Generator().manual_seed(0),
+            output_attention_maps=True,
+        )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
     attention_picture(as_picture(output.images[0]), tokens_of(pipe, prompt), maps).save(path)
     return prompt

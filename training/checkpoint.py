@@ -21,6 +21,7 @@ from attndiff.errors import UserError
 from attndiff.training.ema import PowerEMA
 from attndiff.training.sharding import like, whole
 from attndiff.training.spread import Spread
+from attndiff.training.zero import ZeroGradients
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -38,9 +39,10 @@ class RunState:
     seconds: float = 0.0
     spread: Spread | None = None
     replica: nn.Module | None = None  # of a sharded module, for the whole weights
+    zero: ZeroGradients | None = None  # that has the moments of DeepSpeed's optimizer
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Every tensor by file and name; of a sharded module, all processes ask together."""
+        """Every tensor by file and name; where it is shared out, all processes ask together."""
         files = {"weights": {n: p.detach() for n, p in self.module.named_parameters()}}
         for sigma in self.ema.averages:
             files[f"ema_{sigma:.3f}"] = self.ema.state_dict(sigma)
@@ -59,8 +61,8 @@ class RunState:
     def _moments(self):
         """Optimizer state as (``parameter name/entry``, value) pairs."""
         names = {id(p): name for name, p in self.module.named_parameters()}
-        for optimizer in self.optimizers:
-            for parameter, entries in optimizer.state.items():
+        for state in [self.zero.moments()] if self.zero else [optimizer.state for optimizer in self.optimizers]:
+            for parameter, entries in state.items():
                 for key, value in entries.items():
                     yield f"{names[id(parameter)]}/{key}", value
 
@@ -72,13 +74,21 @@ class RunState:
             parameters[name].copy_(like(value, parameters[name]))
         for sigma in self.ema.averages:
             self.ema.load_state_dict(sigma, files[f"ema_{sigma:.3f}"])
-        owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        moments: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
         for key, value in files["optimizer"].items():
             name, entry = key.rsplit("/", 1)
-            parameter = parameters[name]
-            state = owner[id(parameter)].state[parameter]
-            state[entry] = value if entry == "step" else like(value, parameter)
+            moments.setdefault(parameters[name], {})[entry] = value
+        if self.zero:
+            self.zero.restore(moments)
+        else:
+            self._restore_moments(moments)
         self.step, self.seconds = step, seconds
+
+    def _restore_moments(self, moments: dict[nn.Parameter, dict[str, torch.Tensor]]) -> None:
+        owner = {p: optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        for parameter, entries in moments.items():
+            placed = {key: value if key == "step" else like(value, parameter) for key, value in entries.items()}
+            owner[parameter].state[parameter] = placed
 
 
 def save_checkpoint(root: Path, state: RunState, keep: int, main: bool = True) -> Path:

@@ -80,7 +80,7 @@ class DistillConfig(Section):
     first_gap: float = Field(0.25, gt=0, lt=1)  # share of its level that a step of the path takes, at first
     last_gap: float = Field(1 / 8, gt=0, lt=1)  # and at the end of the run
     adversarial_weight: float = Field(0.0, ge=0)  # of the discriminator's verdict on samples of one step; 0: none
-    adversarial_from: float = Field(0.5, ge=0, lt=1)  # share of the run without one
+    adversarial_from: float = Field(0.7, ge=0, lt=1)  # share of the run without one
 
 
 class LogConfig(Section):

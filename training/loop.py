@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from filelock import FileLock
+from torch import nn
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training import sharding
+from attndiff.training import sharding, zero
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
 from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, read_spread, save_checkpoint
@@ -27,6 +29,7 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.distances import Distances
 from attndiff.training.ema import PowerEMA
 from attndiff.training.export import export_run
+from attndiff.training.gradients import Gradients
 from attndiff.training.looks import Looks
 from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.plan import Plan, fit_steps, make_plan
@@ -55,17 +58,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the devices and processes, made anew for every run of this Python process.
 
     Raises:
-        UserError: If fewer processes came together than the launcher started, or they are DeepSpeed's.
+        UserError: If fewer processes came together than the launcher started.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise UserError("DeepSpeed takes one optimizer only, and Muon comes with AdamW; shard with FSDP2 instead.")
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=resolve_precision(config),
-        log_with=config.log.tracker,
-        project_dir=config.out,
-    )
+    # Who shares what out is our own affair (`sharding`, `zero`): Accelerate does so on GPUs only.
+    with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="false"):
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=resolve_precision(config),
+            log_with=config.log.tracker,
+            project_dir=config.out,
+        )
     # On CPU, Accelerate can come up as several lone processes, each of which would write the same folder.
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != asked:
@@ -111,9 +114,13 @@ class Trainer:
         world = self.accelerator.num_processes
         data = None if config.data.stream else self.parts.images.fingerprint
         micro_batch = optim.micro_batch or max(1, optim.batch_size // world)
-        self.spread = Spread(world, micro_batch, data, sharded=sharding.asked_for())
-        if self.spread.sharded and config.distill:
-            raise UserError("distill: a student and its teacher are not sharded; start it without FSDP.")
+        self.spread = Spread(world, micro_batch, data, sharded=sharding.asked_for(), zero=zero.asked_for())
+        if self.spread.shared_out and config.distill:
+            raise UserError(
+                "distill: a student and its teacher are not shared out; start it without FSDP or DeepSpeed."
+            )
+        if self.spread.zero:
+            zero.zero_stage(optim)
         self.spread.accumulation(optim.batch_size)
         self.parts.model.to(self.accelerator.device)
         self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
@@ -196,7 +203,7 @@ class Trainer:
                 taken = self._step(state, step)
             except SkippedStep as error:
                 skips += 1
-                self._skip(state, progress, step, skips, error)
+                self._skip(progress, step, skips, error)
                 continue
             skips = 0
             state.step, state.seconds = step + 1, time.perf_counter() - began
@@ -247,16 +254,26 @@ class Trainer:
             # One graph a shape: inductor (torch 2.13) fails on a graph for any shape, and by default 8 are the limit.
             limits = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, len(self.parts.images.by_shape()))
-            sharded = self.spread.sharded  # its hooks, around each attention, break a block's graph
-            for part in sharding.blocks(module) if sharded else [module]:
-                part.compile(fullgraph=not sharded, dynamic=False)
-        if self.spread.sharded:
-            self.model = sharding.shard(module, self.accelerator.device)
-        else:
-            self.model = self.accelerator.prepare(module)
-        self.model.train()
-        ema, replica = PowerEMA(module, tuple(config.ema)), self.parts.model if self.spread.sharded else None
-        return RunState(module, ema, make_optimizers(module, config), spread=self.spread, replica=replica)
+            hooked = self.spread.shared_out  # DeepSpeed's hooks break the module's graph, FSDP2's also a block's
+            for part in sharding.blocks(module) if hooked else [module]:
+                part.compile(fullgraph=not hooked, dynamic=False)
+        self.gradients = self._make_gradients(module)
+        self.gradients.model.train()
+        state = RunState(module, PowerEMA(module, tuple(config.ema)), self.gradients.optimizers, spread=self.spread)
+        state.replica = self.parts.model if self.spread.sharded else None
+        state.zero = self.gradients if self.spread.zero else None
+        return state
+
+    def _make_gradients(self, module: nn.Module) -> Gradients:
+        config, spread = self.config.optim, self.spread
+        if spread.zero:
+            (optimizer,) = make_optimizers(module, config)
+            return zero.ZeroGradients(
+                module, optimizer, config, spread.micro_batch, self.accelerator.mixed_precision == "bf16"
+            )
+        place = self.accelerator.device
+        model = sharding.shard(module, place) if spread.sharded else self.accelerator.prepare(module)
+        return Gradients(self.accelerator, model, make_optimizers(module, config), config.clip)
 
     def _resume(self, state: RunState, newest: Path) -> int:
         """Restore a checkpoint; the step to go on from."""
@@ -287,7 +304,7 @@ class Trainer:
 
     def _make_stepper(self, start: int) -> Stepper:
         accumulation = self.spread.accumulation(self.config.optim.batch_size)
-        return Stepper(self.accelerator, self.parts, self.config, self.model, self._batches(start), accumulation)
+        return Stepper(self.accelerator, self.parts, self.config, self.gradients, self._batches(start), accumulation)
 
     # One step
 
@@ -310,7 +327,7 @@ class Trainer:
 
     def _save_lowered(self, state: RunState) -> None:
         """Save a checkpoint that says which micro-batch fits; any process may be the one to do so."""
-        if self.spread.sharded:
+        if self.spread.shared_out:
             raise UserError(
                 f"memory ran out in step {state.step + 1}; set optim.micro_batch={self.spread.micro_batch} and add "
                 "--elastic to go on from the last checkpoint."
@@ -326,7 +343,7 @@ class Trainer:
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set (pytorch issue 135712)."
             )
 
-    def _skip(self, state: RunState, progress: Progress, step: int, skips: int, error: SkippedStep) -> None:
+    def _skip(self, progress: Progress, step: int, skips: int, error: SkippedStep) -> None:
         """Leave weights, moments and averages as they are; stop after too many in a row.
 
         No checkpoint is written on the way, so that a resumed run counts from the same step.
@@ -339,8 +356,6 @@ class Trainer:
                 f"{error.advice}, and run again with another 'out'."
             )
         progress.say(f"skipped {error}")
-        for optimizer in state.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
     # Between steps
 

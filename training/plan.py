@@ -28,7 +28,7 @@ class Plan:
         shape: Height and width that most images have.
         forward_flops: FLOPs of the forward pass of one such image (2 per multiply-add).
         pass_seconds: Measured seconds of one step's forward and backward passes.
-        optimizer_seconds: And of its optimizers; 0 for a sharded run, whose moments do not fit here as a whole.
+        optimizer_seconds: And of its optimizers; 0 where moments are shared out, which may not fit here as a whole.
         memory_bytes: Weights, gradients, optimizer moments and averages in float32; activations come on top.
     """
 
@@ -80,7 +80,7 @@ def make_plan(
     one = first_samples(dataset, 1, accelerator)
     passes = time_passes(model, dataset, accelerator, spread.micro_batch)
     passes *= spread.accumulation(config.optim.batch_size)
-    optimizers = 0.0 if spread.sharded else time_optimizers(model, config.optim)
+    optimizers = 0.0 if spread.shared_out else time_optimizers(model, config.optim)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
     return Plan(trainable, shape, count_flops(model, one), passes, optimizers, 4 * copies * trainable)

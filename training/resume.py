@@ -77,13 +77,18 @@ def newest_of(out: Path, say: Say) -> Path | None:
     """The newest whole checkpoint of a run, if it has come to one.
 
     Raises:
-        UserError: If there are checkpoints and none of them is whole.
+        UserError: If there are checkpoints and none of them is whole, or the log tells of some and there are none.
     """
     newest, problems = newest_checkpoint(out / "checkpoints")
     for problem in problems:
         say(f"{problem} Falling back to an older one.")
     if newest is None and problems:
         raise UserError(f"no checkpoint in {out} is whole; choose another 'out' to start anew.")
+    if newest is None and (out / "log.jsonl").is_file() and '"checkpoint_seconds"' in (out / "log.jsonl").read_text():
+        raise UserError(
+            f"the run in {out} has saved checkpoints, and {out / 'checkpoints'} holds none; put them back, or choose "
+            "another 'out' to start anew."
+        )
     return newest
 
 

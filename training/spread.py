@@ -19,7 +19,8 @@ class Spread:
         data: Fingerprint of the training images with their captions or classes; None of a stream, which is known by
             its shards.
         lowered: Whether the micro-batch is smaller than asked for, as memory ran out.
-        sharded: Whether each process keeps only its share of the weights.
+        sharded: Whether each process keeps only its share of the weights (FSDP2).
+        zero: Whether each keeps only its share of the moments (DeepSpeed).
     """
 
     processes: int
@@ -27,6 +28,7 @@ class Spread:
     data: str | None = None
     lowered: bool = False
     sharded: bool = False
+    zero: bool = False
 
     def accumulation(self, batch_size: int) -> int:
         """Micro-batches of each process in a step.
@@ -43,12 +45,19 @@ class Spread:
         return passes
 
     def __str__(self) -> str:
-        noun = "process" if self.processes == 1 else "sharded processes" if self.sharded else "processes"
+        kind = "sharded " if self.sharded else "DeepSpeed " if self.zero else ""
+        noun = "process" if self.processes == 1 else f"{kind}processes"
         return f"{self.processes} {noun} with micro-batches of {self.micro_batch}"
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether no process has all of the state."""
+        return self.sharded or self.zero
 
     def same_sums(self, other: "Spread") -> bool:
         """Whether floats are summed in the same order."""
-        return (self.processes, self.micro_batch, self.sharded) == (other.processes, other.micro_batch, other.sharded)
+        mine, theirs = ((s.processes, s.micro_batch, s.sharded, s.zero) for s in (self, other))
+        return mine == theirs
 
 
 def smaller(share: int, micro_batch: int) -> int:

@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
-from attndiff.training.sharding import whole
+from attndiff.training.gradients import Gradients
 
 Batch = dict[str, torch.Tensor]
 
@@ -52,7 +50,7 @@ class Stepper:
         accelerator: For the device, precision and the other processes.
         parts: What is trained.
         config: The settings.
-        model: What is called: ``state.module`` itself, or what the accelerator wrapped it in.
+        gradients: Those of the model that is called.
         batches: This process's micro-batches, from the first step on.
         accumulation: Micro-batches of a step.
     """
@@ -62,11 +60,11 @@ class Stepper:
         accelerator: Accelerator,
         parts: Parts,
         config: TrainConfig,
-        model: nn.Module,
+        gradients: Gradients,
         batches: Iterator[Batch],
         accumulation: int,
     ):
-        self.accelerator, self.parts, self.config, self.model = accelerator, parts, config, model
+        self.accelerator, self.parts, self.config, self.gradients = accelerator, parts, config, gradients
         self.batches, self.accumulation = batches, accumulation
 
     def close(self) -> None:
@@ -83,18 +81,18 @@ class Stepper:
         """
         state.module.set_progress(step / self.config.optim.steps)
         total, seen = self._pass_all(step)
-        norm = whole(self.accelerator.clip_grad_norm_(state.module.parameters(), self.config.optim.clip)).item()
+        norm = self.gradients.clipped_norm()
         taken = Taken(self.accelerator.reduce(total, "mean").item(), norm)
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
         if not math.isfinite(taken.loss) or not math.isfinite(norm):
-            advice = "lower optim.lr or set optim.precision=fp32"
-            raise SkippedStep(where(step, taken, seen) + ", " + not_finite(state.module), advice)
+            layer = self.gradients.not_finite(state.module)
+            self.gradients.drop()
+            raise SkippedStep(f"{where(step, taken, seen)}, {layer}", "lower optim.lr or set optim.precision=fp32")
         limit = self.config.optim.skip_above
         if limit is not None and norm > limit:
+            self.gradients.drop()
             raise SkippedStep(f"{where(step, taken, seen)}, above {limit:g}", "raise optim.skip_above")
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.gradients.apply()
         return taken
 
     def _pass_all(self, step: int) -> tuple[torch.Tensor, list[Batch]]:
@@ -109,18 +107,17 @@ class Stepper:
                 total += self._pass(batch, last=micro == self.accumulation - 1)
                 seen.append({"ids": batch["ids"], "level": batch["level"]})
         except RuntimeError:
-            for parameter in self.model.parameters():
-                parameter.grad = None
+            self.gradients.drop()
             raise
         return total, seen
 
     def _pass(self, batch: Batch, last: bool) -> torch.Tensor:
-        """Forward and backward of a micro-batch; only the last one waits for the other processes."""
-        with self.accelerator.no_sync(self.model) if not last else nullcontext():
+        """Forward and backward of a micro-batch."""
+        with self.gradients.passing(last):
             with self.accelerator.autocast():
-                errors = self.model(batch)
+                errors = self.gradients.model(batch)
             loss = errors.mean() / self.accumulation
-            self.accelerator.backward(loss)
+            self.gradients.backward(loss)
         return loss.detach()
 
     def _seed_dropout(self, step: int, micro: int) -> None:
@@ -138,10 +135,3 @@ def where(step: int, taken: Taken, seen: list[Batch]) -> str:
         f"step {step + 1}: loss {taken.loss:.4g}, largest noise draw {worst:.2f}, samples {ids[:16]}, "
         f"gradient norm {taken.gradient_norm:.4g}"
     )
-
-
-def not_finite(module: nn.Module) -> str:
-    """The first parameter with a gradient that is not finite, in words."""
-    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    bad = [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
-    return f"first non-finite gradient in {bad[0] if bad else 'none'}"
