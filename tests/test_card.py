@@ -17,6 +17,7 @@ from attndiff.training.card import write_card
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import make_config
 from attndiff.training.ema import PowerEMA
+from attndiff.training.sharding import blocks
 
 LICENCES = ["MIT", "CC-BY-4.0", "MIT"]
 
@@ -100,6 +101,14 @@ def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
     assert settings["data"]["path"] == data.name
     assert str(data.parent) not in body
     assert all(torch.equal(p, before[name]) for name, p in parts.model.named_parameters())
+
+
+def test_where_words_acted_is_drawn_of_a_network_whose_blocks_are_compiled(data, tmp_path):
+    config, parts, state = finished_run(data, tmp_path)
+    for block in blocks(parts.model):
+        block.compile(backend="eager", dynamic=False)
+    write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
+    assert (tmp_path / "pipeline/attention.png").stat().st_size > 0
 
 
 def test_every_table_has_one_width(data, tmp_path):

@@ -1,17 +1,20 @@
 """Runs under `accelerate launch` with the configs of training/launch, on two processes of the CPU."""
 
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from test_spread import close, cut, whole  # noqa: F401 - a fixture
+from test_spread import close, cut
 from test_training import losses, settings, weights
 from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.hub import load
+from attndiff.training.batches import DrawnDataset
 from attndiff.training.checkpoint import read_spread
 from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.loop import Trainer
@@ -20,8 +23,18 @@ from attndiff.training.zero import zero_stage
 
 
 def launch(name: str, config, script="training/train.py") -> subprocess.CompletedProcess:
+    """Two processes, each on a machine of its own where the config is for several: all of them this one."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{name}.yaml"]
-    return subprocess.run([*command, "--num_processes=2", str(script), str(config)], capture_output=True, text=True)
+    run = ["--num_processes=2", str(script), str(config)]
+    if name != "many_nodes":
+        return subprocess.run([*command, *run], capture_output=True, text=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}", "--num_machines=2"]
+    other = subprocess.Popen([*command, *place, "--machine_rank=1", *run], stdout=subprocess.DEVNULL)
+    first = subprocess.run([*command, *place, "--machine_rank=0", *run], capture_output=True, text=True)
+    assert other.wait(60) == 0
+    return first
 
 
 def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -31,29 +44,87 @@ def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> flo
     return (sum((a - b).square().sum() for a, b in both) / sum(b.square().sum() for _, b in both)).sqrt().item()
 
 
-@pytest.fixture(scope="module", params=["one_node", "fsdp2"])
+POISON = 7  # a sample of step 2, which the second of two processes has
+
+
+def poison() -> None:
+    """Have a sample be no image when it is drawn for the first time."""
+    inner = DrawnDataset.sample
+
+    def sample(self, images, index, visit, sample_id):
+        drawn = inner(self, images, index, visit, sample_id)
+        return {**drawn, "images": drawn["images"] * float("nan")} if (sample_id, visit) == (POISON, 0) else drawn
+
+    DrawnDataset.sample = sample
+
+
+def poisoned(folder: Path, *also: str) -> Path:
+    """The training script with that sample, after other statements."""
+    path = [str(Path(__file__).parent), str(Path.cwd())]
+    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import poison", "poison()", *also]
+    (folder / "poisoned.py").write_text("\n".join([*lines, "runpy.run_path('training/train.py', run_name='__main__')"]))
+    return folder / "poisoned.py"
+
+
+def trained_alone(out: Path, **changes) -> Path:
+    """A run of one process with that sample."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DrawnDataset, "sample", DrawnDataset.sample)  # put back at the end
+        poison()
+        Trainer(make_config(settings(out, **changes))).run()
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return trained_alone(tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.fixture(scope="module", params=["many_nodes", "fsdp2"])
 def launched(request, tmp_path_factory):
     """A run of two processes, and the config that it was launched with."""
     folder = tmp_path_factory.mktemp("launched")
     (folder / "config.json").write_text(json.dumps(settings(folder / "run")))
-    done = launch(request.param, folder / "config.json")
+    done = launch(request.param, folder / "config.json", poisoned(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run", request.param
 
 
-def test_two_processes_have_the_losses_averages_and_pipeline_of_one(whole, launched):  # noqa: F811
+def skipped(out: Path) -> list[str]:
+    """What the log of a run says of steps that were left out."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [entry["skipped"] for entry in entries if "skipped" in entry]
+
+
+def test_two_processes_have_the_losses_averages_and_pipeline_of_one(alone, launched):
     out, name = launched
-    assert close(out, whole)
+    assert close(out, alone)
     assert read_spread(out / "checkpoints/step_00000006").sharded == (name == "fsdp2")
-    mine, theirs = weights(out), weights(whole)
+    mine, theirs = weights(out), weights(alone)
     assert mine.keys() == theirs.keys()
     for file in ("weights", "ema_0.050", "ema_0.100", "optimizer"):
         assert apart(*({k: v for k, v in each.items() if k.startswith(file)} for each in (mine, theirs))) < 0.01
-    ours, its = (load(run / "pipeline").unet.state_dict() for run in (out, whole))
+    ours, its = (load(run / "pipeline").unet.state_dict() for run in (out, alone))
     assert apart(ours, its) < 0.01
 
 
-@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)  # test_kill_campaign has the other
+def test_the_first_process_names_what_was_not_finite_on_the_second_and_both_leave_out_the_step(alone, launched):
+    (told,) = skipped(launched[0])
+    assert told.startswith("step 2: loss nan, ") and told.endswith("first non-finite output in the batch's images")
+    assert f"1 of 8 samples not finite; the worst: {POISON} (noise level" in told
+    assert len(losses(launched[0])) == 5 and len(skipped(alone)) == 1
+
+
+@pytest.mark.parametrize("launched", ["many_nodes"], indirect=True)
+def test_what_two_machines_began_goes_on_bit_for_bit_on_one(launched, tmp_path):
+    again = cut(launched[0], tmp_path / "again")
+    (tmp_path / "config.json").write_text(json.dumps(settings(again)))
+    assert launch("one_node", tmp_path / "config.json").returncode == 0
+    mine, theirs = weights(again), weights(launched[0])
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_over(launched, tmp_path):
     out, name = launched
     again = cut(out, tmp_path / "again")
@@ -66,22 +137,20 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_ove
     assert close(alone, out)
 
 
-TRACING = """
-import functools, runpy, sys
-from torch import nn
-nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")  # the code it makes takes a minute
-runpy.run_path("training/train.py", run_name="__main__")
-"""
+TRACING = (  # without inductor: the code it makes takes a minute
+    "import functools",
+    "from torch import nn",
+    "nn.Module.compile = functools.partialmethod(nn.Module.compile, backend='aot_eager')",
+)
 
 
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_a_sharded_run_compiles(launched, tmp_path):
     out, name = launched
-    (tmp_path / "tracing.py").write_text(TRACING)
     config = settings(tmp_path / "run")
     config["optim"]["compile"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    done = launch(name, tmp_path / "config.json", tmp_path / "tracing.py")
+    done = launch(name, tmp_path / "config.json", poisoned(tmp_path, *TRACING))
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(tmp_path / "run", out)
 
@@ -94,22 +163,19 @@ def test_every_block_is_sharded_by_itself(tmp_path):
     assert all(isinstance(block, nn.Module) for block in blocks(model))
 
 
-def test_deepspeed_skips_accumulates_and_goes_on_as_one_process_does(tmp_path):
-    """AdamW, whose moments and gradients are shared out; step 2 has too large a gradient and is left out."""
-    changes = {"optim__optimizer": "adamw", "optim__skip_above": 2.0, "optim__micro_batch": 2}
-    alone, out, again = (tmp_path / name for name in ("alone", "run", "again"))
-    Trainer(make_config(settings(alone, **changes | {"optim__micro_batch": 8}))).run()
+def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_path):
+    """AdamW, whose moments and gradients are shared out, in two passes a step."""
+    changes = {"optim__optimizer": "adamw", "optim__micro_batch": 2}
+    alone = trained_alone(tmp_path / "alone", optim__optimizer="adamw")
+    out, again = tmp_path / "run", tmp_path / "again"
     (tmp_path / "run.json").write_text(json.dumps(settings(out, **changes)))
-    done = launch("deepspeed", tmp_path / "run.json")
+    done = launch("deepspeed", tmp_path / "run.json", poisoned(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
-    log = (out / "log.jsonl").read_text()
-    assert log.count("skipped") == (alone / "log.jsonl").read_text().count("skipped") == 1
     assert close(out, alone) and len(losses(out)) == 5
+    assert [line[:20] for line in skipped(out)] == [line[:20] for line in skipped(alone)] == ["step 2: loss nan, gr"]
     assert read_spread(out / "checkpoints/step_00000006").zero
     mine, theirs = weights(out), weights(alone)
-    assert mine.keys() == theirs.keys() and {key: v.shape for key, v in mine.items()} == {
-        k: v.shape for k, v in theirs.items()
-    }
+    assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
     assert apart(mine, theirs) < 1e-3
 
     cut(out, again)

@@ -58,7 +58,7 @@ class Gradients:
         return None if parameter.grad is None else whole(parameter.grad)
 
     def not_finite(self, module: nn.Module) -> str:
-        """The first parameter with a gradient that is not finite, in words; all processes ask together."""
+        """The parameter nearest to the loss whose gradient is not finite; all processes ask together."""
         gradients = ((name, self.of(p)) for name, p in module.named_parameters() if p.requires_grad)
         bad = [name for name, gradient in gradients if gradient is not None and not gradient.isfinite().all()]
-        return f"first non-finite gradient in {bad[0] if bad else 'none'}"
+        return bad[-1] if bad else "none"

@@ -11,7 +11,7 @@ import os
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -43,6 +43,13 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     if module.condition_encoder is not None:
         runs.append(module.condition_encoder.blocks)
     return [block for run in runs for block in run]
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of the whole weights that a forward pass without a backward one leaves in the place of the shares."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from attndiff.errors import UserError
 from attndiff.training.build import Parts
 from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
+from attndiff.training.diagnosis import Seen, first_not_finite, worst_samples
 from attndiff.training.gradients import Gradients
 
 Batch = dict[str, torch.Tensor]
@@ -85,40 +88,43 @@ class Stepper:
         taken = Taken(self.accelerator.reduce(total, "mean").item(), norm)
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
         if not math.isfinite(taken.loss) or not math.isfinite(norm):
-            layer = self.gradients.not_finite(state.module)
-            self.gradients.drop()
-            raise SkippedStep(f"{where(step, taken, seen)}, {layer}", "lower optim.lr or set optim.precision=fp32")
+            what = self._report(step, taken, seen) + self._where(state, step, seen)
+            self._skip(what, "lower optim.lr or set optim.precision=fp32")
         limit = self.config.optim.skip_above
         if limit is not None and norm > limit:
-            self.gradients.drop()
-            raise SkippedStep(f"{where(step, taken, seen)}, above {limit:g}", "raise optim.skip_above")
+            self._skip(f"{self._report(step, taken, seen)}; above {limit:g}", "raise optim.skip_above")
         self.gradients.apply()
         return taken
 
-    def _pass_all(self, step: int) -> tuple[torch.Tensor, list[Batch]]:
+    def _pass_all(self, step: int) -> tuple[torch.Tensor, list[Seen]]:
         """Forward and backward over all micro-batches: the loss of this process's share, and what was seen."""
         total = torch.zeros((), device=self.accelerator.device)
-        seen: list[Batch] = []
+        seen: list[Seen] = []
         try:
             for micro in range(self.accumulation):
-                batch = {key: value.to(self.accelerator.device) for key, value in next(self.batches).items()}
-                batch = self.parts.conditioning.embed(batch)
-                self._seed_dropout(step, micro)
-                total += self._pass(batch, last=micro == self.accumulation - 1)
-                seen.append({"ids": batch["ids"], "level": batch["level"]})
+                drawn = next(self.batches)
+                errors = self._pass(self._ready(drawn, step, micro), last=micro == self.accumulation - 1)
+                total += errors.mean() / self.accumulation
+                seen.append(Seen(drawn, errors))
         except RuntimeError:
             self.gradients.drop()
             raise
         return total, seen
 
+    def _ready(self, drawn: Batch, step: int, micro: int) -> Batch:
+        """A micro-batch on the device, embedded, with dropout seeded for it."""
+        batch = {key: value.to(self.accelerator.device) for key, value in drawn.items()}
+        batch = self.parts.conditioning.embed(batch)
+        self._seed_dropout(step, micro)
+        return batch
+
     def _pass(self, batch: Batch, last: bool) -> torch.Tensor:
-        """Forward and backward of a micro-batch."""
+        """Forward and backward of a micro-batch: the errors of its samples, ``(B,)``."""
         with self.gradients.passing(last):
             with self.accelerator.autocast():
                 errors = self.gradients.model(batch)
-            loss = errors.mean() / self.accumulation
-            self.gradients.backward(loss)
-        return loss.detach()
+            self.gradients.backward(errors.mean() / self.accumulation)
+        return errors.detach()
 
     def _seed_dropout(self, step: int, micro: int) -> None:
         """Make dropout inside the network follow from the step, so that a resumed run drops what it would have."""
@@ -126,12 +132,22 @@ class Stepper:
             key = [self.config.seed, step, micro, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
+    # A step that is not taken; all processes come here together
 
-def where(step: int, taken: Taken, seen: list[Batch]) -> str:
-    """A step and what it saw, in words."""
-    ids = torch.cat([s["ids"] for s in seen]).tolist()
-    worst = torch.cat([s["level"] for s in seen]).abs().max().item()
-    return (
-        f"step {step + 1}: loss {taken.loss:.4g}, largest noise draw {worst:.2f}, samples {ids[:16]}, "
-        f"gradient norm {taken.gradient_norm:.4g}"
-    )
+    def _skip(self, what: str, advice: str) -> NoReturn:
+        self.gradients.drop()
+        raise SkippedStep(what, advice)
+
+    def _report(self, step: int, taken: Taken, seen: list[Seen]) -> str:
+        samples = worst_samples(self.accelerator, self.parts.model.objective, seen)
+        return f"step {step + 1}: loss {taken.loss:.4g}, gradient norm {taken.gradient_norm:.4g}; {samples}"
+
+    def _where(self, state: RunState, step: int, seen: list[Seen]) -> str:
+        """The first layer that is not finite, on whichever process, found by passing one micro-batch again."""
+        micro = next((i for i, s in enumerate(seen) if not s.finite), 0)
+        with self.accelerator.autocast():
+            layer = first_not_finite(state.module, self._ready(seen[micro].batch, step, micro))
+        layer = next((found for found in gather_object([layer]) if found), None)
+        if layer:
+            return f"; first non-finite output in {layer}"
+        return f"; finite but for gradients, first in {self.gradients.not_finite(state.module)}"
