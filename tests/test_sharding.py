@@ -1,6 +1,8 @@
 """Runs under `accelerate launch` with the configs of training/launch, on two processes of the CPU."""
 
+import functools
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_spread import close, cut
 from test_training import losses, settings, weights
 from torch import nn
@@ -20,6 +23,9 @@ from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.loop import Trainer
 from attndiff.training.sharding import blocks
 from attndiff.training.zero import zero_stage
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from kill_campaign import TOO_LONG, errors_of, start
 
 
 def launch(name: str, config, script="training/train.py") -> subprocess.CompletedProcess:
@@ -35,6 +41,20 @@ def launch(name: str, config, script="training/train.py") -> subprocess.Complete
     first = subprocess.run([*command, *place, "--machine_rank=0", *run], capture_output=True, text=True)
     assert other.wait(60) == 0
     return first
+
+
+def forked(values: dict, patch=lambda: None, **environment: str) -> Path:
+    """Two processes that a launcher would have given an environment, forked off this one, which has imported all."""
+    out = Path(values["out"])
+
+    def prepare() -> None:
+        os.environ.update(environment)
+        AcceleratorState._reset_state(reset_partial_state=True)  # which this process was alone in
+        patch()
+
+    run = start(values, prepare, world=2)
+    assert run.wait(TOO_LONG) == 0, errors_of(out.parent)
+    return out
 
 
 def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -58,10 +78,10 @@ def poison() -> None:
     DrawnDataset.sample = sample
 
 
-def poisoned(folder: Path, *also: str) -> Path:
-    """The training script with that sample, after other statements."""
+def poisoned(folder: Path) -> Path:
+    """The training script with that sample."""
     path = [str(Path(__file__).parent), str(Path.cwd())]
-    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import poison", "poison()", *also]
+    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import poison", "poison()"]
     (folder / "poisoned.py").write_text("\n".join([*lines, "runpy.run_path('training/train.py', run_name='__main__')"]))
     return folder / "poisoned.py"
 
@@ -126,10 +146,8 @@ def test_what_two_machines_began_goes_on_bit_for_bit_on_one(launched, tmp_path):
 
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_over(launched, tmp_path):
-    out, name = launched
-    again = cut(out, tmp_path / "again")
-    (tmp_path / "config.json").write_text(json.dumps(settings(again)))
-    assert launch(name, tmp_path / "config.json").returncode == 0
+    out, _ = launched
+    again = forked(settings(cut(out, tmp_path / "again")), ACCELERATE_USE_FSDP="true")
     mine, theirs = weights(again), weights(out)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     alone = cut(out, tmp_path / "alone")
@@ -137,22 +155,16 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit_and_one_process_takes_it_ove
     assert close(alone, out)
 
 
-TRACING = (  # without inductor: the code it makes takes a minute
-    "import functools",
-    "from torch import nn",
-    "nn.Module.compile = functools.partialmethod(nn.Module.compile, backend='aot_eager')",
-)
+def poison_and_trace() -> None:
+    """Compile without inductor: the code that it makes takes a minute."""
+    poison()
+    nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")
 
 
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_a_sharded_run_compiles(launched, tmp_path):
-    out, name = launched
-    config = settings(tmp_path / "run")
-    config["optim"]["compile"] = True
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    done = launch(name, tmp_path / "config.json", poisoned(tmp_path, *TRACING))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert close(tmp_path / "run", out)
+    values = settings(tmp_path / "run", optim__compile=True)
+    assert close(forked(values, poison_and_trace, ACCELERATE_USE_FSDP="true"), launched[0])
 
 
 def test_every_block_is_sharded_by_itself(tmp_path):
@@ -178,9 +190,7 @@ def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_pa
     assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
     assert apart(mine, theirs) < 1e-3
 
-    cut(out, again)
-    (tmp_path / "again.json").write_text(json.dumps(settings(again, **changes)))
-    assert launch("deepspeed", tmp_path / "again.json").returncode == 0
+    forked(settings(cut(out, again), **changes), ACCELERATE_USE_DEEPSPEED="true")
     assert all(torch.equal(value, mine[key]) for key, value in weights(again).items())
     with pytest.raises(UserError, match=r"made by 2 DeepSpeed processes with micro-batches of 2, .*add --elastic"):
         Trainer(make_config(settings(again, **changes))).run()
