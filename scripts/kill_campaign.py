@@ -234,7 +234,7 @@ class Trial:
 def random_trial(
     root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, seed: int
 ) -> Trial:
-    """Kill a run one to three times at random, then let it end.
+    """Kill a run one to three times at random, then let it end; one that ends before its first kill is begun anew.
 
     Of several processes either all are killed at once or one alone; those that do not end of it within a second are
     killed then, as a launcher would.
@@ -242,14 +242,16 @@ def random_trial(
     rng, out, trial = random.Random(seed), root / "run", Trial()
     root.mkdir(parents=True)
     values = settings(images, out, variant)
-    for _ in range(rng.randint(1, 3)):
-        run = start(values, None, world)
-        if run.wait(rng.uniform(0, seconds)) is not None:
-            break
-        run.kill(rng.choice([run.there, [rng.choice(run.there)]]))
-        if run.wait(1) is None:
-            run.kill(run.there)
-        note_kill(trial, out)
+    while not trial.kills:
+        shutil.rmtree(out, ignore_errors=True)
+        for _ in range(rng.randint(1, 3)):
+            run = start(values, None, world)
+            if run.wait(rng.uniform(0, seconds)) is not None:
+                break
+            run.kill(rng.choice([run.there, [rng.choice(run.there)]]))
+            if run.wait(1) is None:
+                run.kill(run.there)
+            note_kill(trial, out)
     return finish(trial, values, expected, world=world)
 
 

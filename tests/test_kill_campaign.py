@@ -24,6 +24,15 @@ def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(
     assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
 
 
+def test_a_run_that_ends_before_its_kill_is_begun_anew(tmp_path):
+    """Of seed 23 and 20 seconds, the first kill would come after 17.8 s, and the next one comes after 0.34 s."""
+    images = kill_campaign.make_images(tmp_path / "images")
+    expected, seconds = kill_campaign.reference(tmp_path / "whole", images, "plain")
+    assert seconds < 17
+    trial = kill_campaign.random_trial(tmp_path / "trial", images, "plain", 1, expected, 20, 23)
+    assert (trial.kills, trial.problem) == (1, None)
+
+
 def test_a_campaign_goes_on_from_its_result_file(tmp_path):
     """What is there is not run again: only the last of three runs is."""
     kept = tmp_path / "kills.json"
