@@ -3,12 +3,12 @@
 import functools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -79,10 +79,10 @@ def poison() -> None:
     DrawnDataset.sample = sample
 
 
-def poisoned(folder: Path) -> Path:
-    """The training script with that sample."""
+def poisoned(folder: Path, also: str = "") -> Path:
+    """The training script with that sample, after another statement."""
     path = [str(Path(__file__).parent), str(Path.cwd())]
-    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import poison", "poison()"]
+    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import *", "poison()", also]
     (folder / "poisoned.py").write_text("\n".join([*lines, "runpy.run_path('training/train.py', run_name='__main__')"]))
     return folder / "poisoned.py"
 
@@ -176,14 +176,18 @@ def test_every_block_is_sharded_by_itself(tmp_path):
     assert all(isinstance(block, nn.Module) for block in blocks(model))
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="DeepSpeed compiles how processes on a CPU talk")
+def uncompiled() -> None:
+    """Have DeepSpeed's processes talk by gloo: left to itself it compiles a way of its own first, for half a minute."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_path):
     """AdamW, whose moments and gradients are shared out, in two passes a step."""
     changes = {"optim__optimizer": "adamw", "optim__micro_batch": 2}
     alone = trained_alone(tmp_path / "alone", optim__optimizer="adamw")
     out, again = tmp_path / "run", tmp_path / "again"
     (tmp_path / "run.json").write_text(json.dumps(settings(out, **changes)))
-    done = launch("deepspeed", tmp_path / "run.json", poisoned(tmp_path))
+    done = launch("deepspeed", tmp_path / "run.json", poisoned(tmp_path, "uncompiled()"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(out, alone) and len(losses(out)) == 5
     assert [line[:20] for line in skipped(out)] == [line[:20] for line in skipped(alone)] == ["step 2: loss nan, gr"]
@@ -192,7 +196,7 @@ def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_pa
     assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
     assert apart(mine, theirs) < 1e-3
 
-    forked(settings(cut(out, again), **changes), ACCELERATE_USE_DEEPSPEED="true")
+    forked(settings(cut(out, again), **changes), uncompiled, ACCELERATE_USE_DEEPSPEED="true")
     assert all(torch.equal(value, mine[key]) for key, value in weights(again).items())
     with pytest.raises(UserError, match=r"made by 2 DeepSpeed processes with micro-batches of 2, .*add --elastic"):
         Trainer(make_config(settings(again, **changes))).run()
