@@ -1,19 +1,35 @@
-"""attndiff: your own image model from your own images; everything here is imported on first use."""
+"""attndiff: your own image model from your own images.
+
+Everything here is imported on first use. Nothing else in the package imports by name: this is how a lower floor reaches
+what is built on it (`attndiff.folder` the pipelines) without importing it.
+"""
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 
-_EXPORTS = {
-    "AttentionUNet2DModel": "attndiff.unet",
+_PUBLIC = {
+    "AttentionUNet2DModel": "attndiff.nn.unet",
     "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
-    "ConditionEncoder": "attndiff.encoder",
-    "load": "attndiff.hub",
-    "push": "attndiff.hub",
+    "ConditionEncoder": "attndiff.nn.encoder",
+    "load": "attndiff.folder.hub",
+    "push": "attndiff.folder.hub",
 }
+_INTERNAL = {"bundle_component": "attndiff.folder.code_bundle"}
 
-__all__ = list(_EXPORTS)
+__all__ = ["__version__", *_PUBLIC]
+
+try:
+    __version__ = version("attndiff")
+except PackageNotFoundError:  # run from its sources
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str):
-    if name not in _EXPORTS:
+    module = _PUBLIC.get(name) or _INTERNAL.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,7 +20,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.call_checks import (
+from attndiff.diffusion.guidance import Embeds, GuidedNetwork, repeat_embeds
+from attndiff.diffusion.objectives import Objective, make_objective
+from attndiff.diffusion.schedules import (
+    check_scheduler,
+    check_student,
+    level_at,
+    scheduler_input,
+    scheduler_output,
+    set_timesteps,
+)
+from attndiff.folder.self_contained import CallLock, SelfContainedPipeline
+from attndiff.lens.record import AttentionMaps, AttentionRecorder
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.pipelines.call_checks import (
     as_labels,
     as_texts,
     check_choice,
@@ -29,22 +43,8 @@ from attndiff.call_checks import (
     check_numbers,
     check_size,
 )
-from attndiff.encoder import ConditionEncoder
-from attndiff.guidance import Embeds, GuidedNetwork, repeat_embeds
-from attndiff.lens import AttentionMaps, AttentionRecorder
-from attndiff.objectives import Objective, make_objective
-from attndiff.packaging import CallLock, SelfContainedPipeline
-from attndiff.postprocess import OUTPUT_TYPES, to_output
-from attndiff.prompts import tokenize
-from attndiff.schedules import (
-    check_scheduler,
-    check_student,
-    level_at,
-    scheduler_input,
-    scheduler_output,
-    set_timesteps,
-)
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.pipelines.postprocess import OUTPUT_TYPES, to_output
+from attndiff.pipelines.prompts import tokenize
 
 
 @dataclass
@@ -71,7 +71,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         text_encoder: Frozen pretrained encoder whose hidden states the condition encoder takes instead of tokens.
         vae: Decodes the latents that the network was trained on, if these are not pixels.
         guide: A smaller or less trained network for autoguidance.
-        objective: What the network predicts; the config of `attndiff.objectives.make_objective`.
+        objective: What the network predicts; the config of `attndiff.diffusion.objectives.make_objective`.
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
             that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
         student: Of a few-step student, ``sigmas`` (its noise levels by the number of steps) and ``guidance_scale``
@@ -196,7 +196,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
             negative_prompt_embeds: Tokens to lead away from, instead of a negative prompt.
             negative_prompt_attention_mask: Their mask.
             sigmas: The objective's noise levels to step through instead of ``num_inference_steps``, falling, without 0.
-            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `attndiff.postprocess.to_output`.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `attndiff.pipelines.postprocess.to_output`.
             return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step; what it
                 returns replaces the tensors.

@@ -30,13 +30,13 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from attndiff import blocks
+from attndiff.nn import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.bench.peers import Adapted
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
+from attndiff.training.evaluation.validation import validate
 from attndiff.training.optim import make_optimizers, set_lr
-from attndiff.training.validation import validate
 
 BATCH = 32
 WARMUP = 50  # steps

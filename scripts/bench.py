@@ -2,7 +2,7 @@
 
 import sys
 
-from attndiff.cli import main
+from attndiff.apps.cli import main
 
 if __name__ == "__main__":
     main(["bench", *sys.argv[1:]])

@@ -1,6 +1,7 @@
 """Make the bundled model from a trained pipeline: half-precision weights, its card, nothing else.
 
     python scripts/bundle_model.py runs/emoji-xs/pipeline attndiff/assets/emoji-xs
+    python scripts/bundle_model.py attndiff/assets/emoji-xs    # its code alone, as the package's modules are now
 
 Weights are stored as float16 and computed with in float32 wherever the folder is opened without another wish.
 """
@@ -18,9 +19,12 @@ def main() -> None:
     """Convert, check the size limits and copy the card with its pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pipeline", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
     options = parser.parse_args()
     pipe = attndiff.load(str(options.pipeline))
+    if options.out is None:
+        pipe.save_config(options.pipeline)  # writes the code, and the index that names it
+        return
     networks = [pipe.unet, pipe.condition_encoder]
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     for network in networks:

@@ -22,8 +22,8 @@ from tests.pipelines.pipeline_params import (
 from tests.pipelines.testing_utils import BasePipelineTesterConfig, PipelineTesterMixin
 from tests.testing_utils import torch_device
 
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.unet import AttentionUNet2DModel
 
 TOKENS = 5
 diffusers.pipelines.AttnDiffPipeline = AttnDiffPipeline  # where one of the tests looks for the source of a pipeline

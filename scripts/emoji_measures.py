@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from attndiff.bundled import bundled_data
-from attndiff.classifier import ImageClassifier, classify, train_classifier
 from attndiff.data.sources import ImageSet, open_images, open_validation
-from attndiff.neighbours import nearest_images
-from attndiff.retrieval import CANDIDATES, CaptionRetrieval, caption_ranks, new_retrieval, train_retrieval
+from attndiff.folder.shipped import bundled_data
+from attndiff.metrics.extractors.classifier import ImageClassifier, classify, train_classifier
+from attndiff.metrics.neighbours import nearest_images
+from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, caption_ranks, new_retrieval, train_retrieval
 from attndiff.training.config import TrainConfig
 
 NEAR_COPY_QUANTILE = 0.05

@@ -7,13 +7,13 @@ Everything is held against the same measure of real images:
 - **Grid**: ten concepts in every style; pairs of concept and style withheld from training have a red frame. In a second
   picture the nearest training image stands below every sample.
 - **Caption retrieval**: the share of pictures whose own caption comes first among 50 in the eyes of two towers trained
-  on real images (`attndiff.retrieval`). These have seen every concept, held-out families included, but never the very
-  picture whose (concept, style) is scored; how well they do on these real pictures stands beside as the ceiling.
-  Chance is 1 in 50.
+  on real images (`attndiff.metrics.retrieval`). These have seen every concept, held-out families included, but never
+  the very picture whose (concept, style) is scored; how well they do on these real pictures stands beside as the
+  ceiling. Chance is 1 in 50.
 - **Style accuracy** of a small classifier trained on the model's training images, with its accuracy on real held-out
   families beside.
-- **Nearest training image**: distances as in `attndiff.neighbours`, beside those of real held-out families. A near-copy
-  is nearer than all but the nearest 5 % of these.
+- **Nearest training image**: distances as in `attndiff.metrics.neighbours`, beside those of real held-out families. A
+  near-copy is nearer than all but the nearest 5 % of these.
 
 Samples and measuring models are kept in the output folder, so that a stopped evaluation goes on where it was. The
 folder also gets `evaluation.md`, the figures as a section of a model card. Shares have 95 % Wilson intervals.
@@ -32,8 +32,8 @@ from emoji_measures import Emoji, Evaluation, Prompt, Real, caption_judge, evalu
 from emoji_report import markdown
 from PIL import Image, ImageDraw
 
-from attndiff.bundled import CONCEPTS, bundled_model
-from attndiff.neighbours import neighbour_sheet
+from attndiff.folder.shipped import CONCEPTS, bundled_model
+from attndiff.metrics.neighbours import neighbour_sheet
 from attndiff.training.config import load_config
 from attndiff.viewing import contact_sheet, enlarge
 
@@ -106,7 +106,7 @@ class Samples:
     def pipe(self):
         """The pipeline, opened when first needed."""
         if self._pipe is None:
-            from attndiff.hub import load
+            from attndiff.folder.hub import load
 
             self._pipe = load(self.model)
             self._pipe.set_progress_bar_config(disable=True)

@@ -33,25 +33,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from attndiff.artefacts import NETWORKS, check_index, check_network, check_weights
-from attndiff.call_checks import as_texts
-from attndiff.data.captions import train_tokenizer
 from attndiff.data.folder import folder_rows
-from attndiff.data.normalize import Normalizer
-from attndiff.encoder import ConditionEncoder
+from attndiff.data.pixels.normalize import Normalizer
+from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.objectives import make_objective
+from attndiff.diffusion.schedules import default_scheduler
 from attndiff.errors import UserError
-from attndiff.hub import _read_json
-from attndiff.objectives import make_objective
+from attndiff.folder.check import NETWORKS, check_index, check_network, check_weights
+from attndiff.folder.hub import _read_json
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.presets import PRESETS
+from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.pipelines.call_checks import as_texts
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.presets import PRESETS
-from attndiff.prompts import tokenize
-from attndiff.schedules import default_scheduler
+from attndiff.pipelines.prompts import tokenize
 from attndiff.training.card import hardware
-from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 from attndiff.training.config import OptimConfig
-from attndiff.training.ema import PowerEMA
 from attndiff.training.optim import make_optimizers
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.training.state.averages import PowerEMA
+from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 
 MEMORY = 8 * 2**30  # bytes of address space that a process may have
 SHOWN = 5  # unnamed errors of a target in the report

@@ -140,7 +140,7 @@ def end_group(process: subprocess.Popen) -> None:
 
 def make_stages(out: Path, classes: Path | None, emoji: Path | None, caption_column: str) -> list[Stage]:
     """All that needs a GPU; a training whose data is not named is left out."""
-    attndiff = [sys.executable, "-m", "attndiff.cli"]
+    attndiff = [sys.executable, "-m", "attndiff"]
     bench = [*attndiff, "bench", "--device", "cuda"]
     speed = ["--json", str(out / "bench.json"), "--picture", str(out / "bench.png")]
     stages = [

@@ -22,14 +22,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from attndiff.cli.doctor import data_config
+from attndiff.apps.cli.doctor import data_config
+from attndiff.apps.sample import open_model
 from attndiff.data.subset import Subset
-from attndiff.generation import BATCH, conditions_of
-from attndiff.metrics.choose import choose_extractor
-from attndiff.metrics.extractor import Extractor
+from attndiff.device import best_device
+from attndiff.metrics.extractors.base import Extractor
+from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.frechet import frechet_distance
-from attndiff.reference import open_reference
-from attndiff.sampling import best_device, open_model
+from attndiff.metrics.reference import open_reference
+from attndiff.metrics.samples import BATCH
+from attndiff.tasks.conditions import conditions_of
 from attndiff.training.card import hardware
 
 STEPS = (32, 16, 8, 4)

@@ -42,12 +42,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from attndiff.training import batches, checkpoint, loop
+from attndiff.training import batches
 from attndiff.training.card import hardware
-from attndiff.training.checkpoint import newest_checkpoint, save_checkpoint
 from attndiff.training.config import make_config
-from attndiff.training.ema import PowerEMA
-from attndiff.training.loop import Trainer
+from attndiff.training.run import loop
+from attndiff.training.run.loop import Trainer
+from attndiff.training.state import checkpoint
+from attndiff.training.state.averages import PowerEMA
+from attndiff.training.state.checkpoint import newest_checkpoint, save_checkpoint
 
 STEPS, SAVE_EVERY = 12, 3
 VARIANTS = {  # what each adds to `settings`

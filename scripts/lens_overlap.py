@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from attndiff.hub import load
-from attndiff.lens import AttentionMaps, AttentionRecorder
-from attndiff.lens_picture import merge_words
-from attndiff.objectives import make_objective
+from attndiff.diffusion.objectives import make_objective
+from attndiff.folder.hub import load
+from attndiff.lens.pictures import merge_words
+from attndiff.lens.record import AttentionMaps, AttentionRecorder
 
 AREA = (0.1, 0.85)  # an object smaller or larger than this share of the image leaves too little to compare
 WHITE = 0.9  # a generated pixel with all channels above this, in [-1, 1], is background

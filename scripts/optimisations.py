@@ -18,13 +18,13 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from attndiff import blocks
+from attndiff.nn import blocks
 from attndiff.training.bench.arms import Arm, make_batch
 from attndiff.training.bench.report import describe_hardware
 from attndiff.training.bench.steps import Step, cpu_has_bfloat16, training_step
 from attndiff.training.bench.timing import interleave, paired_ratio
 from attndiff.training.config import OptimConfig
-from attndiff.training.model import DenoisingModel
+from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.optim import make_optimizers
 
 PRESET, COUNT = "xs", 16

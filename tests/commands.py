@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from attndiff.cli import main
+from attndiff.apps.cli import main
 
 WORDS = ["red apple", "blue heart", "green house", "yellow star"]
 COLOURS = [(200, 30, 30), (30, 30, 200), (30, 160, 60), (230, 200, 30)]

@@ -8,10 +8,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from attndiff.data.captions import train_tokenizer
-from attndiff.encoder import ConditionEncoder
+from attndiff.data.tokenizer import train_tokenizer
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.unet import AttentionUNet2DModel
 
 CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
 HIDDEN = 16

@@ -11,10 +11,10 @@ from commands import attndiff
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from attndiff.bundled import bundled_data
 from attndiff.data.config import DataConfig
+from attndiff.data.pixels.writers import save_image
 from attndiff.data.sources import open_images, open_validation
-from attndiff.data.writers import save_image
+from attndiff.folder.shipped import bundled_data
 
 SIDE = 16
 # Mean distance between quantiles of samples and held-out images, as a share of the value range, at most; and at most

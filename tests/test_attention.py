@@ -8,11 +8,11 @@ import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 
-from attndiff import attention
-from attndiff.attention import Attention, additive_mask, choose_backend, reference_attention
-from attndiff.encoder import ConditionEncoder
-from attndiff.rope import sequence_angles
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.nn import attention
+from attndiff.nn.attention import Attention, additive_mask, choose_backend, reference_attention
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.rope import sequence_angles
+from attndiff.nn.unet import AttentionUNet2DModel
 
 BATCH, QUERIES, KEYS, HEADS, CHANNELS = 3, 10, 7, 2, 8
 

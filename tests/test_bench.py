@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from attndiff.diffusion.objectives import FlowMatching
 from attndiff.errors import UserError
-from attndiff.objectives import FlowMatching
 from attndiff.training.bench import attention, campaign, growth, quality, speed
 from attndiff.training.bench import memory as memory_of
 from attndiff.training.bench.arms import Arm, make_batch, nearest_width
@@ -22,7 +22,7 @@ from attndiff.training.bench.peers import PEERS, Peer, network_module
 from attndiff.training.bench.report import RATIOS, Report
 from attndiff.training.bench.tables import chosen_curves, draw, markdown
 from attndiff.training.bench.timing import interleave, paired_ratio
-from attndiff.training.plan import saved_bytes
+from attndiff.training.run.plan import saved_bytes
 
 ROOT = Path(__file__).parents[1]
 DIFFUSERS = "diffusers UNet2DModel"

@@ -17,13 +17,13 @@ from attndiff.data.buckets import BucketSampler, bucket_shapes, nearest_shape
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
 from attndiff.data.draw import BatchSampler
-from attndiff.data.normalize import Normalizer
+from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.sources import open_images
-from attndiff.hub import load
+from attndiff.folder.hub import load
 from attndiff.training.build import build
 from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer
-from attndiff.training.progress import read_log
+from attndiff.training.run.loop import Trainer
+from attndiff.training.run.progress import read_log
 
 SHAPES = bucket_shapes(32, 2.0, 8)
 SIZES = [1, 7, 40, 23]

@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attndiff
-from attndiff.bundle import bundle_component
-from attndiff.bundled import bundled_data, bundled_model
+from attndiff.folder.code_bundle import bundle_component
+from attndiff.folder.shipped import bundled_data, bundled_model
 
 DATA = bundled_data("emoji32")
 

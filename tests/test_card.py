@@ -14,10 +14,10 @@ from PIL import Image
 
 from attndiff.training.build import build
 from attndiff.training.card import write_card
-from attndiff.training.checkpoint import RunState
 from attndiff.training.config import make_config
-from attndiff.training.ema import PowerEMA
-from attndiff.training.sharding import blocks
+from attndiff.training.parallel.sharding import blocks
+from attndiff.training.state.averages import PowerEMA
+from attndiff.training.state.checkpoint import RunState
 
 LICENCES = ["MIT", "CC-BY-4.0", "MIT"]
 

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_campaign import OPERATIONS
 
 from attndiff.errors import UserError
-from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 from attndiff.training.config import OptimConfig
-from attndiff.training.ema import PowerEMA
 from attndiff.training.optim import make_optimizers
+from attndiff.training.state.averages import PowerEMA
+from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
 
 
 def trained_state(steps: int, seed: int = 0) -> RunState:

@@ -12,7 +12,7 @@ from commands import WORDS, attndiff, make_config, make_images
 from factories import class_pipeline, text_pipeline, unconditional_pipeline
 from PIL import Image
 
-from attndiff.cli import app, main
+from attndiff.apps.cli import app, main
 from attndiff.training.config import make_config as make_config_of
 
 COMMANDS = ["quickstart", "sample", "train", "distill", "evaluate", "doctor", "export", "push", "demo", "bench"]

@@ -10,7 +10,7 @@ from commands import attndiff
 from factories import class_pipeline, text_pipeline, unconditional_pipeline
 
 gradio_client = pytest.importorskip("gradio_client")
-from attndiff import demo  # noqa: E402
+from attndiff.apps import demo  # noqa: E402
 from attndiff.errors import UserError  # noqa: E402
 
 SOUND = {"prompt": "red apple", "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "attention": False}

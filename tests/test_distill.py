@@ -10,13 +10,13 @@ from commands import attndiff, make_images
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from factories import class_pipeline, student_pipeline, text_pipeline, tiny_encoder, tiny_unet, unconditional_pipeline
 
+from attndiff.diffusion.objectives import expand, make_objective
 from attndiff.errors import UserError
-from attndiff.hub import load
-from attndiff.objectives import expand, make_objective
+from attndiff.folder.hub import load
 from attndiff.training.config import DistillConfig, OptimConfig
-from attndiff.training.model import DenoisingModel
+from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads.student import StudentModel
 from attndiff.training.optim import make_optimizers, set_lr
-from attndiff.training.student import StudentModel
 
 DEVIATION = 0.3  # of the Gaussian pixels below
 

@@ -17,12 +17,12 @@ from factories import class_pipeline, pretrained_text_pipeline, text_pipeline, t
 from without_attndiff import sample
 
 import attndiff
-from attndiff.bundle import bundle_component
-from attndiff.encoder import ConditionEncoder
 from attndiff.errors import UserError
-from attndiff.packaging import CODE_FILE, code_hash
+from attndiff.folder.code_bundle import bundle_component
+from attndiff.folder.code_names import CODE_FILE, code_hash
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.unet import AttentionUNet2DModel
 
 CALLS = {
     "text": {"prompt": ["red apple, flat", "rocket"]},
@@ -167,7 +167,9 @@ def test_code_file_stands_alone(cls):
 
 
 def test_clashing_names_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "clashing.py").write_text("from attndiff.rope import rotate\n\n\ndef rotate(): ...\n\n\nclass C: ...\n")
+    (tmp_path / "clashing.py").write_text(
+        "from attndiff.nn.rope import rotate\n\n\ndef rotate(): ...\n\n\nclass C: ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import clashing
 

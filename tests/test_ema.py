@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.training.ema import PowerEMA, power_beta, rebuild_average, sigma_rel_to_gamma
+from attndiff.training.state.averages import PowerEMA, power_beta, rebuild_average, sigma_rel_to_gamma
 
 STEPS = 400
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attndiff.encoder import ConditionEncoder
+from attndiff.nn.encoder import ConditionEncoder
 
 BATCH, LENGTH, HIDDEN = 3, 6, 16
 ALL = {"vocab_size": 20, "num_classes": 4, "image_channels": 2, "context_dim": 10}

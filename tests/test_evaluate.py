@@ -15,11 +15,12 @@ from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images
 from attndiff.data.subset import Subset
 from attndiff.errors import UserError
-from attndiff.generation import conditions_of, sample_pixels
-from attndiff.memorisation import near_copies, training_pool
-from attndiff.reference import Reference, model_settings, open_reference
+from attndiff.metrics.near_copies import near_copies, training_pool
+from attndiff.metrics.reference import Reference, model_settings, open_reference
+from attndiff.metrics.samples import sample_pixels
+from attndiff.tasks.conditions import conditions_of
 from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer
+from attndiff.training.run.loop import Trainer
 
 METRICS = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
 COUNT = 264  # images a part: 132 on each side if halved
@@ -104,7 +105,7 @@ def test_model_settings_read_images_as_the_model_draws_them():
 def emoji():
     """Real images with a held-out part, each of its own."""
     config = DataConfig("emoji32", size=16, where={"style": ["noto"]})
-    from attndiff.bundled import bundled_data
+    from attndiff.folder.shipped import bundled_data
 
     config.path = str(bundled_data("emoji32"))
     return open_reference(config, unconditional_pipeline())
@@ -211,7 +212,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(place, mistake, monkeypatch):
-    monkeypatch.setattr("attndiff.evaluation.sample_pixels", lambda *_, **__: pytest.fail("sampled before checking"))
+    monkeypatch.setattr("attndiff.apps.evaluate.sample_pixels", lambda *_, **__: pytest.fail("sampled before checking"))
     arguments, words = MISTAKES[mistake]
     result = attndiff("evaluate", *[argument.replace("{root}", str(place)) for argument in arguments])
     assert result.code == 2

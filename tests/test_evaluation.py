@@ -13,9 +13,9 @@ import torch
 from factories import text_pipeline
 from PIL import Image
 
-from attndiff.classifier import classify, train_classifier
-from attndiff.neighbours import nearest_images, neighbour_sheet
-from attndiff.retrieval import caption_ranks, new_retrieval, train_retrieval
+from attndiff.metrics.extractors.classifier import classify, train_classifier
+from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
+from attndiff.metrics.retrieval import caption_ranks, new_retrieval, train_retrieval
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -10,11 +10,11 @@ from PIL import Image
 from test_training import settings, train
 
 from attndiff.errors import UserError
-from attndiff.training import batch_size, lr_range
-from attndiff.training.batch_size import BatchSizes, Trial, candidate_sizes, finder_config, try_batch_sizes
 from attndiff.training.config import load_config, make_config
-from attndiff.training.loop import Trainer
-from attndiff.training.lr_range import LRRange, fixed_batch, held_out_loss, range_config, range_test
+from attndiff.training.run import batch_size, lr_range
+from attndiff.training.run.batch_size import BatchSizes, Trial, candidate_sizes, finder_config, try_batch_sizes
+from attndiff.training.run.loop import Trainer
+from attndiff.training.run.lr_range import LRRange, fixed_batch, held_out_loss, range_config, range_test
 
 # AdamW at a hundred times this rate destroys the tiny network; Muon's normalised steps do not.
 HOT = {"optim__optimizer": "adamw", "optim__lr": 0.1, "optim__flip": 0.0}

@@ -12,9 +12,9 @@ from PIL import Image
 from test_training import losses
 
 from attndiff.errors import UserError
-from attndiff.hub import load
+from attndiff.folder.hub import load
 from attndiff.training.config import load_config, make_config
-from attndiff.training.loop import Trainer
+from attndiff.training.run.loop import Trainer
 
 FORMATS = sorted((Path(__file__).parent / "fixtures").glob("format_*"))
 

@@ -13,7 +13,7 @@ import guidance
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images
 from attndiff.data.subset import Subset
-from attndiff.metrics.extractor import Extractor
+from attndiff.metrics.extractors.base import Extractor
 
 
 @pytest.mark.parametrize(

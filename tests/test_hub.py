@@ -17,7 +17,7 @@ WITH_ATTNDIFF = """
 import json, sys
 import numpy as np
 import attndiff
-from attndiff import hub
+from attndiff.folder import hub
 from attndiff.errors import UserError
 from without_attndiff import sample
 

@@ -4,16 +4,29 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
-# Parts of the package that put everything together, as scripts do.
-OUTER = ("attndiff.cli", "attndiff.demo", "attndiff.evaluation", "attndiff.quickstart", "attndiff.report")
-# Parts of the core that open pipelines.
-OPENERS = ("attndiff.hub", "attndiff.sampling")
+# The floors of the core: a room imports rooms of the floors before its own, and itself.
+FLOORS = (
+    {"errors", "device"},
+    {"viewing", "nn"},
+    {"diffusion"},
+    {"data"},
+    {"tasks"},
+    {"metrics", "lens"},
+    {"folder"},
+)
+# What stands on the core; `attndiff.apps` is the only part of it that is above the two others.
+ABOVE = {
+    "attndiff.pipelines": (),
+    "attndiff.training": (),
+    "attndiff.apps": ("attndiff.pipelines", "attndiff.training"),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -39,6 +52,12 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def named(path: Path) -> set[str]:
+    """Names of modules that a file imports, and of what it imports from them, which may be modules too."""
+    froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return imported(path) | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+
+
 def files() -> list[Path]:
     """All Python files of ours."""
     folders = ("attndiff", "pipelines", "training", "scripts", "tests")
@@ -51,17 +70,44 @@ def test_nothing_imports_a_second_copy():
         assert not top & {"pipelines", "training"}, path
 
 
-@pytest.mark.parametrize("name", modules())
+def core_rooms_below(room: str) -> set[str]:
+    """Rooms of the core that one may import."""
+    place = next(i for i, floor in enumerate(FLOORS) if room in floor)
+    return {room, *(below for floor in FLOORS[:place] for below in floor)}
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"attndiff"}))
 def test_imports_run_one_way(name):
-    names = imported(modules()[name])
-    if name.startswith("attndiff.pipelines"):
-        assert not {n for n in names if n.startswith(("attndiff.training", *OUTER))}
-    elif name.startswith("attndiff.training"):
-        launcher = name == "attndiff.training.train"
-        assert launcher or not {n for n in names if n.startswith(OUTER)}
-    elif not name.startswith(OUTER):
-        above = ("attndiff.training", *OUTER, *(() if name in OPENERS else ("attndiff.pipelines",)))
-        assert not {n for n in names if n.startswith(above)}
+    """Without exceptions: what `attndiff/__init__` gives by name is the one way up, and imports nothing by itself."""
+    ours = {n for n in imported(modules()[name]) if n.startswith("attndiff.")}
+    part = ".".join(name.split(".")[:2])
+    if name in ("attndiff.__main__", "attndiff.training.train"):  # what is run, not imported
+        return
+    if part in ABOVE:
+        forbidden = set(ABOVE) - {part, *ABOVE[part]}
+        assert not {n for n in ours if n.startswith(tuple(forbidden))}
+    else:
+        rooms = {n.split(".")[1] for n in ours}
+        assert rooms <= core_rooms_below(name.split(".")[1])
+
+
+def test_nothing_imports_the_commands_but_what_is_run():
+    users = {name for name, path in modules().items() if any(n.startswith("attndiff.apps") for n in imported(path))}
+    outside = {name for name in users if not name.startswith("attndiff.apps")}
+    assert outside == {"attndiff.__main__", "attndiff.training.train"}
+
+
+def test_modules_import_each_other_in_no_circle():
+    names = modules()
+    graph = {name: {n for n in named(path) if n in names and n != name} for name, path in names.items()}
+    graph["attndiff"] = set()  # by name only
+    tuple(TopologicalSorter(graph).static_order())
+
+
+def test_rooms_are_small():
+    for folder in ("attndiff", "pipelines", "training"):
+        for room in {path.parent for path in (ROOT / folder).rglob("*.py") if "assets" not in path.parts}:
+            assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 13, room
 
 
 def test_the_wheel_has_every_package():
@@ -84,12 +130,12 @@ HEAVY = {"torch", "diffusers", "transformers", "datasets", "accelerate", "matplo
 
 
 def test_importing_attndiff_and_asking_for_help_is_cheap():
-    assert not loaded("import attndiff\nfrom attndiff.cli import main\nmain(['--help'])") & HEAVY
+    assert not loaded("import attndiff\nfrom attndiff.apps.cli import main\nmain(['--help'])") & HEAVY
 
 
 def test_the_doctor_imports_no_diffusers(tmp_path):
     from commands import make_images
 
     images = make_images(tmp_path / "images", count=4)
-    code = f"from attndiff.cli import main\nmain(['doctor'])\nmain(['doctor', {str(images)!r}, 'size=16'])"
+    code = f"from attndiff.apps.cli import main\nmain(['doctor'])\nmain(['doctor', {str(images)!r}, 'size=16'])"
     assert not loaded(code) & {"diffusers", "transformers", "accelerate"}

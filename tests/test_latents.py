@@ -18,18 +18,18 @@ from safetensors.torch import load_file, save_file
 from test_training import FOOD, losses, settings, weights
 
 import attndiff
-from attndiff.bundled import bundled_data
 from attndiff.data.config import DataConfig
 from attndiff.data.draw import draw
 from attndiff.data.sources import open_images
 from attndiff.errors import UserError
+from attndiff.folder.shipped import bundled_data
 from attndiff.training import latents as module
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import make_config
+from attndiff.training.evaluation.samples import sample_row
 from attndiff.training.export import export_checkpoint
 from attndiff.training.latents import LatentSet, encode, open_vae
-from attndiff.training.loop import Trainer
-from attndiff.training.samples import sample_row
+from attndiff.training.run.loop import Trainer
 
 SIDE = 32
 

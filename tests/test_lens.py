@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from attndiff.data.captions import train_tokenizer
-from attndiff.encoder import ConditionEncoder
+from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.objectives import make_objective
+from attndiff.diffusion.schedules import default_scheduler
 from attndiff.errors import UserError
-from attndiff.lens import AttentionRecorder
-from attndiff.lens_picture import COLUMNS, TILE, attention_picture, merge_words, save_attention_pictures
-from attndiff.objectives import make_objective
+from attndiff.lens.pictures import COLUMNS, TILE, attention_picture, merge_words, save_attention_pictures
+from attndiff.lens.record import AttentionRecorder
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.schedules import default_scheduler
-from attndiff.unet import AttentionUNet2DModel
 
 ROOT = Path(__file__).parents[1]
 LEVEL = torch.tensor(0.1)

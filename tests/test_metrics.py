@@ -8,14 +8,14 @@ import torch
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from attndiff.errors import UserError
-from attndiff.metrics import choose, inception
-from attndiff.metrics.choose import choose_extractor
-from attndiff.metrics.extractor import Extractor, rgb_levels
+from attndiff.metrics.extractors import choose, inception
+from attndiff.metrics.extractors.base import Extractor, rgb_levels
+from attndiff.metrics.extractors.choose import choose_extractor
+from attndiff.metrics.extractors.trained import FEATURES, trained_extractor
 from attndiff.metrics.frechet import frechet_distance
 from attndiff.metrics.kernel import kernel_distance
 from attndiff.metrics.manifold import density_coverage, precision_recall
 from attndiff.metrics.measure import all_metrics, measure
-from attndiff.metrics.trained import FEATURES, trained_extractor
 
 
 def normal(n: int, features: int, seed: int = 0) -> torch.Tensor:

@@ -32,7 +32,7 @@ if request["control"]:
 else:
     import attndiff
     from attndiff.training.config import make_config
-    from attndiff.training.loop import Trainer
+    from attndiff.training.run.loop import Trainer
 
     sys.addaudithook(watch)
     attndiff.load(request["pipeline"])("pizza, noto", num_inference_steps=1)

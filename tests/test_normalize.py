@@ -10,7 +10,7 @@ import pytest
 from golden import SIZE, cases, encode, png_header
 from PIL import Image
 
-from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.pixels.normalize import Normalizer, to_signed
 from attndiff.errors import UserError
 
 CASES = {case.name: case for case in cases()}
@@ -76,7 +76,7 @@ def test_lanczos_agrees_with_pillow():
 def test_a_bomb_is_refused_without_the_memory_to_decode_it():
     code = (
         "import resource, sys, warnings; warnings.simplefilter('error')\n"
-        "from attndiff.data.normalize import Normalizer\n"
+        "from attndiff.data.pixels.normalize import Normalizer\n"
         "limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 100_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "try: Normalizer(8)(sys.stdin.buffer.read(), 'bomb.png')\n"

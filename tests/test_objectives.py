@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from attndiff.objectives import OBJECTIVES, make_objective
+from attndiff.diffusion.objectives import OBJECTIVES, make_objective
 
 NAMES = list(OBJECTIVES)
 LOG_RATIOS = torch.linspace(-5, 5, 41)  # ln(noise / signal)

@@ -211,7 +211,7 @@ def test_autoguidance(unconditional):
 
 def test_long_caption_is_cut_with_a_warning(text, caplog):
     logger = logging.getLogger("diffusers")
-    module = logging.getLogger("attndiff.prompts")
+    module = logging.getLogger("attndiff.pipelines.prompts")
     for each in (logger, module):
         each.addHandler(caplog.handler)
     latents_of(text, "red apple, flat red apple, flat yellow star")

@@ -9,7 +9,7 @@ from test_training import FOOD, settings
 
 import attndiff
 from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer
+from attndiff.training.run.loop import Trainer
 
 
 @pytest.fixture(scope="module")

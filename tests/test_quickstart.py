@@ -7,7 +7,7 @@ from commands import WORDS, attndiff, make_config, make_images, tree
 from factories import student_pipeline, text_pipeline
 from PIL import Image
 
-from attndiff.quickstart import Tour, check_folder, claim_folder, run_quickstart
+from attndiff.apps.quickstart import Tour, check_folder, claim_folder, run_quickstart
 
 STAGES = 6
 PICTURES = (

@@ -6,8 +6,8 @@ import diffusers
 import pytest
 import torch
 
-from attndiff.objectives import make_objective
-from attndiff.schedules import (
+from attndiff.diffusion.objectives import make_objective
+from attndiff.diffusion.schedules import (
     REQUIRED_CONFIG,
     check_scheduler,
     default_scheduler,

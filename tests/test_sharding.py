@@ -17,13 +17,13 @@ from test_training import losses, settings, weights
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.hub import load
+from attndiff.folder.hub import load
 from attndiff.training.batches import DrawnDataset
-from attndiff.training.checkpoint import read_spread
 from attndiff.training.config import OptimConfig, make_config
-from attndiff.training.loop import Trainer
-from attndiff.training.sharding import blocks
-from attndiff.training.zero import zero_stage
+from attndiff.training.parallel.sharding import blocks
+from attndiff.training.parallel.zero import zero_stage
+from attndiff.training.run.loop import Trainer
+from attndiff.training.state.checkpoint import read_spread
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_campaign import TOO_LONG, errors_of, start

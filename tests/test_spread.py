@@ -13,11 +13,11 @@ from commands import make_images
 from test_training import losses, settings, weights
 
 from attndiff.errors import UserError
-from attndiff.training.checkpoint import read_spread
 from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer
-from attndiff.training.model import DenoisingModel
-from attndiff.training.spread import Spread, smaller
+from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.parallel.layout import Spread, smaller
+from attndiff.training.run.loop import Trainer
+from attndiff.training.state.checkpoint import read_spread
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -147,7 +147,7 @@ def test_two_processes_start_again_with_smaller_micro_batches(whole, tmp_path):
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_spread import out_of_memory\n"
-        "from attndiff.cli import main\n"
+        "from attndiff.apps.cli import main\n"
         "if os.environ['RANK'] == '1':\n"
         "    out_of_memory(type('Patch', (), {'setattr': staticmethod(setattr)}), 9, 2)\n"
         "main(['train', *sys.argv[1:]])\n"

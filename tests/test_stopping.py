@@ -19,9 +19,11 @@ from test_training import losses, settings, weights
 from torch.utils.data import get_worker_info
 
 from attndiff.errors import Stopped, UserError
-from attndiff.training import batches, looks, loop, resume
+from attndiff.training import batches
 from attndiff.training.config import make_config as checked
-from attndiff.training.loop import Trainer
+from attndiff.training.run import looks, loop
+from attndiff.training.run.loop import Trainer
+from attndiff.training.state import resume
 from attndiff.training.stopping import LOCK, StopSignal, locked
 
 
@@ -171,7 +173,7 @@ def test_a_signal_to_the_whole_group_of_processes_is_answered_in_a_sentence(tmp_
         optim={"steps": 100_000, "workers": 2},
         log={"every": 1, "checkpoint_every": 100_000},
     )
-    command = [sys.executable, "-m", "attndiff.cli", "train", str(config)]
+    command = [sys.executable, "-m", "attndiff", "train", str(config)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     while not (tmp_path / "run/log.jsonl").is_file() and process.poll() is None:
         time.sleep(0.1)

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import attndiff
-from attndiff.bundled import bundled_data
 from attndiff.data import streams
 from attndiff.data.config import DataConfig
 from attndiff.data.streams import Stream, block_order, lane_count, shuffled_blocks
 from attndiff.errors import UserError
+from attndiff.folder.shipped import bundled_data
 from attndiff.training.config import make_config
-from attndiff.training.loop import Trainer
+from attndiff.training.run.loop import Trainer
 from attndiff.training.streams import StreamSampler, open_streamed, stream_loader
 
 SHARDS = [7, 9, 4, 8, 6]  # rows of each

@@ -12,11 +12,11 @@ from commands import make_images
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
-from attndiff.hub import load
+from attndiff.folder.hub import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
-from attndiff.training.loop import Trainer
-from attndiff.training.plan import UNTIMED, Plan, fit_steps
+from attndiff.training.run.loop import Trainer
+from attndiff.training.run.plan import UNTIMED, Plan, fit_steps
 
 FOOD = {
     "path": "emoji32",

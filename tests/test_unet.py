@@ -8,11 +8,11 @@ from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from attndiff.attention import Attention
-from attndiff.blocks import ConvBlock, TransformerBlock, join_windows, split_windows
-from attndiff.encoder import ConditionEncoder
-from attndiff.presets import PRESETS
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.nn.attention import Attention
+from attndiff.nn.blocks import ConvBlock, TransformerBlock, join_windows, split_windows
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.presets import PRESETS
+from attndiff.nn.unet import AttentionUNet2DModel
 
 BATCH, TOKENS, CONTEXT = 2, 5, 16
 CONVOLUTIONS = {"width": 16, "depth": 1}
@@ -214,7 +214,7 @@ def test_condition_cache_gives_the_same_pixels_from_one_computation(monkeypatch)
 
 def test_more_tokens_than_made_for_attend_in_windows_with_a_warning(monkeypatch):
     warnings = []
-    logger = diffusers_logging.get_logger("attndiff.unet")
+    logger = diffusers_logging.get_logger("attndiff.nn.unet")
     monkeypatch.setattr(logger, "warning_once", warnings.append, raising=False)
     few = {**GLOBAL, "max_tokens": 16, "window": 4}
     unet = make_unet((CONVOLUTIONS, few))

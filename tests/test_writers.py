@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attndiff.data.normalize import Normalizer, to_signed
-from attndiff.data.writers import save_image, to_data_units
+from attndiff.data.pixels.normalize import Normalizer, to_signed
+from attndiff.data.pixels.writers import save_image, to_data_units
 from attndiff.errors import UserError
 
 LEVELS = {8: np.uint8, 16: np.uint16}

@@ -9,21 +9,21 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from peft import LoraConfig
 
-from attndiff.bundled import bundled_data
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_images, open_validation
-from attndiff.encoder import ConditionEncoder
+from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
-from attndiff.hub import load_quietly
-from attndiff.objectives import Objective, make_objective
-from attndiff.presets import PRESETS
+from attndiff.folder.hub import load_quietly
+from attndiff.folder.shipped import bundled_data
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.presets import PRESETS
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
-from attndiff.training.model import DenoisingModel
 from attndiff.training.streams import open_streamed
-from attndiff.training.student import StudentModel
-from attndiff.unet import AttentionUNet2DModel
 
 HELD_OUT_SHARE = 0.05
 

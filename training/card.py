@@ -20,16 +20,16 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 from attndiff.data.subset import spread_over
-from attndiff.lens_picture import attention_picture
-from attndiff.neighbours import nearest_images, neighbour_sheet
-from attndiff.sampling import tokens_of
+from attndiff.lens.pictures import attention_picture
+from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
+from attndiff.tasks.conditions import tokens_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
-from attndiff.training.checkpoint import RunState
 from attndiff.training.config import TrainConfig
+from attndiff.training.evaluation.samples import grid_prompts, make_pipeline, sample_row, swapped
+from attndiff.training.evaluation.validation import validate
 from attndiff.training.latents import images_of, vae_factor
-from attndiff.training.samples import grid_prompts, make_pipeline, sample_row, swapped
-from attndiff.training.validation import validate
+from attndiff.training.state.checkpoint import RunState
 from attndiff.viewing import as_picture
 
 TEMPLATE = Path(__file__).parent / "card_template.md"

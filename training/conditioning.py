@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.data.captions import train_tokenizer
 from attndiff.data.sources import ImageSet
+from attndiff.data.tokenizer import train_tokenizer
 from attndiff.errors import UserError
 from attndiff.training.config import ConditionConfig
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
-from attndiff.presets import PRESETS
+from attndiff.nn.presets import PRESETS
 
 FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"

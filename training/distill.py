@@ -12,15 +12,16 @@ from diffusers import (
 )
 
 from attndiff.data.config import DataConfig
+from attndiff.device import best_device
 from attndiff.errors import UserError
-from attndiff.generation import conditions_of, sample_pixels
-from attndiff.memorisation import as_image
-from attndiff.metrics.choose import choose_extractor
+from attndiff.metrics.extractors.choose import choose_extractor
+from attndiff.metrics.extractors.trained import FEATURES
 from attndiff.metrics.frechet import frechet_needs
 from attndiff.metrics.measure import distances, measure
-from attndiff.metrics.trained import FEATURES
-from attndiff.reference import Reference, fit_data
-from attndiff.sampling import best_device, kind_of
+from attndiff.metrics.near_copies import as_image
+from attndiff.metrics.reference import Reference, fit_data
+from attndiff.metrics.samples import sample_pixels
+from attndiff.tasks.conditions import conditions_of, kind_of
 from attndiff.training.config import TrainConfig, apply_override, make_config
 from attndiff.viewing import contact_sheet
 

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
 from attndiff.errors import UserError
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.build import Parts, build
 from attndiff.training.card import write_card
-from attndiff.training.checkpoint import RunState, newest_checkpoint, read_checkpoint
 from attndiff.training.config import TrainConfig, make_config
-from attndiff.training.ema import PowerEMA, rebuild_average
-from attndiff.training.progress import read_log
-from attndiff.training.samples import copy_into, make_pipeline, swapped
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.training.evaluation.samples import copy_into, make_pipeline, swapped
+from attndiff.training.run.progress import read_log
+from attndiff.training.state.averages import PowerEMA, rebuild_average
+from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint
 
 
 def best_weights(validation: dict) -> str:

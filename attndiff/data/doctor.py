@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from attndiff.data.config import DataConfig
-from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.pixels.normalize import Normalizer, to_signed
 from attndiff.data.sources import captioned, make_normalizer, open_table_of, read_captions, read_labels, select_rows
 from attndiff.data.tables import ImageTable
 from attndiff.errors import UserError

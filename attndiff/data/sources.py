@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from attndiff.data.buckets import Shape, bucket_shapes
 from attndiff.data.config import DataConfig
-from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.pixels.normalize import Normalizer, to_signed
 from attndiff.data.rows import class_order, clean_captions, filter_columns, held_out, is_kept, require_column
 from attndiff.data.tables import ImageTable, MissingPart, open_table
 from attndiff.errors import UserError

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from attndiff.data.config import DataConfig
 from attndiff.data.draw import epoch_order
-from attndiff.data.normalize import Normalizer, to_signed
+from attndiff.data.pixels.normalize import Normalizer, to_signed
 from attndiff.data.rows import clean_captions, filter_columns, is_kept, require_column
 from attndiff.data.sources import MAX_BAD_SHARE, make_normalizer
 from attndiff.data.tables import encoded_image, open_stream

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from attndiff.metrics.extractor import Extractor
+from attndiff.metrics.extractors.base import Extractor
 from attndiff.metrics.frechet import frechet_distance
 from attndiff.metrics.kernel import kernel_distance
 from attndiff.metrics.manifold import density_coverage, precision_recall

@@ -8,12 +8,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attndiff.encoder import ConditionEncoder
-from attndiff.objectives import FlowMatching
-from attndiff.presets import PRESETS
+from attndiff.diffusion.objectives import FlowMatching
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.presets import PRESETS
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.bench.peers import PEERS
-from attndiff.training.model import DenoisingModel
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.training.heads.denoising import DenoisingModel
 
 SIZE, TOKENS, VOCABULARY = 32, 24, 2048
 FORMS = ("default", "channels_last", "compiled")

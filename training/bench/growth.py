@@ -3,8 +3,8 @@
 from attndiff.training.bench.arms import SIZE, Arm
 from attndiff.training.bench.steps import arm_batch, autocast
 from attndiff.training.bench.timing import Step, interleave, quartiles, seconds_of
-from attndiff.training.model import DenoisingModel
-from attndiff.training.plan import saved_bytes
+from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.run.plan import saved_bytes
 
 TOO_LONG = 60.0  # seconds of one pass after which larger images are left out
 

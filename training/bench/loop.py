@@ -6,8 +6,8 @@ from pathlib import Path
 
 from attndiff.training.bench.steps import matmul_rate
 from attndiff.training.config import load_config
-from attndiff.training.loop import Trainer
-from attndiff.training.progress import read_log
+from attndiff.training.run.loop import Trainer
+from attndiff.training.run.progress import read_log
 
 LOG_EVERY = 10
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}

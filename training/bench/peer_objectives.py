@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from attndiff.objectives import EDM, Epsilon, VPrediction
+from attndiff.diffusion.objectives import EDM, Epsilon, VPrediction
 
 STEPS = 1000
 

@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from attndiff.objectives import Objective
+from attndiff.diffusion.objectives import Objective
 from attndiff.training.bench.peer_objectives import (
     KarrasSoftMinSNR,
     LinearEpsilon,

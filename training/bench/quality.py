@@ -24,18 +24,18 @@ from torch import nn
 
 from attndiff.data.sources import ImageSet
 from attndiff.data.subset import Subset
-from attndiff.objectives import FlowMatching, Objective
+from attndiff.diffusion.objectives import FlowMatching, Objective
 from attndiff.training.batches import DrawnDataset, training_loader
 from attndiff.training.bench.arms import matched_width
 from attndiff.training.bench.peers import PEERS
 from attndiff.training.bench.steps import autocast
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
-from attndiff.training.ema import PowerEMA
-from attndiff.training.model import DenoisingModel
+from attndiff.training.evaluation.samples import swapped
+from attndiff.training.evaluation.validation import validate
+from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.optim import make_optimizers, set_lr
-from attndiff.training.samples import swapped
-from attndiff.training.validation import validate
+from attndiff.training.state.averages import PowerEMA
 
 RECIPE = "emoji-xs"
 BATCH, WARMUP, AVERAGE = 32, 20, 0.10

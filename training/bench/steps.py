@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.bench.arms import Arm, make_batch
 from attndiff.training.bench.timing import Step, seconds_of
-from attndiff.training.model import CONDITION_KEYS, DenoisingModel
-from attndiff.unet import AttentionUNet2DModel
+from attndiff.training.heads.denoising import CONDITION_KEYS, DenoisingModel
 
 GUIDANCE = 3.0
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}

@@ -1,0 +1,1 @@
+"""What people run: the only part above pipelines and training."""

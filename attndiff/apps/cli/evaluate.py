@@ -1,0 +1,72 @@
+"""``attndiff evaluate``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Real images: folder, parquet file, Hub id, emoji32 or a training config.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How to read the data, such as caption_column=title."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file, too.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Samples; by default as many as there are real ones, up to 1000.")
+    ] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="What images are compared by: inception (FID), classifier (trained here on the data), or the folder "
+            "or Hub id of a vision model. By default inception if its weights are there, else classifier."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; 20, or as many as a few-step student was made for.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the condition; 1 is no guidance. 3, or 1 of a student.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; the others count up from it.")] = 0,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.")
+    ] = None,
+) -> None:
+    """Measure a model's samples against real images, and how much of its training images it repeats."""
+    from attndiff.apps.cli.checks import check_output_folder
+    from attndiff.errors import UserError
+
+    check_output_folder("--pictures", pictures)
+    if json_file is not None:
+        if json_file.is_dir():
+            raise UserError(f"--json {json_file} is a folder: name a file in it.")
+        check_output_folder("--json", json_file.parent)
+    if n is not None and n < 1:
+        raise UserError(f"--n {n}: at least one sample is needed, and more for most metrics; give a larger number.")
+    from attndiff.apps.cli.doctor import data_config
+    from attndiff.apps.evaluate import Settings, as_text
+    from attndiff.apps.evaluate import evaluate as measure
+    from attndiff.apps.sample import Request, open_model
+    from attndiff.metrics.reference import model_settings, open_reference
+
+    Request([], steps, guidance, seed).check()
+    pipeline = open_model(model)
+    own = [] if Path(data).suffix.lower() in (".yaml", ".yml") else model_settings(pipeline)
+    settings = Settings(*pipeline.own_defaults(steps, guidance), seed)
+    reference = open_reference(data_config(data, [*own, *(overrides or [])]), pipeline, seed)
+    if reference.halves:
+        print("the data names no held-out part: it is halved at random, and either half may be known to the model")
+    report = measure(pipeline, reference, settings, n, extractor, pictures)
+    print(as_text(report))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        print(f"numbers:   {json_file}")
+    if pictures is not None:
+        print(f"pictures:  {pictures}")

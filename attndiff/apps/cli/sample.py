@@ -1,0 +1,50 @@
+"""``attndiff sample``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="Captions, or classes of a class model; none if unconditional."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write: a grid, one column a prompt.")] = Path("grid.png"),
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; 20, or as many as a few-step student was made for.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance. 3, or 1 of a student.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count up from it.")] = 0,
+    count: Annotated[int | None, typer.Option(help="Images of each prompt; 8 if unconditional, else 1.")] = None,
+    size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels, if not the training size.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder for every image as a file of its own, in the data's bit depth.")
+    ] = None,
+    attention_maps: Annotated[Path | None, typer.Option(help="Folder for pictures of where each word acted.")] = None,
+) -> None:
+    """Sample images from a model."""
+    from attndiff.apps.cli.checks import check_output_file, check_output_folder, parse_size
+
+    check_output_file("--out", out)
+    for option, folder in {"--images": images, "--attention-maps": attention_maps}.items():
+        check_output_folder(option, folder)
+    height, width = parse_size(size)
+    from attndiff.apps.sample import Request, open_model, sample_rows, save_attention, save_images, sheet
+
+    request = Request(prompts or [], steps, guidance, seed, count, height, width, attention_maps is not None)
+    request.check()
+    pipeline = open_model(model)
+    rows = sample_rows(pipeline, request)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows, request.prompts).save(out)
+    print(f"grid:            {out}")
+    if images is not None:
+        print(f"images:          {save_images(pipeline, rows, images)} in {images}")
+    if attention_maps is not None:
+        pictures = save_attention(pipeline, rows, request.prompts, attention_maps)
+        print(f"attention maps:  {len(pictures)} in {attention_maps}")

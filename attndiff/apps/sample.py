@@ -1,0 +1,137 @@
+"""Samples of a model of any kind, as rows of images with a column for each prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attndiff.data.pixels.writers import save_image
+from attndiff.device import best_device
+from attndiff.errors import UserError
+from attndiff.folder.hub import load_quietly
+from attndiff.lens.pictures import save_attention_pictures
+from attndiff.lens.record import AttentionMaps
+from attndiff.pipelines.call_checks import check_numbers
+from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.tasks.conditions import call_arguments, tokens_of
+from attndiff.viewing import as_picture, contact_sheet
+
+ROW = 8  # images of an unconditional model in a row
+
+
+@dataclass
+class Request:
+    """What to sample.
+
+    Args:
+        prompts: Captions, or names or numbers of classes; empty for an unconditional model.
+        steps: Sampling steps; None for the model's own number.
+        guidance: Guidance scale; likewise.
+        seed: Of the first image; the others count up from it, so that each can be made again alone.
+        count: Images of each prompt. None: 1, or 8 if unconditional.
+        height: Pixels; None for the training size.
+        width: Likewise.
+        attention: Record attention maps.
+    """
+
+    prompts: list[str]
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    count: int | None = None
+    height: int | None = None
+    width: int | None = None
+    attention: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for numbers that no model can sample with."""
+        try:
+            given = 1 if self.steps is None else self.steps, 1 if self.guidance is None else self.guidance
+            check_numbers(*given, (0.0, 1.0), 1 if self.count is None else self.count)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 to 2^63, not {self.seed}.")
+
+
+@dataclass
+class Row:
+    """One image of each prompt, and where its pixels looked if that was asked for."""
+
+    images: list[Image.Image | np.ndarray]
+    maps: AttentionMaps | None
+
+
+def open_model(model: str | Path) -> AttnDiffPipeline:
+    """The pipeline of a folder, Hub id or bundled name, on the best device."""
+    return load_quietly(model).to(best_device())
+
+
+def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
+    """Sample, one call a row, so that memory does not grow with ``count``.
+
+    Raises:
+        UserError: If the request does not fit the model.
+    """
+    arguments = call_arguments(pipeline, request.prompts)
+    if not arguments and request.attention:
+        raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
+    rows = []
+    seed = request.seed
+    for length in row_lengths(request):
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(length)]
+        seed += length
+        try:
+            output = pipeline(
+                **(arguments or {"num_images_per_prompt": length}),
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                generator=generators,
+                height=request.height,
+                width=request.width,
+                output_attention_maps=request.attention,
+            )
+        except ValueError as error:  # how a pipeline refuses arguments
+            raise UserError(str(error)) from None
+        rows.append(Row(output.images, output.attention_maps))
+    return rows
+
+
+def row_lengths(request: Request) -> list[int]:
+    """Images of each row: one of every prompt, or of an unconditional model eight and what is left."""
+    if request.prompts:
+        return [len(request.prompts)] * (request.count or 1)
+    count = request.count or ROW
+    return [min(ROW, count - first) for first in range(0, count, ROW)]
+
+
+def sheet(rows: list[Row], prompts: list[str]) -> Image.Image:
+    """All rows as one picture, the prompts above the columns."""
+    captions = prompts or [""] * len(rows[0].images)
+    labels = [str(i + 1) for i in range(len(rows))] if len(rows) > 1 else [""]
+    return contact_sheet({label: row.images for label, row in zip(labels, rows, strict=True)}, captions)
+
+
+def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> int:
+    """Write every image as a file: PNG for pictures, else whatever holds the data's own units; how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [image for row in rows for image in row.images]
+    for i, image in enumerate(images):
+        path = folder / f"{i:04d}.png"
+        if isinstance(image, Image.Image):
+            image.save(path)
+        else:
+            save_image(image, path, pipeline.config.data)
+    return len(images)
+
+
+def save_attention(pipeline: AttnDiffPipeline, rows: list[Row], prompts: list[str], folder: Path) -> list[Path]:
+    """Write a picture of the attention for every image; further rows go to folders of their own."""
+    tokens = [tokens_of(pipeline, prompt) for prompt in prompts]
+    paths = []
+    for i, row in enumerate(rows):
+        target = folder if len(rows) == 1 else folder / f"row-{i:02d}"
+        paths += save_attention_pictures(target, [as_picture(image) for image in row.images], tokens, row.maps)
+    return paths

@@ -1,0 +1,635 @@
+"""ConditionEncoder, in one file that needs torch, diffusers and transformers only.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+
+import torch
+import torch.nn.functional as F
+from dataclasses import dataclass
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+# attndiff.nn.rope
+
+"""Axial rotary positions: each attention head rotates a part of its channels by row and a part by column.
+
+RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
+
+Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
+"""
+
+
+
+def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Rotation angles of every token of a ``height x width`` grid.
+
+    Half of the head's channels rotate: a quarter with the row, a quarter with the column; the other half
+    carries content only.
+
+    Returns:
+        Float32 tensor ``(height * width, head_dim // 4)`` of angles in radians.
+    """
+    n_freqs = head_dim // 8
+    freqs = 100.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
+    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] * freqs  # (h, F/2)
+    cols = torch.arange(width, device=device, dtype=torch.float32)[:, None] * freqs  # (w, F/2)
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)], dim=-1)  # (h, w, F)
+    return grid.flatten(0, 1)
+
+
+def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Rotation angles of a one-dimensional sequence, ``(length, head_dim // 4)``, for text tokens."""
+    n_freqs = head_dim // 4
+    freqs = 1000.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
+    return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotate the first ``2 F`` channels of every head of ``x`` by ``angles``.
+
+    Args:
+        x: Queries or keys ``(B, L, H, D)``.
+        angles: ``(L, F)`` or ``(B, L, F)`` with ``2 F <= D``.
+    """
+    n = angles.shape[-1]
+    cos, sin = angles.cos().unsqueeze(-2).to(x.dtype), angles.sin().unsqueeze(-2).to(x.dtype)  # (L, 1, F)
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+# attndiff.nn.attention
+
+"""Self- and cross-attention over diffusers' backend dispatcher, with a plain-softmax reference.
+
+Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
+"""
+
+
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax attention written out (arXiv 1706.03762, Eq. 1): what every backend is tested against.
+
+    Args:
+        query: ``(B, L, H, D)``.
+        key: ``(B, S, H, D)``.
+        value: ``(B, S, H, D)``.
+        mask: Boolean ``(B, S)``, true where a key may be attended to.
+
+    Returns:
+        ``(B, L, H, D)``.
+    """
+    weights = attention_weights(query, key, mask)  # (B, H, L, S)
+    return torch.einsum("bhls,bshd->blhd", weights.to(value.dtype), value)
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention probabilities ``(B, H, L, S)`` in float32, of the tensors that ``reference_attention`` takes."""
+    logits = torch.einsum("blhd,bshd->bhls", query.float(), key.float()) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
+    return logits.softmax(dim=-1)
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean ``(B, S)`` mask as ``(B, 1, 1, S)`` of 0 and -inf.
+
+    The only form that all of diffusers' backends read alike: its xformers backend takes a 4-D boolean mask for
+    additive zeros and ones, and its math backend does not broadcast a 2-D one.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    return align_rows(bias)[:, None, None]
+
+
+def align_rows(bias: torch.Tensor) -> torch.Tensor:
+    """The same values ``(..., S)`` with every row at a multiple of 8 values, as xformers' kernels demand of a mask."""
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % 8))[..., :length]
+
+
+def choose_backend(
+    value: torch.Tensor, requested: AttentionBackendName | str | None
+) -> AttentionBackendName | str | None:
+    """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
+
+    On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
+    there. In float32 the fused kernel is the faster one.
+    """
+    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    if requested is not None or not plain_is_faster:
+        return requested
+    if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
+        return None
+    return AttentionBackendName._NATIVE_MATH
+
+
+class AttnDiffAttnProcessor:
+    """Computes one attention layer; ``set_attention_backend`` and the xformers switch act on it."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "Attention",
+        hidden_states: torch.Tensor,  # (B, L, C)
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
+        attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
+        angles: torch.Tensor | None = None,  # (L, F) or (B, L, F)
+    ) -> torch.Tensor:
+        if attn.is_cross_attention:
+            query = attn.query(hidden_states)
+            key, value = key_value
+        else:
+            query, key, value = attn.query_key_value(hidden_states)
+            if angles is not None:
+                query, key = rotate(query, angles), rotate(key, angles)
+        if attention_mask is not None and attention_mask.dtype != query.dtype:
+            attention_mask = align_rows(attention_mask.to(query.dtype))
+        out = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=choose_backend(value, self._attention_backend),
+            parallel_config=self._parallel_config,
+        )
+        out = attn.to_out[0](out.flatten(2))  # (B, L, C)
+        return attn.to_out[1](out)
+
+
+class Attention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with normalised queries and keys (arXiv 2302.05442, section 2.2).
+
+    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for
+    them; joining them into one matmul saves no time on the CPU.
+
+    Args:
+        dim: Channels of the queries and of the result; a multiple of ``head_dim``.
+        head_dim: Channels per head.
+        cross_attention_dim: Channels of the condition tokens, or None for self-attention.
+        dropout: Probability of zeroing a channel of the result in training.
+    """
+
+    _default_processor_cls = AttnDiffAttnProcessor
+    _available_processors = [AttnDiffAttnProcessor]
+
+    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"width {dim} is not a multiple of head_dim {head_dim}; choose widths that are.")
+        self.heads, self.head_dim = dim // head_dim, head_dim
+        self.inner_dim = dim
+        self.use_bias = False
+        self.is_cross_attention = cross_attention_dim is not None
+        source = cross_attention_dim or dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(source, dim, bias=False)
+        self.to_v = nn.Linear(source, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Dropout(dropout)])
+        nn.init.zeros_(self.to_out[0].weight)
+        self.norm_q = nn.LayerNorm(head_dim, bias=False)
+        self.norm_k = nn.LayerNorm(head_dim, bias=False)
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.processor(self, hidden_states, **kwargs)
+
+    def query(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalised queries ``(B, L, H, D)`` of tokens ``(B, L, C)``."""
+        return self.norm_q(self._split(self.to_q(hidden_states)))
+
+    def key_value(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``."""
+        if getattr(self, "fused_projections", False):
+            key, value = self.to_kv(context).chunk(2, dim=-1)
+        else:
+            key, value = self.to_k(context), self.to_v(context)
+        return self.norm_k(self._split(key)), self._split(value)
+
+    def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of self-attention, each ``(B, L, H, D)``."""
+        if getattr(self, "fused_projections", False):
+            query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = self.to_q(hidden_states), self.to_k(hidden_states), self.to_v(hidden_states)
+        return self.norm_q(self._split(query)), self.norm_k(self._split(key)), self._split(value)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim))
+
+
+# attndiff.nn.blocks
+
+"""The two kinds of block of the U-Net, and how it changes resolution.
+
+One memory layout throughout: images are ``(B, H, W, C)``, so that tokens, channel norms and linear layers need no
+copy, and a convolution sees the same memory as a channels_last ``(B, C, H, W)`` tensor.
+
+Norms are LayerNorm over the channels of a pixel. torch's CPU kernel for it is fused in both directions where
+RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 ms against 20-56 ms in float32,
+2.1 against 9.0 in bfloat16).
+
+Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
+"""
+
+
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution of ``(B, H, W, C)`` images; ``seamless`` wraps around the borders."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, seamless: bool = False):
+        super().__init__(
+            in_channels, out_channels, 3, padding=1, bias=bias, padding_mode="circular" if seamless else "zeros"
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvBlock(nn.Module):
+    """Residual pair of 3x3 convolutions; the condition scales the middle (DiC, arXiv 2501.00603, section 3.3).
+
+    Args:
+        dim: Channels.
+        dropout: Probability of zeroing a channel between the convolutions in training.
+        seamless: Wrap convolutions around the borders.
+    """
+
+    scales_per_channel = 1
+
+    def __init__(self, dim: int, dropout: float = 0.0, seamless: bool = False):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.conv_in = Conv3x3(dim, dim, seamless=seamless)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = Conv3x3(dim, dim, seamless=seamless)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """``x (B, H, W, C)``, ``scale (B, C)``."""
+        h = self.conv_in(self.norm(x)) * (1 + scale[:, None, None])
+        return x + self.conv_out(self.dropout(F.silu(h)))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward, SwiGLU (arXiv 2002.05202, Eq. 6)."""
+
+    def __init__(self, dim: int, dropout: float = 0.0):
+        super().__init__()
+        hidden = (dim * 8 // 3 + 31) // 32 * 32
+        self.proj_in = nn.Linear(dim, 2 * hidden, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.proj_out = nn.Linear(hidden, dim, bias=False)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(self.dropout(F.silu(gate) * value))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to the condition and feed-forward over the pixels of one level.
+
+    Args:
+        dim: Channels.
+        head_dim: Channels per attention head.
+        self_attention: Whether the pixels attend to each other.
+        cross_attention_dim: Channels of the condition tokens; None leaves cross-attention out.
+        dropout: Dropout probability of both the attention's and the feed-forward's output.
+    """
+
+    scales_per_channel = 2
+
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int,
+        self_attention: bool = True,
+        cross_attention_dim: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm_attn = nn.LayerNorm(dim, bias=False) if self_attention else None
+        self.attn = Attention(dim, head_dim, dropout=dropout) if self_attention else None
+        self.norm_cross = nn.LayerNorm(dim, bias=False) if cross_attention_dim else None
+        self.cross_attn = Attention(dim, head_dim, cross_attention_dim, dropout) if cross_attention_dim else None
+        self.norm_ff = nn.LayerNorm(dim, bias=False)
+        self.ff = FeedForward(dim, dropout)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, H, W, C)
+        scale: torch.Tensor,  # (B, 2 C)
+        angles: torch.Tensor,  # (L, F)
+        window: tuple[int, int] | None = None,
+        dilated: bool = False,
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
+        mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
+    ) -> torch.Tensor:
+        scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
+        _, height, width, _ = x.shape
+        x = x.flatten(1, 2)  # (B, L, C)
+        if self.attn is not None:
+            h = self.norm_attn(x) * (1 + scale_attn)
+            if window is None:
+                h = self.attn(h, angles=angles)
+            else:
+                h = window_attention(self.attn, h.unflatten(1, (height, width)), angles, window, dilated)
+            x = x + h
+        if self.cross_attn is not None and key_value is not None:
+            x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
+        x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
+        return x.unflatten(1, (height, width))
+
+
+def window_attention(
+    attn: Attention,
+    x: torch.Tensor,
+    angles: torch.Tensor,
+    window: tuple[int, int],
+    dilated: bool,
+) -> torch.Tensor:
+    """Self-attention inside windows, or on the dilated grid that joins them (MaxViT, arXiv 2204.01697, Fig. 3).
+
+    Args:
+        attn: The layer.
+        x: ``(B, H, W, C)``.
+        angles: ``(L, F)`` rotary angles of the whole grid.
+        window: Rows and columns of a window; they divide H and W.
+        dilated: Take every ``H / rows``-th pixel instead of neighbouring ones.
+
+    Returns:
+        ``(B, L, C)``.
+    """
+    batch, height, width, _ = x.shape
+    x, angles = split_windows(x, window, dilated), angles.unflatten(0, (height, width))[None]
+    angles = split_windows(angles, window, dilated).repeat(batch, 1, 1)
+    return join_windows(attn(x, angles=angles), (height, width), window, dilated).flatten(1, 2)
+
+
+def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``."""
+    rows, cols = window
+    if dilated:
+        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
+        x = x.permute(0, 2, 4, 1, 3, 5)
+    else:
+        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
+        x = x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(0, 2)
+
+
+def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
+    (height, width), (rows, cols) = size, window
+    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
+    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: every 2x2 pixels become one by a linear layer."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.proj = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(space_to_depth(x, 2))
+
+
+class Upsample(nn.Module):
+    """Double the resolution and add the encoder's features; a learned lerp of the two was no better (ablation.md)."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 4 * out_dim, bias=False)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """``x (B, H/2, W/2, C)`` and ``skip (B, H, W, C_out)`` to ``(B, H, W, C_out)``."""
+        return skip + depth_to_space(self.proj(x), 2)
+
+
+def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """``(B, H, W, C)`` to ``(B, H / factor, W / factor, factor^2 C)``."""
+    x = x.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (B, h, f, w, f, C)
+    return x.transpose(2, 3).flatten(3)
+
+
+def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """The inverse of ``space_to_depth``."""
+    x = x.unflatten(3, (factor, factor, -1)).transpose(2, 3)  # (B, h, f, w, f, C)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+# attndiff.nn.encoder
+
+"""The condition encoder: one Transformer that turns text, a class label or image patches into tokens for the U-Net.
+
+Shapes: B batch, S condition tokens, T text tokens, C hidden channels.
+"""
+
+
+
+
+
+@dataclass
+class ConditionOutput(BaseOutput):
+    """What the U-Net attends to.
+
+    Args:
+        tokens: ``(B, S, C)``.
+        mask: ``(B, S)`` bool, true for tokens that count.
+        pooled: ``(B, C)``, the mean of the tokens that count.
+    """
+
+    tokens: torch.Tensor
+    # None is never seen: offloading hooks rebuild an output as type(output)(dict), which asks for defaults.
+    mask: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+
+
+def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean ``(B, C)`` of the tokens ``(B, S, C)`` that count by ``mask (B, S)``."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and gated feed-forward over condition tokens."""
+
+    def __init__(self, dim: int, head_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm_attn = nn.LayerNorm(dim, bias=False)
+        self.attn = Attention(dim, head_dim, dropout=dropout)
+        self.norm_ff = nn.LayerNorm(dim, bias=False)
+        self.ff = FeedForward(dim, dropout)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm_attn(x), attention_mask=mask, angles=angles)
+        return x + self.ff(self.norm_ff(x))
+
+
+class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
+    """Transformer encoder over up to four streams of condition tokens, each with its own embedding and learned null.
+
+    Streams that are configured but not given count as dropped: their learned null token stands for them.
+
+    Args:
+        hidden_size: Channels of the tokens.
+        num_layers: Transformer blocks.
+        head_dim: Channels per attention head; a multiple of 8.
+        vocab_size: Size of the tokenizer's vocabulary, or None without text.
+        max_length: Text tokens at most.
+        num_classes: Number of classes, or None without labels.
+        image_channels: Channels of a condition image, or None without one.
+        image_patch_size: Side of its square patches in pixels.
+        context_dim: Channels of a frozen pretrained encoder's hidden states, or None without one.
+        dropout: Dropout probability inside blocks.
+    """
+
+    _no_split_modules = ["EncoderBlock"]
+    _repeated_blocks = ["EncoderBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "embedding"]
+
+    @register_to_config
+    def __init__(
+        self,
+        hidden_size: int = 192,
+        num_layers: int = 3,
+        head_dim: int = 32,
+        vocab_size: int | None = None,
+        max_length: int = 24,
+        num_classes: int | None = None,
+        image_channels: int | None = None,
+        image_patch_size: int = 4,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
+        self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
+        patch_dim = (image_channels or 0) * image_patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
+        self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
+        self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
+        for table in (self.text_embedding, self.class_embedding):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        self.blocks = nn.ModuleList(EncoderBlock(hidden_size, head_dim, dropout) for _ in range(num_layers))
+        self.norm_out = nn.LayerNorm(hidden_size, bias=False)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the configured streams, in the order of their tokens."""
+        modules = {
+            "text": self.text_embedding,
+            "class": self.class_embedding,
+            "image": self.patch_embedding,
+            "context": self.context_embedding,
+        }
+        return [name for name, module in modules.items() if module is not None]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        drop: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        return_dict: bool = True,
+    ) -> ConditionOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode a batch of conditions.
+
+        Args:
+            input_ids: Text tokens ``(B, T)``, int64.
+            attention_mask: ``(B, T)``, nonzero for tokens that count.
+            class_labels: ``(B,)``, int64 in ``[0, num_classes)``.
+            pixel_values: Condition images ``(B, image_channels, H, W)`` in [-1, 1].
+            context: Hidden states of a pretrained encoder ``(B, S, context_dim)``.
+            context_mask: ``(B, S)``, nonzero for states that count.
+            drop: ``(B,)`` bool, true where the condition is replaced by the learned null (classifier-free guidance,
+                arXiv 2207.12598).
+            batch_size: Number of rows where no stream is given at all, to get the null condition.
+            return_dict: Return `ConditionOutput` rather than a tuple.
+
+        Raises:
+            ValueError: If a stream is given that the encoder was not configured for.
+        """
+        given = {
+            "text": (input_ids, attention_mask),
+            "class": (class_labels, None),
+            "image": (pixel_values, None),
+            "context": (context, context_mask),
+        }
+        for name, (content, _) in given.items():
+            if content is not None and name not in self.streams:
+                raise ValueError(f"this model has no {name} condition; it was made with: {', '.join(self.streams)}.")
+        batch = next((c.shape[0] for c, _ in given.values() if c is not None), batch_size)
+        parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
+        tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
+
+        additive = additive_mask(mask, tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, additive, angles)
+        tokens = self.norm_out(tokens)
+        pooled = pool_tokens(tokens, mask)
+        return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)
+
+    def _stream(self, index, name, content, mask, drop, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings ``(B, S, C)``, mask ``(B, S)`` and rotary angles ``(B, S, F)`` of one stream, nulls put in."""
+        null = self.null_embedding[index]
+        head_dim, device = self.config.head_dim, null.device
+        if content is None:
+            content = null.expand(batch, 1, -1)
+            return content, torch.ones(batch, 1, dtype=torch.bool, device=device), self._angles(batch, 1)
+        if name == "text":
+            tokens, angles = self.text_embedding(content), None
+        elif name == "class":
+            tokens, angles = self.class_embedding(content)[:, None], None
+        elif name == "image":
+            tokens, (rows, cols) = self._patches(content)
+            angles = axial_angles(rows, cols, head_dim, device).expand(batch, -1, -1)
+        else:
+            tokens, angles = self.context_embedding(content.to(self.context_embedding.weight.dtype)), None
+        length = tokens.shape[1]
+        mask = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.bool()
+        if drop is not None:
+            first = torch.arange(length, device=device) == 0
+            tokens = torch.where(drop[:, None, None], null.to(tokens.dtype), tokens)
+            mask = torch.where(drop[:, None], first, mask)
+        return tokens, mask, self._angles(batch, length) if angles is None else angles
+
+    def _angles(self, batch: int, length: int) -> torch.Tensor:
+        return sequence_angles(length, self.config.head_dim, self.null_embedding.device).expand(batch, -1, -1)
+
+    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Patch embeddings ``(B, rows * cols, C)`` of images ``(B, channels, H, W)``, and the grid's size."""
+        side = self.config.image_patch_size
+        if pixels.shape[-2] % side or pixels.shape[-1] % side:
+            raise ValueError(
+                f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}."
+            )
+        x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
+        x = x.permute(0, 2, 3, 1, 4, 5)
+        return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]

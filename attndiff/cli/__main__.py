@@ -1,5 +1,0 @@
-"""``python -m attndiff.cli``."""
-
-from attndiff.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""What is predicted, how noise is taken away, and what leads it."""

@@ -1,0 +1,107 @@
+"""What a pipeline folder may hold, looked at before anything of it is built.
+
+A config is checked against the network's own signature, its numbers against caps, and its parameters, counted on
+torch's meta device where they take no memory, against the weights that are there: no folder makes a process allocate
+more than its files hold, none leaves a parameter at random, and none names a class outside of the libraries that
+pipelines are made of.
+"""
+
+import inspect
+import json
+from pathlib import Path
+
+import pydantic
+import torch
+from safetensors import SafetensorError, safe_open
+
+from attndiff.errors import UserError
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel, Level
+
+NETWORKS = {cls.__name__: cls for cls in (AttentionUNet2DModel, ConditionEncoder)}
+LIBRARIES = ("diffusers", "transformers")
+MOST = 2**20  # of any whole number in a config
+LONGEST = 32  # entries of any list in one
+STRICT = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def check_index(path: Path, index) -> None:
+    """Raise `UserError` unless every component is of a class that pipelines are made of."""
+    if not isinstance(index, dict):
+        raise UserError(f"{path} must hold components by name, not a {type(index).__name__}.")
+    for part, entry in index.items():
+        if part == "_class_name" or not isinstance(entry, list):
+            continue
+        if len(entry) != 2 or not all(name is None or isinstance(name, str) for name in entry):
+            raise UserError(f"{path}: {part} must be a library and a class, not {str(entry)[:80]}.")
+        library, name = entry
+        if name is not None and name not in NETWORKS and library not in LIBRARIES:
+            raise UserError(f"{path}: {part} is a {library}.{name}, which is no part of a pipeline; do not trust it.")
+
+
+def check_network(folder: Path, name: str) -> None:
+    """Look through the folder of one of our networks.
+
+    Args:
+        folder: With ``config.json`` and one safetensors file for each variant.
+        name: Of its class.
+
+    Raises:
+        UserError: If the config does not make such a network, or weights are missing, left over, of another shape, or
+            not finite.
+    """
+    path, cls = folder / "config.json", NETWORKS[name]
+    settings = check_settings(path, cls)
+    try:
+        with torch.device("meta"):
+            shapes = {key: list(value.shape) for key, value in cls(**settings).state_dict().items()}
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} makes no {name}: {' '.join(str(error).split())[:200]}") from None
+    for file in sorted(folder.glob("*.safetensors")):
+        check_weights(file, shapes)
+
+
+def check_settings(path: Path, cls: type) -> dict:
+    """The arguments of a network in a config file; raises `UserError` if one is unknown or cannot be."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold settings by name, not a {type(config).__name__}.")
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    _check_size(path, settings)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    fields = {p.name: (list[Level] | None if p.name == "levels" else p.annotation, p.default) for p in parameters}
+    model = pydantic.create_model(cls.__name__, __config__=STRICT, **fields)
+    try:
+        model.model_validate_json(json.dumps(settings))  # in JSON, a dict may stand for a level
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+    return settings
+
+
+def _check_size(path: Path, value, place: str = "") -> None:
+    """Raise `UserError` for numbers and lists that no network has."""
+    if isinstance(value, dict | list):
+        if len(value) > LONGEST:
+            raise UserError(f"{path}: {place or 'it'} has {len(value)} entries, where {LONGEST} are the most.")
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_size(path, inner, f"{place}.{key}".removeprefix("."))
+    if isinstance(value, int | float) and not -MOST <= value <= MOST:
+        raise UserError(f"{path}: {place} is {value}, where {MOST} is the most.")
+
+
+def check_weights(file: Path, shapes: dict[str, list[int]]) -> None:
+    """Raise `UserError` unless a file holds these tensors and no others, all finite."""
+    try:
+        with safe_open(file, framework="pt") as weights:
+            stored = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no dict
+            for key in sorted(shapes.keys() | stored.keys()):
+                if shapes.get(key) != stored.get(key):
+                    what = f"{stored.get(key, 'absent')}, where the config asks for {shapes.get(key, 'nothing')}"
+                    raise UserError(f"{file}: {key} is {what}; copy or download it again.")
+            for key in stored:
+                if not weights.get_tensor(key).isfinite().all():
+                    raise UserError(f"{file}: {key} holds numbers that are not finite; take an earlier version of it.")
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); copy or download it again.") from None

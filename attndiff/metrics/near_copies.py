@@ -1,0 +1,122 @@
+"""Has a model stored its training images? Nearest ones, near-copies, and the loss on images it has and has not seen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attndiff.data.subset import Subset, shrink, spread_over
+from attndiff.metrics.neighbours import SHIFT, nearest_images, neighbour_sheet
+from attndiff.metrics.reference import Reference
+
+QUANTILE = 0.05  # of real held-out images, the nearest to a training image; closer than these is a near-copy
+COMPARED = 32  # pixels a side at which images are compared
+AT_MOST = 50_000  # training images
+MULTIPLIES = 5e11  # of one search; where all samples would need more, fewer are searched for
+COLUMNS = 10
+
+
+@dataclass
+class NearCopies:
+    """Samples beside their nearest training images.
+
+    Args:
+        share: Of samples nearer to a training image than `threshold`.
+        floor: The same share of real held-out images, about `QUANTILE`.
+        threshold: Distance, see `nearest_images`.
+        n: Samples compared, and as many held-out images at most.
+        searched: Training images.
+        indices: Nearest training image ``(n,)`` of each sample.
+        distances: To it ``(n,)``.
+    """
+
+    share: float
+    floor: float
+    threshold: float
+    n: int
+    searched: int
+    indices: torch.Tensor
+    distances: torch.Tensor
+
+    def to_json(self) -> dict:
+        """The share as a metric."""
+        return {
+            "value": self.share,
+            "n": self.n,
+            "extractor": f"pixels at {COMPARED} px or less",
+            "floor": self.floor,
+            "threshold": self.threshold,
+            "training_images": self.searched,
+            "median_distance": self.distances.median().item(),
+        }
+
+
+def training_pool(reference: Reference) -> Subset:
+    """The images a sample may be a copy of: of two halves both, since the model may have seen either."""
+    parts = [reference.test, reference.train] if reference.halves else [reference.train]
+    pool = Subset(_Joined(parts), range(sum(map(len, parts))))
+    return pool if len(pool) <= AT_MOST else spread_over(pool, AT_MOST)
+
+
+def near_copies(samples: torch.Tensor, reference: Reference, pool: Subset) -> NearCopies:
+    """Look for every sample among the training images.
+
+    A near-copy is closer to a training image than 95 % of real held-out images are.
+
+    Args:
+        samples: ``(N, C, H, W)`` in [-1, 1].
+        reference: The real images.
+        pool: Of `training_pool`.
+    """
+    training = pool.tensor(COMPARED)
+    n = min(len(samples), len(reference.test), _affordable(training))
+    indices, distances = nearest_images(shrink(samples[:n], COMPARED), training)
+    real = spread_over(reference.test, n).tensor(COMPARED)
+    # A real image of the halves is in the pool itself; what counts is the nearest one but it.
+    beside = nearest_images(real, training, k=2 if reference.halves else 1)[1][:, -1]
+    threshold = beside.quantile(QUANTILE).item()
+    shares = [(found < threshold).double().mean().item() for found in (distances[:, 0], beside)]
+    return NearCopies(*shares, threshold, n, len(training), indices[:, 0], distances[:, 0])
+
+
+def draw_neighbours(samples: torch.Tensor, found: NearCopies, pool: Subset) -> Image.Image:
+    """A picture of the samples nearest to a training image, and of the first ones, over their nearest images.
+
+    Args:
+        samples: ``(N, C, H, W)`` in [-1, 1].
+        found: Of `near_copies`.
+        pool: Of `training_pool`.
+    """
+    columns = min(COLUMNS, found.n)
+    rows = {"the nearest": found.distances.argsort()[:columns].tolist(), "the first": list(range(columns))}
+    shown, nearest = {}, {}
+    for name, row in rows.items():
+        shown[name] = [as_image(samples[i]) for i in row]
+        nearest[name] = [as_image(torch.from_numpy(pool.pixels(found.indices[i].item()))) for i in row]
+    return neighbour_sheet(shown, nearest, [""] * columns)
+
+
+def as_image(pixels: torch.Tensor) -> Image.Image | np.ndarray:
+    """Pixels ``(C, H, W)`` in [-1, 1] as a picture, or as an array ``(H, W, C)`` of what no picture holds."""
+    levels = ((pixels.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
+    if levels.shape[-1] in (1, 3, 4):
+        return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+    return levels
+
+
+def _affordable(training: torch.Tensor) -> int:
+    """Samples that can be searched for among all training images."""
+    views = (2 * SHIFT + 1) ** 2
+    return max(COLUMNS, int(MULTIPLIES / (views * training.numel())))
+
+
+class _Joined:
+    """Several sets as one."""
+
+    def __init__(self, parts: list):
+        self.places = [(part, i) for part in parts for i in range(len(part))]
+
+    def pixels(self, i: int) -> np.ndarray:
+        part, inner = self.places[i]
+        return part.pixels(inner)

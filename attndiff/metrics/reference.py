@@ -1,0 +1,166 @@
+"""Real images to compare samples with: a model's training images and others of the same kind."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from attndiff.data.config import DataConfig
+from attndiff.data.sources import ImageSet, open_images, open_table_of, open_validation
+from attndiff.data.subset import Subset
+from attndiff.data.tables import MissingPart
+from attndiff.errors import UserError
+from attndiff.tasks.conditions import kind_of
+
+CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")
+LABEL_COLUMN = "label"
+DEFAULT_N = 1000  # images at most, where no number is asked for
+
+
+@dataclass
+class Reference:
+    """The real images of an evaluation.
+
+    Args:
+        name: Of the data.
+        train: Images that the model learned from, as far as is known.
+        test: Images to compare samples with.
+        halves: The data names no held-out part: ``train`` and ``test`` are two random halves of it, either of which
+            the model may have learned from.
+    """
+
+    name: str
+    train: ImageSet | Subset
+    test: ImageSet | Subset
+    halves: bool
+
+    def choose(self, n: int, seed: int) -> tuple[Subset, Subset, Subset]:
+        """``n`` test images, ``n`` training images for the floor, and the other training images, all shuffled."""
+        rng = np.random.default_rng([seed, n])
+        test, train = rng.permutation(len(self.test)), rng.permutation(len(self.train))
+        return Subset(self.test, test[:n]), Subset(self.train, train[:n]), Subset(self.train, train[n:])
+
+    def count(self, asked: int | None) -> int:
+        """Images on each side: as asked, else as many as there are up to `DEFAULT_N`; raises `UserError`."""
+        most = min(len(self.test), len(self.train))
+        if asked is not None and asked > most:
+            raise UserError(
+                f"--n {asked} needs as many held-out and as many training images; the reference has "
+                f"{len(self.test)} and {len(self.train)}: give --n {most} or less, or more data."
+            )
+        return asked or min(DEFAULT_N, most)
+
+    def describe(self) -> str:
+        """What samples are compared with, in words."""
+        part = "one half" if self.halves else "the held-out part"
+        return f"{part} of {self.name} ({len(self.test)} images; {len(self.train)} others)"
+
+
+def model_settings(pipeline) -> list[str]:
+    """Size and channels of a model's images, as ``KEY=VALUE`` settings for reading others alike."""
+    data = pipeline.config.data or {}
+    channels = data.get("channels") or ["R", "G", "B"]
+    named = all(len(name) == 1 for name in channels)
+    return [f"size={side_of(pipeline)}", f"channels={''.join(channels) if named else len(channels)}"]
+
+
+def side_of(pipeline) -> int:
+    """Pixels a side of a model's images."""
+    size = (pipeline.config.data or {}).get("size")
+    return size[0] if size else pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
+    """Open the images for a model; where the data has no test or validation part, it is halved at random.
+
+    Args:
+        config: The data; its columns of captions or classes are looked for where it does not name them.
+        pipeline: The model.
+        seed: Of the halves.
+
+    Raises:
+        UserError: If data and model do not go together.
+    """
+    config = fit_data(config, pipeline)
+    names = (pipeline.config.data or {}).get("class_names") if kind_of(pipeline) == "class" else None
+    train = open_images(config, names)
+    test = _open_test(config, train.class_names)
+    if test is not None:
+        return Reference(train.table.origin, train, test, False)
+    if len(train) < 2:
+        raise UserError(f"{config.path}: one image cannot be divided into two halves, give more.")
+    order = np.random.default_rng(seed).permutation(len(train))
+    middle = len(train) // 2
+    return Reference(train.table.origin, Subset(train, order[middle:]), Subset(train, order[:middle]), True)
+
+
+def fit_data(config: DataConfig, pipeline) -> DataConfig:
+    """The data as a model takes it, with the columns that its condition needs; raises `UserError` if it cannot."""
+    return _with_columns(_checked(config, pipeline), pipeline)
+
+
+def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | None:
+    """The part called test, which no training looks at, else the held-out one, else None."""
+    if config.validation is None:
+        try:
+            return open_images(replace(config, split="test"), class_names)
+        except MissingPart:
+            pass
+    return open_validation(config, class_names)
+
+
+def _checked(config: DataConfig, pipeline) -> DataConfig:
+    """Raise `UserError` unless the images are read in the model's size and channels."""
+    side, channels = side_of(pipeline), pipeline.unet.config.in_channels
+    if pipeline.vae is not None:
+        channels = pipeline.vae.config.out_channels
+    mine = config.channels if isinstance(config.channels, int) else len(config.channels)
+    if mine != channels:
+        raise UserError(
+            f"{config.path}: channels={config.channels} makes {mine} of each image, and the model draws {channels}; "
+            "give data of the model's kind."
+        )
+    if config.stream:
+        raise UserError(f"{config.path}: a stream cannot be measured against; name a folder or parquet file of it.")
+    if config.size != side:
+        raise UserError(f"{config.path}: size={config.size}, and the model draws {side} px; leave out size.")
+    return replace(config, max_aspect=None)  # samples are square
+
+
+def _with_columns(config: DataConfig, pipeline) -> DataConfig:
+    """The configuration with the columns that the model's condition and the classifier need."""
+    kind = kind_of(pipeline)
+    table = open_table_of(config)
+    caption, label = config.caption_column, config.label_column
+    if kind == "text" and caption is None:
+        caption = next((name for name in CAPTION_COLUMNS if name in table.columns), None)
+        if caption is None:
+            raise UserError(
+                f"{config.path}: the model draws what captions say, and no column is called one of "
+                f"{', '.join(CAPTION_COLUMNS)}; name it, such as caption_column=title."
+            )
+    if label is None:
+        names = set((pipeline.config.data or {}).get("class_names") or [])
+        wanted = names if kind == "class" else set()
+        label = next((name for name in _label_first(table.columns) if _are_classes(table, name, wanted)), None)
+        if kind == "class" and label is None:
+            shown = ", ".join(sorted(names)[:5]) or "its classes"
+            raise UserError(
+                f"{config.path}: the model draws classes ({shown}), and no column holds them; name it, such as "
+                "label_column=kind."
+            )
+    return replace(config, caption_column=caption, label_column=label)
+
+
+def _label_first(columns: list[str]) -> list[str]:
+    return sorted(columns, key=lambda name: name != LABEL_COLUMN)
+
+
+def _are_classes(table, name: str, wanted: set[str]) -> bool:
+    """Whether a column gives every image one of the wanted classes; of no wanted ones, whether it is the labels'."""
+    if not wanted and name != LABEL_COLUMN:
+        return False
+    values = table.column(name)
+    if any(isinstance(value, (list, dict)) or value is None or value == "" for value in values):
+        return False
+    found = {str(value) for value in values}
+    return found <= wanted if wanted else len(found) > 1

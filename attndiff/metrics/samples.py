@@ -1,0 +1,53 @@
+"""Samples to be measured: one for each condition, as tensors of the data's own depth."""
+
+import torch
+from tqdm import tqdm
+
+from attndiff.errors import UserError
+
+BATCH = 50
+
+
+def sample_pixels(
+    pipeline,
+    conditions: list[str | int | None],
+    seeds: list[int],
+    steps: int | None,
+    guidance: float | None,
+    quiet: bool = True,
+) -> torch.Tensor:
+    """Sample images ``(N, C, H, W)`` float32 in [-1, 1] on the CPU, rounded as their files would be.
+
+    Args:
+        pipeline: An `AttnDiffPipeline`.
+        conditions: Captions, class numbers or None, one an image, all of one kind.
+        seeds: One an image, so that an image does not depend on those beside it.
+        steps: Sampling steps; None for the model's own number.
+        guidance: Guidance scale; likewise.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: If the model does not know a condition.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    argument = {str: "prompt", int: "class_labels", type(None): None}[type(conditions[0])]
+    batches = []
+    for start in tqdm(range(0, len(seeds), BATCH), "Sampling", disable=quiet, leave=False):
+        seeds_now, now = seeds[start : start + BATCH], conditions[start : start + BATCH]
+        condition = {"num_images_per_prompt": len(now)} if argument is None else {argument: now}
+        try:
+            images = pipeline(
+                **condition,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds_now],
+                output_type="pt",
+            ).images
+        except ValueError as error:  # how a pipeline refuses arguments
+            raise UserError(str(error)) from None
+        batches.append(images.float().cpu())
+    depth = (pipeline.config.data or {}).get("bit_depth", 8)
+    images = torch.cat(batches)
+    if depth < 32:
+        images = (images * (2**depth - 1)).round() / (2**depth - 1)
+    return images * 2 - 1

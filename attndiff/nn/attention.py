@@ -1,0 +1,170 @@
+"""Self- and cross-attention over diffusers' backend dispatcher, with a plain-softmax reference.
+
+Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+from torch import nn
+
+from attndiff.nn.rope import rotate
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax attention written out (arXiv 1706.03762, Eq. 1): what every backend is tested against.
+
+    Args:
+        query: ``(B, L, H, D)``.
+        key: ``(B, S, H, D)``.
+        value: ``(B, S, H, D)``.
+        mask: Boolean ``(B, S)``, true where a key may be attended to.
+
+    Returns:
+        ``(B, L, H, D)``.
+    """
+    weights = attention_weights(query, key, mask)  # (B, H, L, S)
+    return torch.einsum("bhls,bshd->blhd", weights.to(value.dtype), value)
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention probabilities ``(B, H, L, S)`` in float32, of the tensors that ``reference_attention`` takes."""
+    logits = torch.einsum("blhd,bshd->bhls", query.float(), key.float()) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
+    return logits.softmax(dim=-1)
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean ``(B, S)`` mask as ``(B, 1, 1, S)`` of 0 and -inf.
+
+    The only form that all of diffusers' backends read alike: its xformers backend takes a 4-D boolean mask for
+    additive zeros and ones, and its math backend does not broadcast a 2-D one.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    return align_rows(bias)[:, None, None]
+
+
+def align_rows(bias: torch.Tensor) -> torch.Tensor:
+    """The same values ``(..., S)`` with every row at a multiple of 8 values, as xformers' kernels demand of a mask."""
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % 8))[..., :length]
+
+
+def choose_backend(
+    value: torch.Tensor, requested: AttentionBackendName | str | None
+) -> AttentionBackendName | str | None:
+    """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
+
+    On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
+    there. In float32 the fused kernel is the faster one.
+    """
+    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    if requested is not None or not plain_is_faster:
+        return requested
+    if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
+        return None
+    return AttentionBackendName._NATIVE_MATH
+
+
+class AttnDiffAttnProcessor:
+    """Computes one attention layer; ``set_attention_backend`` and the xformers switch act on it."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "Attention",
+        hidden_states: torch.Tensor,  # (B, L, C)
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
+        attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
+        angles: torch.Tensor | None = None,  # (L, F) or (B, L, F)
+    ) -> torch.Tensor:
+        if attn.is_cross_attention:
+            query = attn.query(hidden_states)
+            key, value = key_value
+        else:
+            query, key, value = attn.query_key_value(hidden_states)
+            if angles is not None:
+                query, key = rotate(query, angles), rotate(key, angles)
+        if attention_mask is not None and attention_mask.dtype != query.dtype:
+            attention_mask = align_rows(attention_mask.to(query.dtype))
+        out = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=choose_backend(value, self._attention_backend),
+            parallel_config=self._parallel_config,
+        )
+        out = attn.to_out[0](out.flatten(2))  # (B, L, C)
+        return attn.to_out[1](out)
+
+
+class Attention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with normalised queries and keys (arXiv 2302.05442, section 2.2).
+
+    The four projections are separate ``Linear`` modules because LoRA, Muon and diffusers' mixins look for
+    them; joining them into one matmul saves no time on the CPU.
+
+    Args:
+        dim: Channels of the queries and of the result; a multiple of ``head_dim``.
+        head_dim: Channels per head.
+        cross_attention_dim: Channels of the condition tokens, or None for self-attention.
+        dropout: Probability of zeroing a channel of the result in training.
+    """
+
+    _default_processor_cls = AttnDiffAttnProcessor
+    _available_processors = [AttnDiffAttnProcessor]
+
+    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"width {dim} is not a multiple of head_dim {head_dim}; choose widths that are.")
+        self.heads, self.head_dim = dim // head_dim, head_dim
+        self.inner_dim = dim
+        self.use_bias = False
+        self.is_cross_attention = cross_attention_dim is not None
+        source = cross_attention_dim or dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(source, dim, bias=False)
+        self.to_v = nn.Linear(source, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Dropout(dropout)])
+        nn.init.zeros_(self.to_out[0].weight)
+        self.norm_q = nn.LayerNorm(head_dim, bias=False)
+        self.norm_k = nn.LayerNorm(head_dim, bias=False)
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.processor(self, hidden_states, **kwargs)
+
+    def query(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalised queries ``(B, L, H, D)`` of tokens ``(B, L, C)``."""
+        return self.norm_q(self._split(self.to_q(hidden_states)))
+
+    def key_value(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``."""
+        if getattr(self, "fused_projections", False):
+            key, value = self.to_kv(context).chunk(2, dim=-1)
+        else:
+            key, value = self.to_k(context), self.to_v(context)
+        return self.norm_k(self._split(key)), self._split(value)
+
+    def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of self-attention, each ``(B, L, H, D)``."""
+        if getattr(self, "fused_projections", False):
+            query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = self.to_q(hidden_states), self.to_k(hidden_states), self.to_v(hidden_states)
+        return self.norm_q(self._split(query)), self.norm_k(self._split(key)), self._split(value)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim))

@@ -1,0 +1,1 @@
+"""What a model is for, and what it is told."""

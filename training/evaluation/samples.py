@@ -1,0 +1,87 @@
+"""Sample grids while training: the same prompts and noise from the raw weights and from an average."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import attndiff
+from attndiff.training.build import Parts
+from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.state.averages import PowerEMA
+from attndiff.viewing import contact_sheet
+
+
+def make_pipeline(parts: Parts) -> "attndiff.AttnDiffPipeline":
+    """A pipeline around the modules that are being trained."""
+    model, conditioning = parts.model, parts.conditioning
+    return attndiff.AttnDiffPipeline(
+        unet=model.unet,
+        scheduler=model.make_scheduler(),
+        condition_encoder=model.condition_encoder,
+        tokenizer=conditioning.tokenizer,
+        text_encoder=conditioning.text_encoder,
+        vae=parts.vae,
+        objective=model.objective.to_config(),
+        data=parts.images.describe(),
+        student=model.student,
+    )
+
+
+@contextmanager
+def swapped(model: DenoisingModel, ema: PowerEMA, sigma_rel: float):
+    """The model with averaged weights inside the ``with`` block and its own again after it."""
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    try:
+        copy_into(model, ema.state_dict(sigma_rel))
+        yield model
+    finally:
+        copy_into(model, own)
+
+
+@torch.no_grad()
+def copy_into(model: DenoisingModel, state: dict[str, torch.Tensor]) -> None:
+    """Copy parameters by name."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(state[name])
+
+
+def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
+    """What to sample: the config's prompts, else some held-out captions, class names or nothing."""
+    kind = parts.conditioning.kind
+    if kind == "none":
+        return [None] * n
+    if prompts:
+        return prompts
+    if kind == "class":
+        names = parts.images.class_names
+        return [names[i % len(names)] for i in range(n)]
+    held_out = parts.validation
+    picks = range(0, len(held_out), max(1, len(held_out) // n))
+    return [held_out.captions(i)[0] for i in list(picks)[:n]]
+
+
+def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:
+    """One image a prompt, from fixed noise, as pictures."""
+    pipe = make_pipeline(parts)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    condition = {"none": {"num_images_per_prompt": len(prompts)}, "class": {"class_labels": prompts}}
+    arguments = condition.get(parts.conditioning.kind, {"prompt": prompts})
+    steps = parts.model.preview_steps
+    return pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).images
+
+
+def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float, path: Path) -> None:
+    """Write a grid with a row from the raw weights and one from the longest average."""
+    chosen = grid_prompts(parts, prompts)
+    was_training = parts.model.training
+    parts.model.eval()
+    rows = {"raw": sample_row(parts, chosen, guidance_scale)}
+    longest = max(ema.averages)
+    with swapped(parts.model, ema, longest):
+        rows[f"average {longest:g}"] = sample_row(parts, chosen, guidance_scale)
+    parts.model.train(was_training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, [str(p) if p is not None else "" for p in chosen]).save(path)

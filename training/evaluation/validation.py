@@ -1,0 +1,86 @@
+"""Held-out loss per noise level: a mean over all levels says nothing of which detail a model still gets wrong.
+
+The same images, noise and levels at every call, so that two evaluations differ by the weights alone.
+"""
+
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import torch
+from accelerate import Accelerator
+
+from attndiff.training.batches import DrawnDataset, collate_by_shape
+from attndiff.training.heads.denoising import DenoisingModel
+
+LEVELS = 8
+SEED = 20
+AT_MOST = 256  # held-out images
+
+
+@dataclass
+class Validation:
+    """Held-out errors.
+
+    Args:
+        loss: Mean training loss (the objective's own weight).
+        per_level: Mean squared error of the denoised image in [-1, 1], at each of `noise_over_signal`.
+        noise_over_signal: The levels, eight quantiles of the training distribution.
+        n: Images per level.
+    """
+
+    loss: float
+    per_level: list[float]
+    noise_over_signal: list[float]
+    n: int
+
+    @property
+    def x0_error(self) -> float:
+        """Mean over levels: one number that compares objectives."""
+        return sum(self.per_level) / len(self.per_level)
+
+    def to_json(self) -> dict:
+        """Everything as JSON."""
+        return {**asdict(self), "x0_error": self.x0_error}
+
+
+@torch.no_grad()
+def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
+    """Evaluate on the first `AT_MOST` held-out images, shared out over all processes.
+
+    Args:
+        model: Encoder, network and loss head, unwrapped.
+        dataset: Held-out samples without dropout or flips.
+        accelerator: For the device, precision and the sum over processes.
+    """
+    quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
+    normals = [NormalDist().inv_cdf(q) for q in quantiles]
+    n = min(AT_MOST, len(dataset))
+    mine = range(accelerator.process_index, n, accelerator.num_processes)
+    sums = torch.zeros(2, LEVELS, dtype=torch.float64, device=accelerator.device)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(mine), 64):
+        for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
+            batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
+            for i, normal in enumerate(normals):
+                loss, error = _errors(model, batch, normal, accelerator)
+                sums[0, i] += loss
+                sums[1, i] += error
+    model.train(was_training)
+    sums = accelerator.reduce(sums, "sum") / n
+    level = model.objective.draw_levels(torch.tensor(normals))
+    ratios = model.objective.log_ratio(level).exp().tolist()
+    return Validation(sums[0].mean().item(), sums[1].tolist(), ratios, n)
+
+
+def _errors(model: DenoisingModel, batch: dict, normal: float, accelerator: Accelerator) -> tuple[float, float]:
+    """Summed weighted loss and summed x0 error of a batch at one level."""
+    objective, x0, noise = model.objective, batch["images"], batch["noise"]
+    level = objective.draw_levels(torch.full((x0.shape[0],), normal, device=x0.device))
+    x = objective.add_noise(x0, noise, level)
+    with accelerator.autocast():
+        prediction = model.predict(x, level, {**batch, "drop": torch.zeros_like(batch["drop"])})
+    prediction = prediction.float()
+    loss = (prediction - objective.target(x0, noise, level)).square().mean(dim=(1, 2, 3)) * objective.weight(level)
+    error = (objective.denoised(x, prediction, level) - x0).square().mean(dim=(1, 2, 3))
+    return loss.sum().item(), error.sum().item()

@@ -1,0 +1,1 @@
+"""What is trained: modules from a batch to its loss."""

@@ -1,0 +1,1 @@
+"""From the first step of a run to the last."""

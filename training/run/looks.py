@@ -1,0 +1,89 @@
+"""What is looked at between the steps of a run: held-out losses, samples, distances, snapshots of averages."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from attndiff.training.batches import DrawnDataset
+from attndiff.training.build import Parts
+from attndiff.training.config import TrainConfig
+from attndiff.training.evaluation.distances import Distances, in_words
+from attndiff.training.evaluation.samples import save_grid, swapped
+from attndiff.training.evaluation.validation import validate
+from attndiff.training.run.progress import Progress
+from attndiff.training.state.checkpoint import RunState
+
+
+class Looks:
+    """Looks at a run whenever the settings under ``log`` say so, and at its end.
+
+    Args:
+        accelerator: For the device and the spread of the work over processes.
+        config: The run's settings, its number of steps settled.
+        parts: Its modules and data.
+        held_out: Held-out images with their conditions.
+        distances: Measures samples, if that is wanted.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        parts: Parts,
+        held_out: DrawnDataset,
+        distances: Distances | None,
+    ):
+        self.accelerator, self.config, self.parts = accelerator, config, parts
+        self.held_out, self.distances = held_out, distances
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something is to be done after a step; at the end, all that is done at all."""
+        return bool(every) and (step % every == 0 or step == self.config.optim.steps)
+
+    def any_due(self, step: int) -> bool:
+        """Whether there is anything to look at after a step."""
+        log = self.config.log
+        looks = (log.validate_every, log.sample_every, log.evaluate_every, log.snapshot_every)
+        return any(self.due(every, step) for every in looks)
+
+    def take(self, state: RunState, progress: Progress) -> None:
+        """Validate, sample, measure and keep averages, whatever is due."""
+        log, out, step = self.config.log, Path(self.config.out), state.step
+        main = self.accelerator.is_main_process
+        if self.due(log.validate_every, step):
+            self.validate(state, progress)
+        if self.due(log.sample_every, step) and main:
+            save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, out / "samples" / f"step_{step:08d}.png")
+        if self.due(log.evaluate_every, step):
+            self.measure_distances(state, progress)
+        if log.snapshot_every and step % log.snapshot_every == 0 and main:
+            state.ema.save_snapshots(out / "snapshots", step)
+
+    def validate(self, state: RunState, progress: Progress) -> None:
+        """Log the held-out losses of the raw and averaged weights."""
+        results = {"raw": validate(self.parts.model, self.held_out, self.accelerator)}
+        for sigma in state.ema.averages:
+            with swapped(self.parts.model, state.ema, sigma):
+                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator)
+        entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
+        progress.write(entry | {name: result.to_json() for name, result in results.items()})
+        progress.say(
+            f"step {state.step}: held-out loss " + ", ".join(f"{name} {r.loss:.4f}" for name, r in results.items())
+        )
+        if self.config.log.tracker:
+            scalars = {f"held_out/{name}": r.loss for name, r in results.items()}
+            levels = asdict(results["raw"])
+            for ratio, error in zip(levels["noise_over_signal"], levels["per_level"], strict=True):
+                scalars[f"held_out_x0/noise_{ratio:.2f}"] = error
+            self.accelerator.log(scalars, step=state.step)
+
+    def measure_distances(self, state: RunState, progress: Progress) -> None:
+        """Log the distances of the averaged weights' samples to held-out images."""
+        entry = self.distances.measure(state)
+        if self.accelerator.is_main_process:
+            progress.write(entry)
+            progress.say(in_words(entry))
+            if self.config.log.tracker:
+                found = {name: m["value"] for name, m in entry["distances"].items() if isinstance(m, dict)}
+                self.accelerator.log({f"distances/{name}": value for name, value in found.items()}, step=state.step)

@@ -1,0 +1,208 @@
+"""Checkpoints that are either whole or absent: written aside, hashed, synced, renamed, and only then pruned.
+
+A checkpoint is a folder `step_00000500` with the weights, averages and optimizer moments as safetensors, the step and
+optimizer scalars as JSON, and a manifest with the SHA-256 of every file.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attndiff.errors import UserError
+from attndiff.training.parallel.layout import Spread
+from attndiff.training.parallel.sharding import like, whole
+from attndiff.training.parallel.zero import ZeroGradients
+from attndiff.training.state.averages import PowerEMA
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+NAME = re.compile(r"step_\d{8,}")
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds: the trained module, its averages, its optimizers, how far it is and how spread out."""
+
+    module: nn.Module
+    ema: PowerEMA
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
+    spread: Spread | None = None
+    replica: nn.Module | None = None  # of a sharded module, for the whole weights
+    zero: ZeroGradients | None = None  # that has the moments of DeepSpeed's optimizer
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every tensor by file and name; where it is shared out, all processes ask together."""
+        files = {"weights": {n: p.detach() for n, p in self.module.named_parameters()}}
+        for sigma in self.ema.averages:
+            files[f"ema_{sigma:.3f}"] = self.ema.state_dict(sigma)
+        files["optimizer"] = {key: value for key, value in self._moments() if torch.is_tensor(value)}
+        return {file: {k: whole(v).contiguous() for k, v in group.items()} for file, group in files.items()}
+
+    @torch.no_grad()
+    def whole(self) -> "RunState":
+        """With weights and averages unsharded, without moments; all processes ask together. Itself if it is that."""
+        if self.replica is None:
+            return self
+        for own, sharded in zip(self.replica.parameters(), self.module.parameters(), strict=True):
+            own.copy_(whole(sharded))
+        return replace(self, module=self.replica, ema=self.ema.whole(), optimizers=[], replica=None)
+
+    def _moments(self):
+        """Optimizer state as (``parameter name/entry``, value) pairs."""
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        for state in [self.zero.moments()] if self.zero else [optimizer.state for optimizer in self.optimizers]:
+            for parameter, entries in state.items():
+                for key, value in entries.items():
+                    yield f"{names[id(parameter)]}/{key}", value
+
+    @torch.no_grad()
+    def restore(self, files: dict[str, dict[str, torch.Tensor]], step: int, seconds: float) -> None:
+        """Put back what `tensors` gave."""
+        parameters = dict(self.module.named_parameters())
+        for name, value in files["weights"].items():
+            parameters[name].copy_(like(value, parameters[name]))
+        for sigma in self.ema.averages:
+            self.ema.load_state_dict(sigma, files[f"ema_{sigma:.3f}"])
+        moments: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+        for key, value in files["optimizer"].items():
+            name, entry = key.rsplit("/", 1)
+            moments.setdefault(parameters[name], {})[entry] = value
+        if self.zero:
+            self.zero.restore(moments)
+        else:
+            self._restore_moments(moments)
+        self.step, self.seconds = step, seconds
+
+    def _restore_moments(self, moments: dict[nn.Parameter, dict[str, torch.Tensor]]) -> None:
+        owner = {p: optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        for parameter, entries in moments.items():
+            placed = {key: value if key == "step" else like(value, parameter) for key, value in entries.items()}
+            owner[parameter].state[parameter] = placed
+
+
+def save_checkpoint(root: Path, state: RunState, keep: int, main: bool = True) -> Path:
+    """Commit the state as ``root/step_N`` and prune all but the newest ``keep``.
+
+    All processes call this, and the main one writes. The order is what makes a crash harmless: files, manifest and
+    folder are on disk before the rename publishes them, and nothing older goes before that.
+
+    Raises:
+        UserError: If the disk is full or cannot be written; older checkpoints are as they were.
+    """
+    final, files = root / f"step_{state.step:08d}", state.tensors()
+    if not main:
+        return final
+    temporary = root / f"tmp_{state.step:08d}"
+    for left in root.glob("tmp_*"):  # by a crash
+        shutil.rmtree(left)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, state, files)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        older = checkpoints(root)
+        before = f"{older[-1].name} is the last one" if older else "there is none before it"
+        raise UserError(
+            f"checkpoint {final} could not be written ({error}); {before}. Make room or give permission, run again."
+        ) from None
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync(root)
+    for old in checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tensor]]) -> None:
+    """All files of a checkpoint, on disk when this returns."""
+    for name, tensors in files.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
+    if state.spread:
+        progress["spread"] = asdict(state.spread)
+    (folder / "progress.json").write_text(json.dumps(progress))
+    manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, oldest first."""
+    return sorted(path for path in root.glob("step_*") if NAME.fullmatch(path.name))
+
+
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and one sentence for every newer one that is damaged."""
+    problems = []
+    for folder in reversed(checkpoints(root)):
+        damage = _damage(folder)
+        if damage is None:
+            return folder, problems
+        problems.append(f"checkpoint {folder.name} is damaged: {damage}")
+    return None, problems
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
+    """Tensors by file, step and seconds of a checkpoint; raises `UserError` if it is of another format."""
+    progress = _progress(folder)
+    names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
+    files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
+    return files, progress["step"], progress["seconds"]
+
+
+def read_spread(folder: Path) -> Spread | None:
+    """How the run of a checkpoint was spread out, if it says so."""
+    kept = _progress(folder).get("spread")
+    return Spread(**kept) if kept else None
+
+
+def _progress(folder: Path) -> dict:
+    progress = json.loads((folder / "progress.json").read_text())
+    if progress["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} is a checkpoint of format {progress['format_version']}, and this attndiff reads "
+            f"{FORMAT_VERSION}; go on with the version that wrote it."
+        )
+    return progress
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable."
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing."
+        if _sha256(folder / name) != digest:
+            return f"{name} does not match its SHA-256."
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the disk store a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""What a run finds in its folder, and whether it may go on from there."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from attndiff.errors import UserError
+from attndiff.training.config import TrainConfig, make_config, store_config
+from attndiff.training.latents import FOLDER as LATENTS
+from attndiff.training.parallel.layout import Spread, check_resumed
+from attndiff.training.state.checkpoint import newest_checkpoint, read_spread, sync
+from attndiff.training.stopping import LOCK
+
+SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
+PARTIAL = "config.json.partial"
+TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
+Say = Callable[[str], None]
+
+
+def check_run_folder(out: Path) -> None:
+    """Refuse to write into a folder that is not a run's.
+
+    Raises:
+        UserError: If ``out`` is a file, or holds anything but a run.
+    """
+    if out.is_file():
+        raise UserError(f"out {out} is a file; name a folder.")
+    # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
+    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, PARTIAL, *TRIAL_FILES) for path in out.iterdir())
+    if used and not (out / "config.json").is_file():
+        raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")
+
+
+def write_config(config: TrainConfig, out: Path) -> None:
+    """Store the resolved settings, as JSON to go on by and as YAML to read.
+
+    The JSON, by which the folder is a run's, comes first and is whole at any moment at which the run may be killed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / PARTIAL
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    sync(partial)
+    partial.replace(out / "config.json")
+    sync(out)
+    store_config(config, out / "config.yaml")
+
+
+def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
+    """The config of the unfinished run that a folder holds, minutes settled as that run did; None if it holds none.
+
+    Raises:
+        UserError: If that is a run of another config; the differences are named.
+    """
+    file = out / "config.json"
+    if not file.is_file():
+        return None
+    # Settings that the run does not know of yet were at their defaults.
+    stored = make_config(json.loads(file.read_text())).model_dump(mode="json")
+    mine = config.model_dump(mode="json")
+    if config.optim.steps is None:
+        mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
+    pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
+    sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
+    settled = [each for each in sections if each[0] != "optim.micro_batch"]  # which `check_resumed` is about
+    settled.append(("seed", stored["seed"], mine["seed"]))
+    different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
+    if different:
+        raise UserError(
+            f"{out} holds a run of another config ({'; '.join(different)}); choose another 'out' or "
+            "restore the settings."
+        )
+    return make_config(mine)
+
+
+def newest_of(out: Path, say: Say) -> Path | None:
+    """The newest whole checkpoint of a run, if it has come to one.
+
+    Raises:
+        UserError: If there are checkpoints and none of them is whole, or the log tells of some and there are none.
+    """
+    newest, problems = newest_checkpoint(out / "checkpoints")
+    for problem in problems:
+        say(f"{problem} Falling back to an older one.")
+    if newest is None and problems:
+        raise UserError(f"no checkpoint in {out} is whole; choose another 'out' to start anew.")
+    if newest is None and (out / "log.jsonl").is_file() and '"checkpoint_seconds"' in (out / "log.jsonl").read_text():
+        raise UserError(
+            f"the run in {out} has saved checkpoints, and {out / 'checkpoints'} holds none; put them back, or choose "
+            "another 'out' to start anew."
+        )
+    return newest
+
+
+def adopt_spread(checkpoint: Path, now: Spread, out: Path, elastic: bool, say: Say) -> Spread:
+    """How the work is spread from here on: a micro-batch that was lowered stays so.
+
+    Raises:
+        UserError: If the run was spread otherwise and ``elastic`` was not asked for, or its data has changed.
+    """
+    then = read_spread(checkpoint)
+    if then is None:
+        return now
+    if then.lowered and then.processes == now.processes and then.micro_batch < now.micro_batch:
+        say(f"micro-batches of {then.micro_batch}, as memory ran out with larger ones before")
+        now = replace(now, micro_batch=then.micro_batch, lowered=True)
+    check_resumed(then, now, str(out), elastic)
+    if not then.same_sums(now):
+        say(
+            f"going on with {now} instead of {then}: the same images, order and noise, and losses that agree within "
+            "rounding"
+        )
+    return now
