@@ -50,9 +50,8 @@ def test_every_head_has_all_of_the_protocol(kind):
             continue
         assert hasattr(head, name), name
         if inspect.isfunction(member):
-            assert (
-                inspect.signature(getattr(kind, name)).parameters.keys() == inspect.signature(member).parameters.keys()
-            )
+            own, asked = (inspect.signature(method).parameters for method in (getattr(kind, name), member))
+            assert own.keys() == asked.keys(), name
 
 
 def test_a_head_measures_at_a_level_what_it_trains_on():
@@ -89,9 +88,10 @@ def test_a_head_becomes_a_pipeline_of_its_components():
     assert not any("lora" in name for name, _ in plain["unet"].named_parameters())
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"data__": ACTIVITIES, "condition__kind": "class"}, {"condition__kind": "none"}]
-)
+CLASSES = {"data__": ACTIVITIES, "condition__kind": "class"}
+
+
+@pytest.mark.parametrize("changes", [{}, CLASSES, {"condition__kind": "none"}])
 def test_what_a_batch_holds_is_written_down(tmp_path, changes):
     trainer = Trainer(make_config(settings(tmp_path / "run", **changes)))
     batch = next(trainer._batches(0))

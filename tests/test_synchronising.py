@@ -28,10 +28,12 @@ class NoFloat64(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), settings=None):
         settings = settings or {}
         result = function(*arguments, **settings)
+        if function is torch.Tensor.cpu:
+            return result.clone()
         given = [*arguments, *settings.values()]
         flat = [x for value in given for x in (value if isinstance(value, (list, tuple)) else [value])]
         there = any(x == APPLE if isinstance(x, torch.device) else getattr(x, "there", False) for x in flat)
-        if there and torch.is_tensor(result) and function is not torch.Tensor.cpu:
+        if there and torch.is_tensor(result):
             if result.dtype is torch.float64:
                 raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.")
             result.there = True
@@ -70,10 +72,13 @@ def test_a_step_reads_loss_and_norm_at_once(tmp_path):
 
 
 def test_a_process_that_is_alone_asks_nobody_whether_to_stop(tmp_path, monkeypatch):
-    reduce, asked = Accelerator.reduce, []
-    monkeypatch.setattr(
-        Accelerator, "reduce", lambda self, *rest, **more: asked.append(rest) or reduce(self, *rest, **more)
-    )
+    inner, asked = Accelerator.reduce, []
+
+    def reduce(*arguments, **settings):
+        asked.append(arguments)
+        return inner(*arguments, **settings)
+
+    monkeypatch.setattr(Accelerator, "reduce", reduce)
     changes = {"log__validate_every": 6, "log__checkpoint_every": 6}
     trainer = Trainer(make_config(settings(tmp_path / "run", **changes)))
     trainer.run()

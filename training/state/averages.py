@@ -61,9 +61,7 @@ class PowerEMA:
     def whole(self) -> "PowerEMA":
         """A copy whose averages are unsharded and lie in main memory; all processes ask together."""
         unsharded = copy.copy(self)
-        unsharded.averages = {
-            sigma: [gathered_on_host(a) for a in averages] for sigma, averages in self.averages.items()
-        }
+        unsharded.averages = {sigma: list(map(gathered_on_host, own)) for sigma, own in self.averages.items()}
         return unsharded
 
     def save_snapshots(self, folder: Path | str, step: int) -> None:
