@@ -21,8 +21,11 @@ def make_pipeline(parts: Parts) -> DiffusionPipeline:
 
 @contextmanager
 def swapped(model: Head, ema: PowerEMA, sigma_rel: float):
-    """The model with averaged weights inside the ``with`` block and its own again after it."""
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    """The model with averaged weights inside the ``with`` block and its own again after it.
+
+    Its own wait in main memory, so that a device holds weights once.
+    """
+    own = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
     try:
         copy_into(model, ema.state_dict(sigma_rel))
         yield model

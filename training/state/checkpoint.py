@@ -25,6 +25,7 @@ from attndiff.training.state.averages import PowerEMA
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+LAYOUT = "spread"  # the key of a `ParallelLayout` in progress.json, as the first checkpoints have it
 NAME = re.compile(r"step_\d{8,}")
 
 
@@ -142,7 +143,7 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
         save_file(tensors, folder / f"{name}.safetensors")
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
     if state.layout:
-        progress["spread"] = asdict(state.layout)
+        progress[LAYOUT] = asdict(state.layout)
     (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -178,7 +179,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], i
 
 def read_layout(folder: Path) -> ParallelLayout | None:
     """How the run of a checkpoint was laid out, if it says so."""
-    kept = _progress(folder).get("spread")
+    kept = _progress(folder).get(LAYOUT)
     return ParallelLayout(**kept) if kept else None
 
 

@@ -15,7 +15,7 @@ from attndiff.training.stopping import LOCK
 SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
 PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
-Say = Callable[[str], None]
+Printer = Callable[[str], None]
 
 
 def check_run_folder(out: Path) -> None:
@@ -73,7 +73,7 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
     return make_config(mine)
 
 
-def newest_of(out: Path, say: Say) -> Path | None:
+def newest_of(out: Path, say: Printer) -> Path | None:
     """The newest whole checkpoint of a run, if it has come to one.
 
     Raises:
@@ -92,7 +92,7 @@ def newest_of(out: Path, say: Say) -> Path | None:
     return newest
 
 
-def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool, say: Say) -> ParallelLayout:
+def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool, say: Printer) -> ParallelLayout:
     """How the work is laid out from here on: a micro-batch that was lowered stays so.
 
     Raises:
