@@ -11,7 +11,7 @@ from factories import class_pipeline, text_pipeline, unconditional_pipeline
 
 gradio_client = pytest.importorskip("gradio_client")
 from attndiff.apps import demo  # noqa: E402
-from attndiff.errors import UserError
+from attndiff.errors import UserError  # noqa: E402
 from attndiff.tasks.prompts import prompt_of  # noqa: E402
 
 SOUND = {"prompt": "red apple", "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "attention": False}

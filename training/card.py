@@ -104,9 +104,8 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
 
 def _metadata(prompt: Prompt) -> str:
     """Front matter for the Hub. The licence of a model follows from its data, which only its maker knows."""
-    return ModelCardData(
-        license="other", library_name="diffusers", tags=["attndiff"], pipeline_tag=prompt.hub_tag
-    ).to_yaml()
+    tags = ["attndiff"]
+    return ModelCardData(license="other", library_name="diffusers", tags=tags, pipeline_tag=prompt.hub_tag).to_yaml()
 
 
 def _data(config: TrainConfig, parts: Parts) -> dict:
@@ -277,9 +276,8 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
             output_attention_maps=True,
         )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
-    attention_picture(as_picture(output.images[0]), PROMPTS[parts.conditioning.kind].tokens(pipe, prompt), maps).save(
-        path
-    )
+    tokens = PROMPTS[parts.conditioning.kind].tokens(pipe, prompt)
+    attention_picture(as_picture(output.images[0]), tokens, maps).save(path)
     return prompt
 
 
