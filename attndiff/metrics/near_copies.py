@@ -9,6 +9,7 @@ from PIL import Image
 from attndiff.data.subset import Subset, shrink, spread_over
 from attndiff.metrics.neighbours import SHIFT, nearest_images, neighbour_sheet
 from attndiff.metrics.reference import Reference
+from attndiff.metrics.shares import share
 
 QUANTILE = 0.05  # of real held-out images, the nearest to a training image; closer than these is a near-copy
 COMPARED = 32  # pixels a side at which images are compared
@@ -41,8 +42,10 @@ class NearCopies:
 
     def to_json(self) -> dict:
         """The share as a metric."""
+        found = share(self.distances < self.threshold)
         return {
             "value": self.share,
+            "interval": found["interval"],
             "n": self.n,
             "extractor": f"pixels at {COMPARED} px or less",
             "floor": self.floor,
