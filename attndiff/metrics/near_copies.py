@@ -78,9 +78,14 @@ def near_copies(samples: torch.Tensor, reference: Reference, pool: Subset) -> Ne
     real = spread_over(reference.test, n).tensor(COMPARED)
     # A real image of the halves is in the pool itself; what counts is the nearest one but it.
     beside = nearest_images(real, training, k=2 if reference.halves else 1)[1][:, -1]
-    threshold = beside.quantile(QUANTILE).item()
+    threshold = copy_threshold(beside)
     shares = [(found < threshold).double().mean().item() for found in (distances[:, 0], beside)]
     return NearCopies(*shares, threshold, n, len(training), indices[:, 0], distances[:, 0])
+
+
+def copy_threshold(real: torch.Tensor) -> float:
+    """The distance below which a sample is a near-copy, of the distances ``(N,)`` of real held-out images."""
+    return real.quantile(QUANTILE).item()
 
 
 def draw_neighbours(samples: torch.Tensor, found: NearCopies, pool: Subset) -> Image.Image:

@@ -139,3 +139,19 @@ def caption_ranks(
     order[torch.arange(n), own] = 2.0
     others = similarity.gather(1, order.argsort(1)[:, : candidates - 1])
     return 1 + (others >= similarity.gather(1, own[:, None])).sum(1)
+
+
+def own_caption_ranks(
+    model: CaptionRetrieval, images: torch.Tensor, captions: list[str], pool: list[str], seed: int = 0
+) -> torch.Tensor:
+    """Rank ``(N,)`` of each image's caption among it and others of a pool, `CANDIDATES` or as many as there are.
+
+    Args:
+        model: What judges.
+        images: ``(N, C, H, W)`` in [-1, 1].
+        captions: One an image, each in the pool.
+        pool: Different captions.
+        seed: Of the draw of the others.
+    """
+    own = torch.tensor([pool.index(caption) for caption in captions])
+    return caption_ranks(model.similarity(images, pool).cpu(), own, min(CANDIDATES, len(pool)), seed)

@@ -9,7 +9,7 @@ from torch import nn
 
 from attndiff.metrics.extractors.classifier import ConvTrunk
 from attndiff.metrics.extractors.pretext import Material, Pretext, Result, features_of
-from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, caption_ranks, contrastive_loss, new_retrieval
+from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, contrastive_loss, new_retrieval, own_caption_ranks
 
 FEWEST_CAPTIONS = 10  # different ones to choose among
 MOST_CLASSES = 100
@@ -45,8 +45,8 @@ class Captions(Pretext):
     def judge(self, trunk: nn.Module, images: torch.Tensor, captions: list[str]) -> Result:
         """Whether each image's caption comes first among `CANDIDATES` of the list, or as many as there are."""
         pool = list(dict.fromkeys(captions))
-        own, among = torch.tensor([pool.index(caption) for caption in captions]), min(CANDIDATES, len(pool))
-        return Result(caption_ranks(self.retrieval.similarity(images, pool).cpu(), own, among) == 1, 1 / among)
+        ranks = own_caption_ranks(self.retrieval, images, captions, pool)
+        return Result(ranks == 1, 1 / min(CANDIDATES, len(pool)))
 
 
 class Classes(Pretext):
