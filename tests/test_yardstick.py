@@ -168,6 +168,14 @@ def test_an_extractor_that_sees_colours_alone_does_not_judge_what_they_cannot_sh
     assert "exchanged quarters" in report["frechet_distance"]["why_not"]
 
 
+def test_what_real_images_hardly_reach_does_not_judge():
+    """Two kinds of real images that have nothing in common: every set is far from either."""
+    apart = [torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(s)) / 4 + s - 0.5 for s in (0, 1)]
+    report = measure(apart[0], apart[1], apart[1], Extractor("pixels", lambda images: images.mean((1, 3))))
+    assert report["coverage"]["floor"] < 0.5 and not report["coverage"]["judges"]
+    assert report["coverage"]["why_not"] == "real images themselves reach no more than 0"
+
+
 @pytest.mark.slow
 def test_the_order_is_right_for_every_data_set_at_hand(script, tmp_path, monkeypatch):
     """The emoji, and those in a folder that the environment names."""

@@ -23,7 +23,7 @@ from attndiff.metrics.measure import Yardstick, distances
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.config import TrainConfig, apply_override, make_config
 from attndiff.viewing import contact_sheet
 
@@ -48,7 +48,7 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     values = {
         "data": asdict(fit_data(data, pipeline)),
         # A guided student is never sampled without its condition.
-        "condition": {"kind": kind_of(pipeline), "dropout": 0.0 if guided else 0.1},
+        "condition": {"kind": prompt_of(pipeline).name, "dropout": 0.0 if guided else 0.1},
         "model": {"init_from": model},
         # Levels up to pure noise, where sampling begins, more often than a denoiser is trained on them.
         "objective": {"noise_std": 2.0},
@@ -141,17 +141,17 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
     test, others, rest = reference.choose(n, seed)
     enough = n >= frechet_needs(FEATURES)
     yardstick = _yardstick(test, others, rest, seed) if enough else None
-    conditions = conditions_of(test, kind_of(teacher))
+    values = prompt_of(teacher).of_all(test)
     report, rows = {}, {}
     for name, way in ways(teacher, student).items():
-        samples = sample_pixels(way.pipeline, conditions, range(seed, seed + n), way.steps, way.guidance, quiet=False)
+        samples = sample_pixels(way.pipeline, values, range(seed, seed + n), way.steps, way.guidance, quiet=False)
         report[name] = {"calls": way.calls, "guidance": way.guidance}
         if yardstick is not None:
             report[name] |= yardstick.measure(samples)
         rows[name] = [as_image(image) for image in samples[:SHOWN]]
     if yardstick is not None:
         _add_ratios(report)
-    captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
+    captions = ["" if value is None else str(value) for value in values[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report

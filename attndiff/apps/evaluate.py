@@ -19,7 +19,7 @@ from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies,
 from attndiff.metrics.own_condition import NAMES, own_condition
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.evaluation.validation import AT_MOST, Validation, validate
@@ -72,21 +72,21 @@ def evaluate(
         UserError: If the reference is too small, or the extractor cannot be had.
     """
     n = reference.count(n)
-    kind, sets, seeds = kind_of(pipeline), reference.choose(n, settings.seed), range(settings.seed, settings.seed + n)
+    prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
     chosen, accuracy = _extractor(extractor, sets, settings.seed)
-    judge = _judge(kind, chosen, sets, settings.seed)
+    judge = _judge(prompt.name, chosen, sets, settings.seed)
     draw = partial(sample_pixels, pipeline, steps=settings.steps, guidance=settings.guidance)
-    conditions = conditions_of(sets[0], kind)
-    samples = suspects = draw(conditions, seeds, quiet=False)
+    seeds, values = range(settings.seed, settings.seed + n), prompt.of_all(sets[0])
+    samples = suspects = draw(values, seeds, quiet=False)
     report = {}
     if judge is not None:
-        report[NAMES[kind]] = own_condition(judge, kind, samples, sets[0].tensor(), conditions)
-    if kind == "text":  # what is stored comes out at the captions it was stored with
+        report[NAMES[prompt.name]] = own_condition(judge, prompt.name, samples, sets[0].tensor(), values)
+    if prompt.name == "text":  # what is stored comes out at the captions it was stored with
         known = Subset(sets[1], range(min(n, SUSPECTS)))
-        suspects = draw(conditions_of(known, kind), seeds[: len(known)])
+        suspects, values = draw(prompt.of_all(known), seeds[: len(known)]), prompt.of_all(known)
         if judge is not None and learns_from_rest(sets[2]):
-            found = own_condition(judge, kind, suspects, known.tensor(), conditions_of(known, kind))
-            report[f"{NAMES[kind]}_of_training_captions"] = found
+            found = own_condition(judge, prompt.name, suspects, known.tensor(), values)
+            report[f"{NAMES[prompt.name]}_of_training_captions"] = found
     if chosen is not None:
         report |= measure(sets[0].tensor(), samples, sets[1].tensor(), chosen)
     report |= accuracy
@@ -157,7 +157,7 @@ def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
 
 def _errors(pipeline, images: Subset) -> Validation:
     """Errors per noise level on real images with their own conditions."""
-    kind = kind_of(pipeline)
+    kind = prompt_of(pipeline).name
     conditioning = Conditioning(kind, pipeline.tokenizer, pipeline.text_encoder)
     model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
     accelerator = Accelerator(cpu=pipeline.device.type == "cpu")

@@ -16,6 +16,7 @@ from attndiff.metrics.kernel import kernel_distance
 from attndiff.metrics.manifold import density_coverage, precision_recall
 
 DISTANCES = ("frechet_distance", "kernel_distance")  # less is better; of all others, more is
+LEAST = 0.5  # that real images must reach in what more is better of, or too little is left to fall short of
 HALVES = 8  # random ones, in every one of which a spoilt set must score worse than the floor
 
 
@@ -66,11 +67,17 @@ class Yardstick:
                 "extractor": self.extractor.name,
                 "floor": self.floor[name],
                 "controls": {control: found[name] for control, found in self.controls.items()},
-                "judges": not self.unseen[name],
-                **({"why_not": not_told_apart(self.unseen[name])} if self.unseen[name] else {}),
+                **self._verdict(name),
             }
             for name, value in values.items()
         }
+
+    def _verdict(self, name: str) -> dict:
+        """Whether a metric judges, and if not, why."""
+        if name not in DISTANCES and self.floor[name] < LEAST:
+            return {"judges": False, "why_not": f"real images themselves reach no more than {self.floor[name]:.2g}"}
+        why_not = not_told_apart(self.unseen[name])
+        return {"judges": False, "why_not": why_not} if why_not else {"judges": True}
 
 
 def measure(
