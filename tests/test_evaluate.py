@@ -291,6 +291,36 @@ def test_processes_share_the_drawing(place, tmp_path):
     assert torch.allclose(together, alone, atol=2 / 255 + 1e-6)
 
 
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Images that are all alike, of which nothing can be learned."""
+    folder = tmp_path_factory.mktemp("alike")
+    for part in ("train", "validation"):
+        (folder / part).mkdir()
+        for i in range(130):
+            Image.new("RGB", (16, 16), "red").save(folder / part / f"{i}.png")
+    return folder
+
+
+def test_where_nothing_can_be_learned_the_rest_is_measured_and_the_reason_said(place, alike, tmp_path):
+    out = tmp_path / "out.json"
+    result = attndiff("evaluate", place / "none", "--data", alike, "--json", out, "--steps", 1)
+    assert result.code == 0, result.err
+    report = json.loads(out.read_text())
+    assert set(report) == {"extractor_accuracy", "near_copies", "held_out_error_ratio"}
+    assert "learned nothing" in report["extractor_accuracy"]["refused"]
+    assert "learned nothing" in result.out.splitlines()[-2]
+
+
+def test_a_run_goes_on_where_distances_cannot_be_measured(place, alike, tmp_path):
+    settings = run_settings(place, tmp_path / "run")
+    settings |= {"data": {"path": str(alike), "size": 16}, "condition": {"kind": "none"}}
+    Trainer(make_config(settings)).run()
+    found = [entry["distances"] for entry in entries(tmp_path / "run") if "distances" in entry]
+    assert len(found) == 2 and all("learned nothing" in one["refused"] for one in found)
+    assert (tmp_path / "run/pipeline/model_index.json").is_file()
+
+
 @pytest.mark.slow
 def test_two_processes_measure_as_one(place, run, tmp_path):
     config = tmp_path / "config.json"
