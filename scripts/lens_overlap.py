@@ -312,7 +312,7 @@ def main() -> None:
     show(report)
     report = {"model": args.model, "data": str(args.data), "n": len(cases), **report}
     if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

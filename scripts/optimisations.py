@@ -215,8 +215,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     report = {"hardware": describe_hardware("cpu"), "rows": measure(arguments.rounds)}
-    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    arguments.json.with_suffix(".md").write_text(f"# What each optimisation of speed brings\n\n{as_table(report)}\n")
+    arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    arguments.json.with_suffix(".md").write_text(
+        f"# What each optimisation of speed brings\n\n{as_table(report)}\n", encoding="utf-8"
+    )
     print(as_table(report))
 
 

@@ -129,7 +129,7 @@ def main() -> None:
         print(f"{name}: {'reproduced' if reproduced else 'NOT reproduced'}: {how}")
     report = {"accelerate": accelerate.__version__, "torch": torch.__version__, "faults": found}
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_configs(folder, mistake):
     settings, sentence = CONFIGS[mistake]
     change(folder / "unet/config.json", **settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    now = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, hard))  # a gigabyte more than now
     try:
         with pytest.raises(UserError, match=sentence):

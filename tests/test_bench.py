@@ -233,7 +233,7 @@ def test_activations_grow_with_the_batch_and_exclude_weights():
 
 def resident(field: str) -> int:
     """This process's memory by the kernel's account."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
@@ -407,7 +407,7 @@ def test_a_stage_that_ignores_the_end_is_ended_with_its_children(gpu_session, tm
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "print(child.pid, flush=True)\ntime.sleep(60)"
     )
-    with open(tmp_path / "log", "w") as log:
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
         assert gpu_session.run_limited([sys.executable, "-c", code], 5.0, log) is None
     child = int((tmp_path / "log").read_text())
     wait_until(lambda: not is_running(child))
@@ -416,7 +416,7 @@ def test_a_stage_that_ignores_the_end_is_ended_with_its_children(gpu_session, tm
 def is_running(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     try:
-        return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+        return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return False
 

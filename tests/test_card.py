@@ -70,7 +70,7 @@ def pictures_of(out: Path) -> None:
 
 
 def parse(card: Path) -> tuple[dict, str]:
-    _, front, body = card.read_text().split("---\n", 2)
+    _, front, body = card.read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), body
 
 

@@ -43,7 +43,7 @@ def modules() -> dict[str, Path]:
 def imported(path: Path) -> set[str]:
     """Names of modules that a file imports anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,7 +54,7 @@ def imported(path: Path) -> set[str]:
 
 def named(path: Path) -> set[str]:
     """Names of modules that a file imports, and of what it imports from them, which may be modules too."""
-    froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    froms = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
     return imported(path) | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 

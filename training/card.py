@@ -77,7 +77,9 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
     }
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     card = folder / "README.md"
-    card.write_text(environment.from_string(TEMPLATE.read_text()).render(context) + "\n")
+    card.write_text(
+        environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(context) + "\n", encoding="utf-8"
+    )
     return card
 
 
@@ -199,7 +201,7 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"

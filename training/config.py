@@ -126,7 +126,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise UserError(f"config {path} does not exist; give a YAML file or one of the bundled recipes: {bundled}.")
     try:
-        values = yaml.safe_load(file.read_text()) or {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -187,7 +187,7 @@ def _check_student(config: TrainConfig) -> None:
 
 def store_config(config: TrainConfig, path: Path) -> None:
     """Write the resolved settings as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

@@ -150,7 +150,7 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
         _add_ratios(report)
     captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
-    (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 

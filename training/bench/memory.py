@@ -55,7 +55,7 @@ def _peak_resident() -> int:
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux hands getrusage's figure on to the programs that a process starts; this one begins anew.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     import resource  # absent on Windows
 

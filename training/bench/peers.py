@@ -10,7 +10,6 @@ A package that is absent is an `ImportError` here; whoever measures names it and
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -40,7 +40,7 @@ class Report:
 
     def _read(self, path: Path, section: str, settings: dict) -> None:
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             hardware, self.arms, self.ratios = stored["hardware"], stored["arms"], stored["ratios"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"--json {path} is no result of attndiff bench; name another file.") from None
@@ -73,7 +73,7 @@ class Report:
 def write_json(path: Path, value: dict) -> None:
     """Replace a file at once, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -94,6 +94,6 @@ def describe_hardware(device: str) -> dict[str, str]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()

@@ -132,9 +132,9 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
     if state.spread:
         progress["spread"] = asdict(state.spread)
-    (folder / "progress.json").write_text(json.dumps(progress))
+    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in folder.iterdir():
         sync(file)
     sync(folder)
@@ -159,7 +159,9 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
     """Tensors by file, step and seconds of a checkpoint; raises `UserError` if it is of another format."""
     progress = _progress(folder)
-    names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
+    names = [
+        Path(name) for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    ]  # what else lies there is none of it
     files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
     return files, progress["step"], progress["seconds"]
 
@@ -171,7 +173,7 @@ def read_spread(folder: Path) -> Spread | None:
 
 
 def _progress(folder: Path) -> dict:
-    progress = json.loads((folder / "progress.json").read_text())
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     if progress["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{folder} is a checkpoint of format {progress['format_version']}, and this attndiff reads "
@@ -183,7 +185,7 @@ def _progress(folder: Path) -> dict:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"{MANIFEST} is missing or unreadable."
     for name, digest in manifest.items():

@@ -41,7 +41,9 @@ def doctor(
     print(text)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(findings if isinstance(findings, str) else json.dumps(findings, indent=1))
+        json_file.write_text(
+            findings if isinstance(findings, str) else json.dumps(findings, indent=1), encoding="utf-8"
+        )
 
 
 def data_config(data: str, overrides: list[str]) -> "DataConfig":

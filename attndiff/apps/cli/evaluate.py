@@ -66,7 +66,7 @@ def evaluate(
     print(as_text(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"numbers:   {json_file}")
     if pictures is not None:
         print(f"pictures:  {pictures}")
