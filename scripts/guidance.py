@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from attndiff.apps.cli.doctor import data_config
+from attndiff.apps.data_settings import data_config
 from attndiff.apps.sample import open_model
 from attndiff.data.subset import Subset
 from attndiff.device import best_device

@@ -8,7 +8,7 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.config import RECIPES, load_config, make_config, store_config
-from attndiff.training.network_settings import check_network_settings
+from attndiff.training.settings.networks import check_network_settings
 
 MINIMAL = {"out": "runs/x", "data": {"path": "somewhere"}, "optim": {"steps": 5}}
 

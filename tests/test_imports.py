@@ -1,6 +1,7 @@
 """Who imports whom, and what a cheap command must not import."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -139,3 +140,11 @@ def test_the_doctor_imports_no_diffusers(tmp_path):
     images = make_images(tmp_path / "images", count=4)
     code = f"from attndiff.apps.cli import main\nmain(['doctor'])\nmain(['doctor', {str(images)!r}, 'size=16'])"
     assert not loaded(code) & {"diffusers", "transformers", "accelerate"}
+
+
+def test_the_training_script_does_not_offer_its_modules_to_everybody(tmp_path):
+    told = "import atexit, importlib.util as u\natexit.register(lambda: print('found:', u.find_spec('card')))\n"
+    (tmp_path / "sitecustomize.py").write_text(told)
+    command = [sys.executable, str(ROOT / "training/train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and done.stdout.endswith("found: None\n"), done.stderr

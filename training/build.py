@@ -23,7 +23,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
-from attndiff.training.network_settings import check_network_settings
+from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.streams import open_streamed
 
 HELD_OUT_SHARE = 0.05

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
-from attndiff.training.settings_yaml import read_yaml, write_yaml
+from attndiff.training.settings.plain_yaml import read_override, read_yaml, write_yaml
 
 FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"
@@ -212,18 +212,13 @@ def store_config(config: TrainConfig, path: Path) -> None:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Put one ``a.b=value`` into nested settings."""
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r} must have the form KEY=VALUE, such as optim.steps=2000.")
+    key, value = read_override(override, "optim.steps=2000")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise UserError(f"override {override!r}: {parent} is a single value and has no {last!r}.")
-    try:
-        values[last] = read_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"setting {override!r}: {parent} is a single value and has no {last!r}.")
+    values[last] = value
 
 
 def _check_keys(values: Any, kind: type, prefix: str) -> None:

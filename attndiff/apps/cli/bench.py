@@ -27,7 +27,7 @@ def bench(
     picture: Annotated[Path | None, typer.Option(help="Picture of the ratios and of the growth with size.")] = None,
 ) -> None:
     """Measure speed, memory and quality beside other diffusion networks."""
-    from attndiff.apps.cli.checks import check_output_file, check_output_folder
+    from attndiff.apps.option_checks import check_output_file, check_output_folder
     from attndiff.errors import UserError
 
     if json_file is not None:

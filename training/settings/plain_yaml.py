@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from attndiff.errors import UserError
+
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 _FLOAT = "tag:yaml.org,2002:float"
 
@@ -29,3 +31,18 @@ def read_yaml(text: str) -> Any:
 def write_yaml(values: dict[str, Any]) -> str:
     """The text of which `read_yaml` makes the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def read_override(override: str, example: str) -> tuple[str, Any]:
+    """Key and value of ``KEY=VALUE``.
+
+    Raises:
+        UserError: If it has no such form, or its value is no YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"setting {override!r} must have the form KEY=VALUE, such as {example}.")
+    try:
+        return key, read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"setting {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
