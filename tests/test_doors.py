@@ -280,4 +280,11 @@ def test_importing_attndiff_is_light():
     code = "import sys, attndiff; print([m for m in ('diffusers', 'torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert set(attndiff.__all__) == {"AttnDiffPipeline", "AttentionUNet2DModel", "ConditionEncoder", "load", "push"}
+    assert set(attndiff.__all__) == {
+        "__version__",
+        "AttnDiffPipeline",
+        "AttentionUNet2DModel",
+        "ConditionEncoder",
+        "load",
+        "push",
+    }

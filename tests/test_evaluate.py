@@ -18,7 +18,7 @@ from attndiff.errors import UserError
 from attndiff.metrics.near_copies import near_copies, training_pool
 from attndiff.metrics.reference import Reference, model_settings, open_reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer
 
@@ -76,10 +76,10 @@ def test_a_test_part_comes_before_a_validation_part(tmp_path):
 
 def test_conditions_are_those_of_the_real_images(place):
     text = reference(place, pipeline=text_pipeline())
-    assert set(conditions_of(text.test, "text")) == {"red apple", "blue heart", "green house", "yellow star"}
+    assert set(PROMPTS["text"].of_all(text.test)) == {"red apple", "blue heart", "green house", "yellow star"}
     classes = reference(place, pipeline=class_pipeline(("b", "a")))
     names = [classes.test.images.name(i)[0] for i in classes.test.indices]
-    assert conditions_of(classes.test, "class") == [["b", "a"].index(name) for name in names]
+    assert PROMPTS["class"].of_all(classes.test) == [["b", "a"].index(name) for name in names]
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():

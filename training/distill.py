@@ -21,7 +21,7 @@ from attndiff.metrics.measure import distances, measure
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.config import TrainConfig, apply_override, make_config
 from attndiff.viewing import contact_sheet
 
@@ -46,7 +46,7 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     values = {
         "data": asdict(fit_data(data, pipeline)),
         # A guided student is never sampled without its condition.
-        "condition": {"kind": kind_of(pipeline), "dropout": 0.0 if guided else 0.1},
+        "condition": {"kind": prompt_of(pipeline).name, "dropout": 0.0 if guided else 0.1},
         "model": {"init_from": model},
         # Levels up to pure noise, where sampling begins, more often than a denoiser is trained on them.
         "objective": {"noise_std": 2.0},
@@ -138,17 +138,17 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
     test, others, rest = reference.choose(n, seed)
     enough = n >= frechet_needs(FEATURES)
     extractor = choose_extractor(None, test, others, rest, seed, best_device()) if enough else None
-    conditions = conditions_of(test, kind_of(teacher))
+    values = prompt_of(teacher).of_all(test)
     report, rows = {}, {}
     for name, way in ways(teacher, student).items():
-        samples = sample_pixels(way.pipeline, conditions, range(seed, seed + n), way.steps, way.guidance, quiet=False)
+        samples = sample_pixels(way.pipeline, values, range(seed, seed + n), way.steps, way.guidance, quiet=False)
         report[name] = {"calls": way.calls, "guidance": way.guidance}
         if extractor is not None:
             report[name] |= measure(test.tensor(), samples, others.tensor(), extractor, distances)
         rows[name] = [as_image(image) for image in samples[:SHOWN]]
     if extractor is not None:
         _add_ratios(report)
-    captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
+    captions = ["" if value is None else str(value) for value in values[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report

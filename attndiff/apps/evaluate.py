@@ -14,7 +14,7 @@ from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.evaluation.validation import AT_MOST, Validation, validate
@@ -68,15 +68,15 @@ def evaluate(
     n = reference.count(n)
     test, others, rest = reference.choose(n, settings.seed)
     chosen = choose_extractor(extractor, test, others, rest, settings.seed, best_device())
-    conditions = conditions_of(test, kind_of(pipeline))
+    prompt = prompt_of(pipeline)
     seeds = list(range(settings.seed, settings.seed + n))
-    samples = sample_pixels(pipeline, conditions, seeds, settings.steps, settings.guidance, quiet=False)
+    samples = sample_pixels(pipeline, prompt.of_all(test), seeds, settings.steps, settings.guidance, quiet=False)
     report = measure(test.tensor(), samples, others.tensor(), chosen)
     if chosen.accuracy is not None:
         report["extractor_accuracy"] = {**chosen.accuracy, "extractor": chosen.name}
     pool, suspects = training_pool(reference), samples
-    if kind_of(pipeline) == "text":  # what is stored comes out at the captions it was stored with
-        captions = conditions_of(Subset(others, range(min(n, SUSPECTS))), "text")
+    if prompt.name == "text":  # what is stored comes out at the captions it was stored with
+        captions = prompt.of_all(Subset(others, range(min(n, SUSPECTS))))
         suspects = sample_pixels(pipeline, captions, seeds[: len(captions)], settings.steps, settings.guidance)
     copies = near_copies(suspects, reference, pool)
     report["near_copies"] = copies.to_json()
@@ -117,7 +117,7 @@ def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
 
 def _errors(pipeline, images: Subset) -> Validation:
     """Errors per noise level on real images with their own conditions."""
-    kind = kind_of(pipeline)
+    kind = prompt_of(pipeline).name
     conditioning = Conditioning(kind, pipeline.tokenizer, pipeline.text_encoder)
     model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
     accelerator = Accelerator(cpu=pipeline.device.type == "cpu")

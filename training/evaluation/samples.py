@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import attndiff
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.build import Parts
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.state.averages import PowerEMA
@@ -49,17 +50,8 @@ def copy_into(model: DenoisingModel, state: dict[str, torch.Tensor]) -> None:
 
 def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
     """What to sample: the config's prompts, else some held-out captions, class names or nothing."""
-    kind = parts.conditioning.kind
-    if kind == "none":
-        return [None] * n
-    if prompts:
-        return prompts
-    if kind == "class":
-        names = parts.images.class_names
-        return [names[i % len(names)] for i in range(n)]
-    held_out = parts.validation
-    picks = range(0, len(held_out), max(1, len(held_out) // n))
-    return [held_out.captions(i)[0] for i in list(picks)[:n]]
+    prompt = PROMPTS[parts.conditioning.kind]
+    return prompts if prompts and prompt.is_given else prompt.examples(parts.images, parts.validation, n)
 
 
 def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:
@@ -67,8 +59,7 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    condition = {"none": {"num_images_per_prompt": len(prompts)}, "class": {"class_labels": prompts}}
-    arguments = condition.get(parts.conditioning.kind, {"prompt": prompts})
+    arguments = PROMPTS[parts.conditioning.kind].arguments(prompts)
     steps = parts.model.preview_steps
     return pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).images
 
