@@ -26,13 +26,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from bench.peers import Adapted
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attndiff.nn import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
-from attndiff.training.bench.peers import Adapted
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.validation import validate

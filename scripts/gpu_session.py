@@ -141,12 +141,13 @@ def end_group(process: subprocess.Popen) -> None:
 def make_stages(out: Path, classes: Path | None, emoji: Path | None, caption_column: str) -> list[Stage]:
     """All that needs a GPU; a training whose data is not named is left out."""
     attndiff = [sys.executable, "-m", "attndiff"]
-    bench = [*attndiff, "bench", "--device", "cuda"]
+    bench = [sys.executable, str(ROOT / "scripts/bench.py"), "--device", "cuda"]
+    attention = [*attndiff, "bench", "--attention", "--device", "cuda"]
     speed = ["--json", str(out / "bench.json"), "--picture", str(out / "bench.png")]
     stages = [
         # 5: no test has the marker
         Stage("tests", [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"], (0, 5)),
-        Stage("attention", [*bench, "--attention", "--json", str(out / "attention.json")]),
+        Stage("attention", [*attention, "--json", str(out / "attention.json")]),
         Stage("speed", [*bench, *speed]),
     ]
     if classes is not None:

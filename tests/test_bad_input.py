@@ -127,12 +127,9 @@ OTHERS = {
     "quickstart in use": (["quickstart", "--out", "{root}/used"], ["used"]),
     "quickstart over a file": (["quickstart", "--out", "{root}/notes.txt"], ["notes.txt"]),
     "bench on an unknown device": (["bench", "--device", "gpu"], ["--device", "gpu", "cuda"]),
-    "bench beside nobody": (["bench", "--device", "cpu", "--peer", "dalle"], ["--peer", "dalle", "k-diffusion"]),
-    "two benches at once": (["bench", "--attention", "--time-to-quality"], ["--attention", "--time-to-quality"]),
-    "bench of no time": (["bench", "--time-to-quality", "--minutes", "0"], ["--minutes"]),
+    "bench of no preset": (["bench", "--device", "cpu", "--preset", "huge"], ["--preset", "huge", "xs"]),
     "bench into a folder": (["bench", "--json", "{root}/used"], ["--json", "used"]),
     "bench into another file": (["bench", "--device", "cpu", "--json", "{root}/notes.txt"], ["--json", "notes.txt"]),
-    "bench drawn as a text": (["bench", "--picture", "{root}/bench.txt"], ["--picture", ".png"]),
 }
 
 

@@ -1,12 +1,12 @@
 """The attention lens: what is recorded is what the network computed, and recording changes nothing."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from campaigns import lens_overlap as overlap
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -276,15 +276,7 @@ def test_saved_pictures_and_tensors(unet, tmp_path):
         save_attention_pictures(tmp_path, images[:1], names, maps)
 
 
-@pytest.fixture(scope="module")
-def overlap():
-    spec = importlib.util.spec_from_file_location("lens_overlap", ROOT / "scripts/lens_overlap.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_overlap_measures(overlap):
+def test_overlap_measures():
     shape = torch.zeros(4, 4, dtype=torch.bool)
     shape[:2] = True
     assert overlap.auc(shape.float(), shape) == 1
@@ -312,12 +304,12 @@ def test_overlap_measures(overlap):
         ("grinning face", "face"),
     ],
 )
-def test_head_noun(overlap, caption, noun):
+def test_head_noun(caption, noun):
     words = caption.replace(",", " ,").split()
     assert words[overlap.head_noun(words)] == noun
 
 
-def test_overlap_report_of_an_untrained_model(overlap):
+def test_overlap_report_of_an_untrained_model():
     data = ROOT / "attndiff/assets/emoji32/validation.parquet"
     tokenizer = train_tokenizer(["red apple, fluent flat", "sun with face, noto"], vocab_size=300, max_length=64)
     levels = [{"width": 8, "depth": 1}, {"width": 16, "depth": 1, "attention": "global", "cross_attention": True}]

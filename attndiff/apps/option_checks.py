@@ -29,6 +29,15 @@ def check_output_folder(option: str, folder: Path | None) -> None:
         raise UserError(f"{option}: {existing} is not writable; choose another place.")
 
 
+def check_json_file(path: Path | None) -> None:
+    """Raise `UserError` unless ``path``, given by ``--json``, is or can be a file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder: name a file in it.")
+    check_output_folder("--json", path.parent)
+
+
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """Height and width of ``"32"`` or ``"32x48"``, both None where nothing is given."""
     if text is None:

@@ -18,10 +18,9 @@ def doctor(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file, too.")] = None,
 ) -> None:
     """List everything in the data that would be dropped or altered, and why; or check the environment."""
-    if json_file is not None:
-        from attndiff.apps.option_checks import check_output_folder
+    from attndiff.apps.option_checks import check_json_file
 
-        check_output_folder("--json", json_file.parent)
+    check_json_file(json_file)
     text, findings = check_environment() if data is None else check_data(data, overrides or [])
     print(text)
     if json_file is not None:

@@ -39,14 +39,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model's samples against real images, and how much of its training images it repeats."""
-    from attndiff.apps.option_checks import check_output_folder
+    from attndiff.apps.option_checks import check_json_file, check_output_folder
     from attndiff.errors import UserError
 
     check_output_folder("--pictures", pictures)
-    if json_file is not None:
-        if json_file.is_dir():
-            raise UserError(f"--json {json_file} is a folder: name a file in it.")
-        check_output_folder("--json", json_file.parent)
+    check_json_file(json_file)
     if n is not None and n < 1:
         raise UserError(f"--n {n}: at least one sample is needed, and more for most metrics; give a larger number.")
     from attndiff.apps.data_settings import data_config, is_config

@@ -22,13 +22,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from attndiff.apps.bench.steps import autocast
 from attndiff.data.sources import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.diffusion.objectives import FlowMatching, Objective
 from attndiff.training.batches import DrawnDataset, training_loader
-from attndiff.training.bench.arms import matched_width
-from attndiff.training.bench.peers import PEERS
-from attndiff.training.bench.steps import autocast
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.samples import swapped
@@ -36,6 +34,8 @@ from attndiff.training.evaluation.validation import validate
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.state.averages import PowerEMA
+from bench.arms import matched_width
+from bench.peers import PEERS
 
 RECIPE = "emoji-xs"
 BATCH, WARMUP, AVERAGE = 32, 20, 0.10

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from attndiff.apps.bench.network import Network, make_batch
+from attndiff.apps.bench.timing import Step, seconds_of
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.training.bench.arms import Arm, make_batch
-from attndiff.training.bench.timing import Step, seconds_of
 from attndiff.training.heads.denoising import CONDITION_KEYS, DenoisingModel
 
 GUIDANCE = 3.0
@@ -23,10 +23,10 @@ def cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def arm_batch(arm: Arm, count: int, size: int, device: str) -> dict[str, torch.Tensor]:
-    """A batch in the memory layout of the arm's form."""
+def network_batch(network: Network, count: int, size: int, device: str) -> dict[str, torch.Tensor]:
+    """A batch in the memory layout of the network's form."""
     batch = make_batch(count, size, device)
-    if arm.form != "default":
+    if network.form != "default":
         for key in ("images", "noise"):
             batch[key] = batch[key].to(memory_format=torch.channels_last)
     return batch

@@ -12,41 +12,41 @@ from pathlib import Path
 
 import torch
 
-from attndiff.training.bench.arms import SIZE, Arm
-from attndiff.training.bench.steps import arm_batch, training_step
+from attndiff.apps.bench.network import SIZE, Network
+from attndiff.apps.bench.steps import network_batch, training_step
 
 STEPS = 2  # the second has the moments of the first
 
 
-def peak_memory(arm: Arm, count: int, device: str, precision: str) -> int:
+def peak_memory(network: Network, count: int, device: str, precision: str) -> int:
     """Bytes at the peak of a training step of ``count`` images."""
     if device == "cuda":
-        return _cuda_peak(arm, count, precision)
+        return _cuda_peak(network, count, precision)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_resident_growth, arm, count, precision, torch.get_num_threads()).result()
+        return pool.submit(_resident_growth, network, count, precision, torch.get_num_threads()).result()
 
 
-def _train(arm: Arm, count: int, device: str, precision: str) -> None:
-    model = arm.prepared(device)
-    step = training_step(model, arm_batch(arm, count, SIZE, device), device, precision)
+def _train(network: Network, count: int, device: str, precision: str) -> None:
+    model = network.prepared(device)
+    step = training_step(model, network_batch(network, count, SIZE, device), device, precision)
     for _ in range(STEPS):
         step()
 
 
-def _cuda_peak(arm: Arm, count: int, precision: str) -> int:
+def _cuda_peak(network: Network, count: int, precision: str) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    _train(arm, count, "cuda", precision)
+    _train(network, count, "cuda", precision)
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident_growth(arm: Arm, count: int, precision: str, threads: int) -> int:
+def _resident_growth(network: Network, count: int, precision: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    arm.cost()  # the libraries' own first allocations, and the search for the width
+    network.cost()  # the libraries' own first allocations, and the search for the width
     before = _peak_resident()
-    _train(arm, count, "cpu", precision)
+    _train(network, count, "cpu", precision)
     return _peak_resident() - before
 
 

@@ -2,7 +2,7 @@
 
     git clone --depth 1 --branch v0.42.1 --filter=blob:none --sparse https://github.com/huggingface/diffusers checkout
     git -C checkout sparse-checkout set tests
-    python scripts/conformance.py checkout/tests
+    python scripts/conformance/conformance.py checkout/tests
 
 The tag is that of the installed diffusers, which is what runs: of the checkout only the folder of tests is read.
 Options of pytest may follow the folder.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     sys.path[:0] = [str(folder.parent), str(REPOSITORY / "tests")]
     importlib.import_module("tests.testing_utils")
     options = ["-c", os.devnull, "--rootdir", str(REPOSITORY), "-p", "no:cacheprovider", "-W", "ignore", "-q", "-rsf"]
-    return pytest.main([str(REPOSITORY / "scripts" / "conformance_cases.py"), *options, *sys.argv[2:]])
+    return pytest.main([str(Path(__file__).with_name("conformance_cases.py")), *options, *sys.argv[2:]])
 
 
 if __name__ == "__main__":

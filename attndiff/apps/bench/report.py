@@ -1,4 +1,4 @@
-"""The result file: `hardware`, `arms` by name, and `ratios` of attndiff over each peer; written as results come in."""
+"""The result file: `hardware`, and `arms` by name, the networks measured; written as results come in."""
 
 import json
 import os
@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 
 from attndiff.errors import UserError
-
-RATIOS = ("train_throughput", "sampling_latency", "peak_memory", "time_to_quality")
 
 
 class Report:
@@ -29,11 +27,12 @@ class Report:
         UserError: If the file is no result file, or holds results of other hardware or settings.
     """
 
+    parts = ("hardware", "arms")  # of the file, and attributes here
+
     def __init__(self, path: Path | None, device: str, section: str, settings: dict):
         self.path = path
         self.hardware = describe_hardware(device)
         self.arms: dict[str, dict] = {}
-        self.ratios: dict[str, dict[str, float]] = {name: {} for name in RATIOS}
         if path is not None and path.is_file():
             self._read(path, section, settings)
         self.hardware[section] = settings
@@ -41,9 +40,11 @@ class Report:
     def _read(self, path: Path, section: str, settings: dict) -> None:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            hardware, self.arms, self.ratios = stored["hardware"], stored["arms"], stored["ratios"]
+            hardware = stored["hardware"]
+            if set(stored) != set(self.parts):
+                raise KeyError(path)
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"--json {path} is no result of attndiff bench; name another file.") from None
+            raise UserError(f"--json {path} is no result of this benchmark; name another file.") from None
         for key in ("machine", "torch"):
             if hardware[key] != self.hardware[key]:
                 raise UserError(
@@ -52,7 +53,8 @@ class Report:
                 )
         if hardware.get(section, settings) != json.loads(json.dumps(settings)):
             raise UserError(f"--json {path} holds results of other settings; name another file.")
-        self.hardware = hardware
+        for part in self.parts:
+            setattr(self, part, stored[part])
 
     def arm(self, name: str) -> dict:
         """The results of an arm, to add to."""
@@ -60,7 +62,7 @@ class Report:
 
     def to_json(self) -> dict:
         """Everything."""
-        return {"hardware": self.hardware, "arms": self.arms, "ratios": self.ratios}
+        return {part: getattr(self, part) for part in self.parts}
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -88,7 +90,7 @@ def describe_hardware(device: str) -> dict[str, str]:
         "torch": f"torch {torch.__version__}",
         "diffusers": version("diffusers"),
         "date": date.today().isoformat(),
-        "command": shlex.join(["attndiff", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

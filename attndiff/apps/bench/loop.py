@@ -4,7 +4,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from attndiff.training.bench.steps import matmul_rate
+from attndiff.apps.bench.steps import matmul_rate
 from attndiff.training.config import load_config
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.progress import read_log

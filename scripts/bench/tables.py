@@ -1,6 +1,8 @@
-"""A result file as a table and as a picture."""
+"""A comparison as a table and as a picture."""
 
 from pathlib import Path
+
+from attndiff.apps.bench.tables import growth_table
 
 RATIO_TITLES = {
     "train_throughput": "training images/s",
@@ -29,29 +31,13 @@ def markdown(result: dict) -> str:
             size = f"{arm['parameters'] / 1e6:.1f} M" if "parameters" in arm else ""
             flops = f"{arm['forward_gflop']:.2f}" if "forward_gflop" in arm else ""
             lines.append(f"| {name} | {size} | {flops} | " + " | ".join(cells) + " |")
-    lines += _growth_table({name: arm["growth"] for name, arm in results.items() if "growth" in arm})
+    lines += growth_table({name: arm["growth"] for name, arm in results.items() if "growth" in arm})
     hardware = result["hardware"]
     lines += _shares(results, hardware.get("matmul_flop_per_second", {}))
     if trained := hardware.get("time_to_quality"):
         lines += ["", f"Time to quality after {trained['minutes']:g} minutes of training an arm."]
     lines += ["", f"{hardware['machine']}, {hardware['torch']}, diffusers {hardware['diffusers']}, {hardware['date']}."]
     return "\n".join(lines)
-
-
-def _growth_table(grown: dict[str, dict]) -> list[str]:
-    """What a pixel costs at every size: microseconds of both passes, kilobytes of activations."""
-    if not grown:
-        return []
-    sizes = sorted({int(size) for entries in grown.values() for size in entries})
-    lines = [
-        "",
-        "| a pixel costs | " + " | ".join(f"at {size} px" for size in sizes) + " |",
-        "|---" * (1 + len(sizes)) + "|",
-    ]
-    for name, entries in grown.items():
-        cells = [_pixel_cost(entries.get(str(size), {}), size) for size in sizes]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def _shares(results: dict, peaks: dict[str, float]) -> list[str]:
@@ -63,13 +49,6 @@ def _shares(results: dict, peaks: dict[str, float]) -> list[str]:
         if shares:
             lines += ["", f"Of a {precision} matrix product's {peak / 1e9:.0f} GFLOP/s, training: {'; '.join(shares)}."]
     return lines
-
-
-def _pixel_cost(entry: dict, size: int) -> str:
-    """Time and memory of a pixel, empty where they were not measured."""
-    if "seconds" not in entry:
-        return entry.get("failed", "")
-    return f"{1e6 * entry['seconds'] / size**2:.0f} us, {entry['bytes'] / size**2 / 1e3:.1f} kB"
 
 
 def _spread(arm: dict, key: str, name: str) -> str:

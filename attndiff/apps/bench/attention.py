@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+from attndiff.apps.bench.network import TOKENS
+from attndiff.apps.bench.timing import seconds_of
 from attndiff.nn.attention import additive_mask, reference_attention
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import Level, largest_divisor
-from attndiff.training.bench.arms import TOKENS
-from attndiff.training.bench.timing import seconds_of
 
 BACKENDS = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "xformers", "flash")
 REFERENCE = "reference"

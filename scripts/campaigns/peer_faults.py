@@ -1,6 +1,6 @@
 """Faults of other trainers' checkpoints, reproduced with the installed versions, beside what attndiff does.
 
-    python scripts/peer_faults.py --json model_cards/peer_faults.json
+    python scripts/campaigns/peer_faults.py --json model_cards/peer_faults.json
 
 Each takes seconds: a model of a few weights, a dataset of a few numbers, and the library's own functions as its
 documentation uses them. What attndiff does in the same place is tested in tests/README.md's table.

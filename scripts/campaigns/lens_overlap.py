@@ -1,6 +1,6 @@
 """Do the attention maps mean something? How well a noun's map finds the object it names.
 
-    python scripts/lens_overlap.py MODEL --data attndiff/assets/emoji32/validation.parquet --json overlap.json
+    python scripts/campaigns/lens_overlap.py MODEL --data attndiff/assets/emoji32/validation.parquet --json overlap.json
 
 MODEL is a text-to-image pipeline folder; the data has images with alpha, `caption`, `style` and `family` columns. One
 image a family is taken. Its maps are recorded with the true image under noise (the object is where alpha > 0.5), and

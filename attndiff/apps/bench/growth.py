@@ -1,8 +1,8 @@
 """How time and memory of an image grow with its size."""
 
-from attndiff.training.bench.arms import SIZE, Arm
-from attndiff.training.bench.steps import arm_batch, autocast
-from attndiff.training.bench.timing import Step, interleave, quartiles, seconds_of
+from attndiff.apps.bench.network import SIZE, Network
+from attndiff.apps.bench.steps import autocast, network_batch
+from attndiff.apps.bench.timing import Step, interleave, quartiles, seconds_of
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.run.plan import saved_bytes
 
@@ -10,7 +10,7 @@ TOO_LONG = 60.0  # seconds of one pass after which larger images are left out
 
 
 def measure_growth(
-    arm: Arm, sizes: tuple[int, ...], count: int, device: str, precision: str, rounds: int
+    network: Network, sizes: tuple[int, ...], count: int, device: str, precision: str, rounds: int
 ) -> dict[str, dict]:
     """Seconds and bytes of an image in a forward and backward pass, by size, the sizes taking turns.
 
@@ -21,10 +21,10 @@ def measure_growth(
         ``{"32": {"seconds": ..., "spread": quartiles of seconds, "bytes": ..., "images": ...}, ...}``; a size that
         failed has ``{"failed": why}``, and sizes after it are left out.
     """
-    model, results, steps = arm.prepared(device, max(sizes)), {}, {}
+    model, results, steps = network.prepared(device, max(sizes)), {}, {}
     for size in sizes:
         images = max(1, count * SIZE**2 // size**2)
-        batch = arm_batch(arm, images, size, device)
+        batch = network_batch(network, images, size, device)
         step = _forward_backward(model, batch, device, precision)
         try:
             with autocast(device, precision):

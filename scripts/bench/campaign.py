@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from attndiff.training.bench.peers import PEERS
-from attndiff.training.bench.quality import HELD_OUT, POINTS, Curve, Run, train
-from attndiff.training.bench.report import Report
-from attndiff.training.bench.timing import quartiles
+from attndiff.apps.bench.timing import quartiles
+from bench.comparison import Comparison
+from bench.peers import PEERS
+from bench.quality import HELD_OUT, POINTS, Curve, Run, train
 
 OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
 PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
@@ -84,7 +84,7 @@ class Campaign:
         say: Told of every run.
     """
 
-    def __init__(self, report: Report, preset: str, workers: int, say: Callable[[str], None] = print):
+    def __init__(self, report: Comparison, preset: str, workers: int, say: Callable[[str], None] = print):
         self.report, self.preset, self.workers, self.say = report, preset, workers, say
 
     def name(self, peer: str | None) -> str:
@@ -117,7 +117,7 @@ class Campaign:
 
 
 def measure_quality(
-    report: Report,
+    report: Comparison,
     plan: Plan,
     device: str,
     preset: str,
@@ -186,7 +186,7 @@ def close_rates(
     return {peer: [lr for lr in errors[peer] if errors[peer][lr] <= NEAR * min(errors[peer].values())] for peer in arms}
 
 
-def add_time_ratio(report: Report, peer: str, own: list[Curve], other: list[Curve]) -> None:
+def add_time_ratio(report: Comparison, peer: str, own: list[Curve], other: list[Curve]) -> None:
     """The median over all pairs of seeds, and their quartiles."""
     ratios = [time_ratio(a, b) for a in own for b in other]
     ratios = [ratio for ratio in ratios if ratio is not None]

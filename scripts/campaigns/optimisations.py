@@ -1,6 +1,6 @@
 """What each optimisation of speed brings: every one undone alone, taking turns with the network as it is.
 
-    python scripts/optimisations.py --json model_cards/optimisations.json
+    python scripts/campaigns/optimisations.py --json model_cards/optimisations.json
 
 Ratios of times are of the same round, with quartiles: above one, the optimisation saves that much. bfloat16 and
 torch.compile, which are switched on by a setting, are measured against float32 without it. A table goes beside the JSON
@@ -18,11 +18,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from attndiff.apps.bench.network import Network, make_batch
+from attndiff.apps.bench.report import describe_hardware
+from attndiff.apps.bench.steps import Step, cpu_has_bfloat16, training_step
+from attndiff.apps.bench.timing import interleave, paired_ratio
 from attndiff.nn import blocks
-from attndiff.training.bench.arms import Arm, make_batch
-from attndiff.training.bench.report import describe_hardware
-from attndiff.training.bench.steps import Step, cpu_has_bfloat16, training_step
-from attndiff.training.bench.timing import interleave, paired_ratio
 from attndiff.training.config import OptimConfig
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.optim import make_optimizers
@@ -101,7 +101,7 @@ COMPILED = Undone("optim.compile", "without it", lambda model: model.unet.compil
 
 def step_of(undone: Undone) -> Step:
     """A training step with something taken back."""
-    model = Arm(PRESET).prepared("cpu")
+    model = Network(PRESET).prepared("cpu")
     undone.change(model)
     step = training_step(model, make_batch(COUNT), "cpu", undone.precision)
 
@@ -114,7 +114,7 @@ def step_of(undone: Undone) -> Step:
 
 def sampling_steps() -> dict[str, Step]:
     """A network call with the keys and values of the condition kept from the first one, and without."""
-    model, batch = Arm(PRESET).prepared("cpu"), make_batch(COUNT)
+    model, batch = Network(PRESET).prepared("cpu"), make_batch(COUNT)
     with torch.no_grad():
         encoded = model.condition_encoder(batch["input_ids"], batch["attention_mask"], drop=batch["drop"])
         cache = model.unet(None, encoder_hidden_states=encoded.tokens, return_condition_cache=True)
@@ -131,7 +131,7 @@ def optimizer_steps() -> dict[str, Step]:
     """One step of Muon and of AdamW on gradients that are there."""
     steps = {}
     for name in ("adamw", "muon"):
-        model = Arm(PRESET).build()
+        model = Network(PRESET).build()
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizers = make_optimizers(model, OptimConfig(steps=1, optimizer=name))

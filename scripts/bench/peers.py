@@ -22,7 +22,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from attndiff.diffusion.objectives import Objective
-from attndiff.training.bench.peer_objectives import (
+from bench.peer_objectives import (
     KarrasSoftMinSNR,
     LinearEpsilon,
     ScaledLinearEpsilon,
