@@ -234,14 +234,14 @@ class Trial:
 
 
 def random_trial(
-    root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, seed: int
+    root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, rng: random.Random
 ) -> Trial:
     """Kill a run one to three times at random, then let it end; one that ends before its first kill is begun anew.
 
     Of several processes either all are killed at once or one alone; those that do not end of it within a second are
     killed then, as a launcher would.
     """
-    rng, out, trial = random.Random(seed), root / "run", Trial()
+    out, trial = root / "run", Trial()
     root.mkdir(parents=True)
     values = settings(images, out, variant)
     while not trial.kills:
@@ -550,7 +550,7 @@ class Campaign:
                 jobs = {}
                 for i in range(first, min(first + PORTION, wanted)):
                     way, where = ways[i % len(ways)], self.folder / kind / str(i)
-                    jobs[pool.submit(random_trial, where, self.images, *way, i)] = f"{kind}, {way[0]}"
+                    jobs[pool.submit(random_trial, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
                 for job in as_completed(jobs):
                     self.count.add(job.result(), jobs[job])
                     bar.update()

@@ -6,39 +6,15 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_campaign import OPERATIONS
+from runs import TESTS
+from states import train, trained_state
 
 from attndiff.errors import UserError
-from attndiff.training.config import OptimConfig
-from attndiff.training.optim import make_optimizers
-from attndiff.training.state.averages import PowerEMA
-from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
-
-
-def trained_state(steps: int, seed: int = 0) -> RunState:
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-    state = RunState(module, PowerEMA(module), make_optimizers(module, OptimConfig(steps=10)))
-    train(state, steps)
-    return state
-
-
-def train(state: RunState, steps: int) -> None:
-    for _ in range(steps):
-        inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(state.step))
-        state.module(inputs).square().sum().backward()
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        state.step += 1
-        state.ema.update(state.module, state.step)
+from attndiff.training.state.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 
 
 def test_resumed_training_is_bit_identical(tmp_path):
@@ -165,7 +141,12 @@ def may_trace() -> bool:
 
 
 SAVES_TWICE = """
-from test_checkpoint import Path, save_checkpoint, sys, train, trained_state
+import sys
+from pathlib import Path
+
+from states import trained_state
+
+from attndiff.training.state.checkpoint import save_checkpoint
 
 for steps in (1, 2):
     save_checkpoint(Path(sys.argv[1]), trained_state(steps), keep=1)
@@ -177,7 +158,7 @@ def test_the_kernel_is_asked_to_store_every_file_then_to_publish_then_to_prune(t
     root, log = tmp_path / "checkpoints", tmp_path / "calls"
     calls = "trace=fsync,rename,unlinkat,rmdir"
     watch = ["strace", "-f", "--seccomp-bpf", "-y", "-o", log, "-e", calls, sys.executable, "-c", SAVES_TWICE, root]
-    subprocess.run(watch, check=True, cwd=Path(__file__).parent)
+    subprocess.run(watch, check=True, cwd=TESTS)
     lines = [line.replace(f"{root}", "") for line in log.read_text().splitlines() if f"{root}" in line]
     first, second = [i for i, line in enumerate(lines) if " rename(" in line]
     assert '"/step_00000002") = 0' in lines[second]

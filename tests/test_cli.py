@@ -1,5 +1,6 @@
 """Commands as a user types them, in process and on tiny models."""
 
+import importlib.metadata
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from commands import WORDS, attndiff, make_config, make_images
+from commands import WORDS, Result, attndiff, make_config, make_images
 from factories import class_pipeline, text_pipeline, unconditional_pipeline
 from PIL import Image
 
@@ -48,6 +49,10 @@ def test_help_lists_every_command_and_no_other():
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names == set(COMMANDS)
     assert all(name in result.out for name in names)
+
+
+def test_the_version_is_told():
+    assert attndiff("--version") == Result(0, f"attndiff {importlib.metadata.version('attndiff')}\n", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

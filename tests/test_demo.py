@@ -9,10 +9,12 @@ import pytest
 from commands import attndiff
 from factories import class_pipeline, text_pipeline, unconditional_pipeline
 
-gradio_client = pytest.importorskip("gradio_client")
-from attndiff.apps import demo  # noqa: E402
-from attndiff.errors import UserError  # noqa: E402
-from attndiff.tasks.prompts import prompt_of  # noqa: E402
+pytest.importorskip("gradio", reason='gradio is not installed: pip install "attndiff[demo]"')
+import gradio_client
+
+from attndiff.apps import demo
+from attndiff.errors import UserError
+from attndiff.tasks.prompts import prompt_of
 
 SOUND = {"prompt": "red apple", "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "attention": False}
 SECRET = "nobody's business"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from doors import CALLS, HELPER
 from factories import class_pipeline, pretrained_text_pipeline, text_pipeline, tiny_unet, unconditional_pipeline
 from without_attndiff import sample
 
@@ -23,14 +24,6 @@ from attndiff.folder.code_names import CODE_FILE, code_hash
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-
-CALLS = {
-    "text": {"prompt": ["red apple, flat", "rocket"]},
-    "class": {"class_labels": ["owl", "cat"]},
-    "unconditional": {},
-    "pretrained": {"prompt": ["blue heart", "cat face"]},
-}
-HELPER = Path(__file__).with_name("without_attndiff.py")
 
 
 @pytest.fixture(scope="module")
@@ -274,17 +267,3 @@ def test_damaged_folders_are_named(damage, folders, tmp_path):
     with pytest.raises(UserError, match=re.escape(DAMAGES[damage])) as caught:
         attndiff.load(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_importing_attndiff_is_light():
-    code = "import sys, attndiff; print([m for m in ('diffusers', 'torch', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert set(attndiff.__all__) == {
-        "__version__",
-        "AttnDiffPipeline",
-        "AttentionUNet2DModel",
-        "ConditionEncoder",
-        "load",
-        "push",
-    }

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from commands import attndiff, make_images
 from factories import class_pipeline, make_vae, text_pipeline, unconditional_pipeline
 from PIL import Image
+from runs import TORCHRUN, TRAIN
 
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images
@@ -288,8 +288,7 @@ def test_processes_share_the_drawing(place, tmp_path):
 def test_two_processes_measure_as_one(place, run, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(run_settings(place, tmp_path / "run")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, "training/train.py", str(config)], capture_output=True, text=True)
+    done = subprocess.run([*TORCHRUN, TRAIN, str(config)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = ([e["distances"] for e in entries(out) if "distances" in e] for out in (tmp_path / "run", run))
     assert len(ours) == len(theirs) == 2

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import evaluate_emoji
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,6 @@ from PIL import Image
 from attndiff.metrics.extractors.classifier import classify, train_classifier
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
 from attndiff.metrics.retrieval import caption_ranks, new_retrieval, train_retrieval
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def noise(n: int, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -120,9 +119,6 @@ def test_caption_retrieval_learns_colours():
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    import evaluate_emoji
-
     monkeypatch.setattr(evaluate_emoji, "CONCEPTS", ["name 0", "name 1"])
     monkeypatch.setattr(evaluate_emoji, "SEEDS_OF_WITHHELD", 2)
     return evaluate_emoji

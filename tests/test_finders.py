@@ -7,7 +7,7 @@ import torch
 import yaml
 from commands import attndiff, tree
 from PIL import Image
-from test_training import settings, train
+from runs import settings, train
 
 from attndiff.errors import UserError
 from attndiff.training.config import load_config, make_config

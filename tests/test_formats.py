@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import losses
+from runs import losses
 
 from attndiff.errors import UserError
 from attndiff.folder.hub import load

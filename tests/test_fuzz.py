@@ -1,12 +1,7 @@
 """A share of scripts/fuzz.py: damaged input is accepted and right, or refused by name."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import fuzz
+import pytest
 
 CASES = {
     "safetensors": 500,

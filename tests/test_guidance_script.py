@@ -1,14 +1,9 @@
 """The evaluations that scripts/guidance.py counts are those that the networks see."""
 
-import sys
-from pathlib import Path
-
+import guidance
 import pytest
 from commands import make_images
 from factories import text_pipeline, tiny_unet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import guidance
 
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images

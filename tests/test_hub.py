@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import CALLS, HELPER
 from factories import pretrained_text_pipeline, text_pipeline
 from loopback_hub import LoopbackHub, Repo
-from test_doors import CALLS, HELPER
 from without_attndiff import sample
 
 WITH_ATTNDIFF = """

@@ -1,6 +1,7 @@
 """Who imports whom, and what a cheap command must not import."""
 
 import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import attndiff
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
@@ -150,3 +153,17 @@ def test_the_training_script_does_not_offer_its_modules_to_everybody(tmp_path):
     command = [sys.executable, str(ROOT / "training/train.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and done.stdout.endswith("found: None\n"), done.stderr
+
+
+def test_public_names_are_there_before_they_are_used():
+    code = "import attndiff, sys; print(*dir(attndiff)); assert 'torch' not in sys.modules; print(attndiff.__version__)"
+    names, version = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    public = {"__version__", "AttnDiffPipeline", "AttentionUNet2DModel", "ConditionEncoder", "load", "push"}
+    assert set(attndiff.__all__) == public <= set(names.split())
+    assert version == importlib.metadata.version("attndiff")
+
+
+def test_no_test_is_made_of_another():
+    """What two share is in a module of its own, which says what it is for."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not {name for name in imported(path) if name.split(".")[-1].startswith("test_")}, path

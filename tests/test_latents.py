@@ -14,8 +14,8 @@ from commands import make_config as write_config
 from commands import make_images, tree
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from factories import make_vae, unconditional_pipeline
+from runs import FOOD, losses, settings, weights
 from safetensors.torch import load_file, save_file
-from test_training import FOOD, losses, settings, weights
 
 import attndiff
 from attndiff.data.config import DataConfig

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_training import settings, train
+from runs import settings, train
 
 NAMES = ("pytorch_model.bin", "diffusion_pytorch_model.bin", "optimizer.bin", "random_states_0.pkl", "rng_state.pth")
 WATCHES = """

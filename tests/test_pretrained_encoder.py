@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from factories import pretrained_text_pipeline
+from runs import FOOD, settings
 from safetensors.torch import load_file
-from test_training import FOOD, settings
 
 import attndiff
 from attndiff.training.config import make_config

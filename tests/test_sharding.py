@@ -2,98 +2,24 @@
 
 import functools
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
-import deepspeed
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from test_spread import close, cut
-from test_training import losses, settings, weights
+from forked import POISON, apart, forked, launch, poison, poisoned, trained_alone, uncompiled
+from runs import close, cut, losses, settings, weights
 from torch import nn
 
 from attndiff.errors import UserError
 from attndiff.folder.hub import load
-from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.parallel.sharding import blocks
 from attndiff.training.parallel.zero import zero_stage
 from attndiff.training.run.loop import Trainer
 from attndiff.training.state.checkpoint import read_spread
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from kill_campaign import TOO_LONG, errors_of, start
-
-
-def launch(name: str, config, script="training/train.py") -> subprocess.CompletedProcess:
-    """Two processes, each on a machine of its own where the config is for several: all of them this one."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"training/launch/{name}.yaml"]
-    run = ["--num_processes=2", str(script), str(config)]
-    if name != "many_nodes":
-        return subprocess.run([*command, *run], capture_output=True, text=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    place = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}", "--num_machines=2"]
-    other = subprocess.Popen([*command, *place, "--machine_rank=1", *run], stdout=subprocess.DEVNULL)
-    first = subprocess.run([*command, *place, "--machine_rank=0", *run], capture_output=True, text=True)
-    assert other.wait(60) == 0
-    return first
-
-
-def forked(values: dict, patch=lambda: None, **environment: str) -> Path:
-    """Two processes that a launcher would have given an environment, forked off this one, which has imported all."""
-    out = Path(values["out"])
-
-    def prepare() -> None:
-        os.environ.update(environment)
-        AcceleratorState._reset_state(reset_partial_state=True)  # which this process was alone in
-        patch()
-
-    run = start(values, prepare, world=2)
-    assert run.wait(TOO_LONG) == 0, errors_of(out.parent)
-    return out
-
-
-def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Relative distance of all tensors together; Muon turns a rounding error of a small gradient into more."""
-    both = [(mine[key].double(), value.double()) for key, value in theirs.items()]
-    assert both
-    return (sum((a - b).square().sum() for a, b in both) / sum(b.square().sum() for _, b in both)).sqrt().item()
-
-
-POISON = 7  # a sample of step 2, which the second of two processes has
-
-
-def poison() -> None:
-    """Have a sample be no image when it is drawn for the first time."""
-    inner = DrawnDataset.sample
-
-    def sample(self, images, index, visit, sample_id):
-        drawn = inner(self, images, index, visit, sample_id)
-        return {**drawn, "images": drawn["images"] * float("nan")} if (sample_id, visit) == (POISON, 0) else drawn
-
-    DrawnDataset.sample = sample
-
-
-def poisoned(folder: Path, also: str = "") -> Path:
-    """The training script with that sample, after another statement."""
-    path = [str(Path(__file__).parent), str(Path.cwd())]
-    lines = ["import runpy, sys", f"sys.path[:0] = {path}", "from test_sharding import *", "poison()", also]
-    (folder / "poisoned.py").write_text("\n".join([*lines, "runpy.run_path('training/train.py', run_name='__main__')"]))
-    return folder / "poisoned.py"
-
-
-def trained_alone(out: Path, **changes) -> Path:
-    """A run of one process with that sample."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(DrawnDataset, "sample", DrawnDataset.sample)  # put back at the end
-        poison()
-        Trainer(make_config(settings(out, **changes))).run()
-    return out
+NO_DEEPSPEED = 'DeepSpeed is not installed: pip install "attndiff[deepspeed]"'
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +32,7 @@ def launched(request, tmp_path_factory):
     """A run of two processes, and the config that it was launched with."""
     folder = tmp_path_factory.mktemp("launched")
     (folder / "config.json").write_text(json.dumps(settings(folder / "run")))
-    done = launch(request.param, folder / "config.json", poisoned(folder))
+    done = launch(request.param, folder / "config.json", [poisoned(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run", request.param
 
@@ -140,7 +66,7 @@ def test_the_first_process_names_what_was_not_finite_on_the_second_and_both_leav
 def test_what_two_machines_began_goes_on_bit_for_bit_on_one(launched, tmp_path):
     again = cut(launched[0], tmp_path / "again")
     (tmp_path / "config.json").write_text(json.dumps(settings(again)))
-    assert launch("one_node", tmp_path / "config.json").returncode == 0
+    assert launch("one_node", tmp_path / "config.json", ["-m", "attndiff", "train"]).returncode == 0
     mine, theirs = weights(again), weights(launched[0])
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
@@ -176,18 +102,14 @@ def test_every_block_is_sharded_by_itself(tmp_path):
     assert all(isinstance(block, nn.Module) for block in blocks(model))
 
 
-def uncompiled() -> None:
-    """Have DeepSpeed's processes talk by gloo: left to itself it compiles a way of its own first, for half a minute."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_path):
     """AdamW, whose moments and gradients are shared out, in two passes a step."""
+    pytest.importorskip("deepspeed", reason=NO_DEEPSPEED)
     changes = {"optim__optimizer": "adamw", "optim__micro_batch": 2}
     alone = trained_alone(tmp_path / "alone", optim__optimizer="adamw")
     out, again = tmp_path / "run", tmp_path / "again"
     (tmp_path / "run.json").write_text(json.dumps(settings(out, **changes)))
-    done = launch("deepspeed", tmp_path / "run.json", poisoned(tmp_path, "uncompiled()"))
+    done = launch("deepspeed", tmp_path / "run.json", [poisoned(tmp_path, "uncompiled()")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(out, alone) and len(losses(out)) == 5
     assert [line[:20] for line in skipped(out)] == [line[:20] for line in skipped(alone)] == ["step 2: loss nan, gr"]
@@ -215,6 +137,7 @@ def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_pa
     ],
 )
 def test_what_deepspeed_does_not_do_here_is_refused(monkeypatch, environment, optimizer, says):
+    pytest.importorskip("deepspeed", reason=NO_DEEPSPEED)
     for name, value in environment.items():
         monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
     with pytest.raises(UserError, match=says):

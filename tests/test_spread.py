@@ -2,41 +2,18 @@
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from commands import make_images
-from test_training import losses, settings, weights
+from runs import TESTS, TORCHRUN, TRAIN, close, cut, losses, out_of_memory, settings, weights
 
 from attndiff.errors import UserError
 from attndiff.training.config import make_config
-from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.parallel.layout import Spread, smaller
 from attndiff.training.run.loop import Trainer
 from attndiff.training.state.checkpoint import read_spread
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-def close(run: Path, other: Path) -> bool:
-    """Whether the losses of a run, or of its end, are those of another within rounding."""
-    ours, theirs = ([float.fromhex(x) for x in losses(out)] for out in (run, other))
-    return len(ours) > 0 and ours == pytest.approx(theirs[-len(ours) :], rel=1e-4)
-
-
-def cut(whole: Path, out: Path) -> Path:
-    """A finished run as it was when it had its last checkpoint but one."""
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / "checkpoints/step_00000006")
-    shutil.rmtree(out / "pipeline")
-    (out / "log.jsonl").write_text("")
-    stored = json.loads((out / "config.json").read_text()) | {"out": str(out)}
-    (out / "config.json").write_text(json.dumps(stored))
-    return out
 
 
 def drawn(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -69,7 +46,7 @@ def test_from_one_process_to_two_and_back(whole, tmp_path):
     out = cut(whole, tmp_path / "cut")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(settings(out, log__checkpoint_every=1)))
-    command = [*TORCHRUN, "training/train.py", str(config)]
+    command = [*TORCHRUN, TRAIN, str(config)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and "add --elastic" in done.stderr
     done = subprocess.run([*command, "--elastic"], capture_output=True, text=True)
@@ -94,19 +71,6 @@ def test_other_data_is_refused(tmp_path):
         Trainer(make_config(values), elastic=True).run()
     caption.write_text(before)
     Trainer(make_config(values)).run()
-
-
-def out_of_memory(monkeypatch, from_call: int, largest: int) -> None:
-    """Have the network run out of memory with more than ``largest`` images, from a call on."""
-    forward, calls = DenoisingModel.forward, [0]
-
-    def limited(self, batch):
-        calls[0] += self.training
-        if self.training and calls[0] >= from_call and len(batch["images"]) > largest:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(self, batch)
-
-    monkeypatch.setattr(DenoisingModel, "forward", limited)
 
 
 def test_memory_that_runs_out_in_a_step_costs_no_step(whole, tmp_path, monkeypatch, capsys):
@@ -145,8 +109,8 @@ def test_two_processes_start_again_with_smaller_micro_batches(whole, tmp_path):
     config.write_text(json.dumps(settings(tmp_path / "run")))
     script.write_text(
         "import os, sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_spread import out_of_memory\n"
+        f"sys.path.insert(0, {str(TESTS)!r})\n"
+        "from runs import out_of_memory\n"
         "from attndiff.apps.cli import main\n"
         "if os.environ['RANK'] == '1':\n"
         "    out_of_memory(type('Patch', (), {'setattr': staticmethod(setattr)}), 9, 2)\n"

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from commands import attndiff, make_config, make_images, tree
-from test_training import losses, settings, weights
+from runs import losses, settings, weights
 from torch.utils.data import get_worker_info
 
 from attndiff.errors import Stopped, UserError

@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 from commands import make_images
+from runs import ACTIVITIES, TORCHRUN, TRAIN, losses, settings, train, weights
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
@@ -17,49 +17,6 @@ from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.plan import UNTIMED, Plan, fit_steps
-
-FOOD = {
-    "path": "emoji32",
-    "size": 16,
-    "caption_column": "captions",
-    "where": {"style": ["noto"], "group": ["Food & Drink"]},
-}
-ACTIVITIES = {"path": "emoji32", "size": 16, "label_column": "style", "where": {"group": ["Activities"]}}
-
-
-def settings(out, **changes) -> dict:
-    values = {
-        "out": str(out),
-        "data": FOOD,
-        "model": {"preset": "tiny"},
-        "optim": {"steps": 6, "batch_size": 8, "warmup": 2, "precision": "fp32", "flip": 0.5},
-        "log": {
-            "every": 1,
-            "validate_every": 3,
-            "sample_every": 6,
-            "checkpoint_every": 3,
-            "prompts": ["pizza, noto"],
-            "tracker": None,
-        },
-    }
-    for key, value in changes.items():
-        section, name = key.split("__")
-        values[section] = {**values.get(section, {}), name: value} if name else value
-    return values
-
-
-def train(out, **changes):
-    return Trainer(make_config(settings(out, **changes))).run()
-
-
-def losses(run) -> list[str]:
-    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [entry["loss"].hex() for entry in entries if "loss" in entry]
-
-
-def weights(run) -> dict[str, torch.Tensor]:
-    newest = max((run / "checkpoints").glob("step_*"))
-    return {f"{f.stem}/{k}": v for f in newest.glob("*.safetensors") for k, v in load_file(f).items()}
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +107,7 @@ def test_workers_and_micro_batches_do_not_change_what_is_learned(text_run, tmp_p
 def test_two_processes_have_the_losses_of_one(text_run, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(settings(tmp_path / "run")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, "training/train.py", str(config)], capture_output=True, text=True)
+    done = subprocess.run([*TORCHRUN, TRAIN, str(config)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ours = [float.fromhex(x) for x in losses(tmp_path / "run")]
     theirs = [float.fromhex(x) for x in losses(text_run)]
