@@ -19,14 +19,9 @@ from attndiff.training.run.loop import Trainer
 
 def launch(name: str, config, script=(TRAIN,)) -> subprocess.CompletedProcess:
     """Two processes, each on a machine of its own where the config is for several: all of them this one."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ROOT / f"training/launch/{name}.yaml"),
-    ]
-    run = ["--num_processes=2", str(script), str(config)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [*launcher, f"--config_file={ROOT / 'training/launch' / name}.yaml"]
+    run = ["--num_processes=2", *map(str, script), str(config)]
     if name != "many_nodes":
         return subprocess.run([*command, *run], capture_output=True, text=True)
     with socket.create_server(("127.0.0.1", 0)) as free:

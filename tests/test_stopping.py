@@ -121,13 +121,13 @@ def test_a_crash_while_the_settings_are_written_costs_nothing(whole, tmp_path, m
     out.mkdir(exist_ok=True)
 
     def crashing(inner):
-        def half(path, *arguments):
+        def half(path, *arguments, **options):
             done.append(path)
             if len(done) > operation:
                 if inner is Path.write_text:
-                    inner(path, arguments[0][: len(arguments[0]) // 2])
+                    inner(path, arguments[0][: len(arguments[0]) // 2], **options)
                 raise Crash
-            return inner(path, *arguments)
+            return inner(path, *arguments, **options)
 
         return half
 
