@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import attndiff
 from attndiff.training.build import build
 from attndiff.training.card import write_card
 from attndiff.training.config import make_config
@@ -87,6 +88,7 @@ def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
     assert front["library_name"] == "diffusers"
     assert front["pipeline_tag"] == "text-to-image"
     assert "attndiff" in front["tags"]
+    assert f"attndiff {attndiff.__version__}" in body
     for name in ("raw", "ema_0.050", "ema_0.100"):
         assert f"{entry[name]['loss']:.4f}" in body
         assert all(f"{error:.5f}" in body for error in entry[name]["per_level"])
