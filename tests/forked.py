@@ -10,7 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from kill_campaign import TOO_LONG, errors_of, start
-from runs import ROOT, TESTS, TRAIN, settings
+from places import ROOT, TESTS, TRAIN
+from runs import settings
 
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import make_config

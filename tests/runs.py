@@ -13,9 +13,6 @@ from attndiff.training.config import make_config
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.run.loop import Trainer
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-TRAIN = str(ROOT / "training/train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 FOOD = {
     "path": "emoji32",

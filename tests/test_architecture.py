@@ -5,7 +5,7 @@ import importlib
 import re
 
 import pytest
-from runs import ROOT
+from places import ROOT
 
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 NAMES = sorted(set(re.findall(r"`([^`\n]+)`", TEXT)))

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 import torch
 from kill_campaign import OPERATIONS
-from runs import TESTS
+from places import TESTS
 from states import train, trained_state
 
 from attndiff.errors import UserError

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import yaml
 from commands import WORDS, Result, attndiff, make_config, make_images
 from factories import class_pipeline, text_pipeline, unconditional_pipeline
 from PIL import Image
+from places import ROOT
 
 from attndiff.apps.cli import app, main
 from attndiff.training.config import make_config as make_config_of
@@ -213,7 +213,7 @@ def test_doctor_without_data_checks_the_environment(tmp_path):
 
 
 def test_the_readme_shows_commands_and_a_config_that_work():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     shown = set(re.findall(r"^(?:    |\| `)attndiff (\w+)", text, re.MULTILINE))
     assert shown == {command.callback.__name__ for command in app.registered_commands}
     config = make_config_of(yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]))

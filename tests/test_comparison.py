@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +13,13 @@ from bench.comparison import RATIOS, Comparison
 from bench.peers import PEERS, Peer, network_module
 from bench.tables import chosen_curves, draw, markdown
 from PIL import Image
+from places import ROOT
 
 from attndiff.apps.bench import speed as alone
 from attndiff.apps.cli import run
 from attndiff.diffusion.objectives import FlowMatching
 from attndiff.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 DIFFUSERS = "diffusers UNet2DModel"
 SMALL_DATA = ("data.size=16", "data.where={style: [noto], group: [Food & Drink]}", "data.exclude=null")
 

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from runs import ROOT
+from places import ROOT
 
 SMALL = 52e6  # bytes of a wheel at most
 PACKAGES = {"attndiff": "attndiff", "pipelines": "attndiff/pipelines", "training": "attndiff/training"}

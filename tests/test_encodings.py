@@ -1,9 +1,9 @@
 """Text is read and written as UTF-8 wherever it is: Windows' own encoding knows few of the words in captions."""
 
 import ast
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from places import ROOT
+
 FOLDERS = ("attndiff", "pipelines", "training", "scripts")
 
 

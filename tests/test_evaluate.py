@@ -9,7 +9,8 @@ import torch
 from commands import attndiff, make_images
 from factories import class_pipeline, make_vae, text_pipeline, unconditional_pipeline
 from PIL import Image
-from runs import TORCHRUN, TRAIN
+from places import TRAIN
+from runs import TORCHRUN
 
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import TESTS
 from runs import losses
 
 from attndiff.errors import UserError
@@ -16,7 +17,7 @@ from attndiff.folder.hub import load
 from attndiff.training.config import load_config, make_config
 from attndiff.training.run.loop import Trainer
 
-FORMATS = sorted((Path(__file__).parent / "fixtures").glob("format_*"))
+FORMATS = sorted((TESTS / "fixtures").glob("format_*"))
 
 
 def resumed(fixture: Path, out: Path) -> Path:

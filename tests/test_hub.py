@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from doors import CALLS, HELPER
 from factories import pretrained_text_pipeline, text_pipeline
 from loopback_hub import LoopbackHub, Repo
+from places import TESTS
 from without_attndiff import sample
 
 WITH_ATTNDIFF = """
@@ -80,7 +80,7 @@ def shared(tmp_path_factory):
             "HF_HOME": str(root / "home"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(TESTS),
         }
         environment.pop("HF_TOKEN", None)
         request = {"folders": folders, "calls": CALLS, "out": str(root), "bare": str(root / "bare")}

@@ -10,10 +10,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import attndiff
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
 # The floors of the core: a room imports rooms of the floors before its own, and itself.
 FLOORS = (

@@ -1,13 +1,13 @@
 """The attention lens: what is recorded is what the network computed, and recording changes nothing."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from campaigns import lens_overlap as overlap
 from PIL import Image
+from places import ROOT
 from safetensors.torch import load_file
 
 from attndiff.data.tokenizer import train_tokenizer
@@ -20,7 +20,6 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
-ROOT = Path(__file__).parents[1]
 LEVEL = torch.tensor(0.1)
 LAYERS = {"down_blocks.1.0": 1, "mid_block.0": 2, "mid_block.1": 2, "up_blocks.1.0": 1}
 

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 import torch
 from commands import make_images
-from runs import TESTS, TORCHRUN, TRAIN, close, cut, losses, out_of_memory, settings, weights
+from places import TESTS, TRAIN
+from runs import TORCHRUN, close, cut, losses, out_of_memory, settings, weights
 
 from attndiff.errors import UserError
 from attndiff.training.config import make_config

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 import torch
 from commands import make_images
-from runs import ACTIVITIES, TORCHRUN, TRAIN, losses, settings, train, weights
+from places import TRAIN
+from runs import ACTIVITIES, TORCHRUN, losses, settings, train, weights
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
