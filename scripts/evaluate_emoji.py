@@ -193,8 +193,8 @@ def main() -> None:
     }
     report["seconds"] = round(time.perf_counter() - began, 1)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "evaluation.md").write_text(markdown(report))
+    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (args.out / "evaluation.md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))
 
 

@@ -412,7 +412,7 @@ def main() -> None:
     report = run({name: TARGETS[name].fast if options.fast else TARGETS[name].cases for name in names})
     print(json.dumps({**report, "seconds": round(time.monotonic() - began), "hardware": hardware()}, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if any(found["unnamed_errors"] for found in report.values()):
         raise SystemExit("there were unnamed errors; repeat one with --target NAME --seed N")
 

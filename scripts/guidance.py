@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from attndiff.apps.cli.doctor import data_config
+from attndiff.apps.data_settings import data_config
 from attndiff.apps.sample import open_model
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
@@ -184,7 +184,7 @@ def main() -> None:
         report["chosen"][kind] = {"scale": best.scale, "interval": best.interval}
         numbers = [int(s) for s in pipelines[kind].config.student["sigmas"]] if kind == "student" else STEPS
         report["curves"][kind] = [curves.point(best, steps, test) for steps in numbers]
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw(report["curves"], arguments.json.with_suffix(".png"))
     print(json.dumps({k: report[k] for k in ("floor", "chosen", "curves")}, indent=1))
 

@@ -23,6 +23,7 @@ from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
+from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.streams import open_streamed
 
 
@@ -61,7 +62,7 @@ def build(config: TrainConfig) -> Parts:
         more = [*more, bucket_note(config, images, unet.size_multiple)]
     if vae is not None:
         images, validation = _encode(config, images, validation, vae)
-    settings = {**((source.config.objective if source else None) or {}), **config.objective}
+    settings = {**((source.config.objective if source else None) or {}), **config.objective.model_dump()}
     model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
     if config.distill:
         if source.config.student:
@@ -146,6 +147,7 @@ def _build_new(
 
 def _make(cls: type, settings: dict, section: str):
     """Construct a network, turning a bad setting into one sentence."""
+    check_network_settings(cls, settings, section)
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:

@@ -39,7 +39,7 @@ def write_config(config: TrainConfig, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     partial = out / PARTIAL
-    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
     sync(partial)
     partial.replace(out / "config.json")
     sync(out)
@@ -56,7 +56,7 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
     if not file.is_file():
         return None
     # Settings that the run does not know of yet were at their defaults.
-    stored = make_config(json.loads(file.read_text())).model_dump(mode="json")
+    stored = make_config(json.loads(file.read_text(encoding="utf-8"))).model_dump(mode="json")
     mine = config.model_dump(mode="json")
     if config.optim.steps is None:
         mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
@@ -84,7 +84,11 @@ def newest_of(out: Path, say: Printer) -> Path | None:
         say(f"{problem} Falling back to an older one.")
     if newest is None and problems:
         raise UserError(f"no checkpoint in {out} is whole; choose another 'out' to start anew.")
-    if newest is None and (out / "log.jsonl").is_file() and '"checkpoint_seconds"' in (out / "log.jsonl").read_text():
+    if (
+        newest is None
+        and (out / "log.jsonl").is_file()
+        and '"checkpoint_seconds"' in (out / "log.jsonl").read_text(encoding="utf-8")
+    ):
         raise UserError(
             f"the run in {out} has saved checkpoints, and {out / 'checkpoints'} holds none; put them back, or choose "
             "another 'out' to start anew."
