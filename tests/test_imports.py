@@ -15,6 +15,7 @@ PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff
 FLOORS = (
     {"errors", "device"},
     {"viewing", "nn"},
+    {"condition"},
     {"diffusion"},
     {"data"},
     {"tasks"},

@@ -17,7 +17,7 @@ from test_training import losses, settings, weights
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.parallel.sharding import blocks

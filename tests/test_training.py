@@ -12,7 +12,7 @@ from commands import make_images
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.run.loop import Trainer

@@ -13,7 +13,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_images, open_validation
 from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
-from attndiff.folder.hub import load_quietly
+from attndiff.folder.open import load_quietly
 from attndiff.folder.shipped import bundled_data
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
