@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from peft import LoraConfig
 
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_images, open_validation
@@ -20,6 +19,7 @@ from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
@@ -35,7 +35,7 @@ class Parts:
     images: ImageSet | LatentSet
     validation: ImageSet | LatentSet
     conditioning: Conditioning
-    model: DenoisingModel
+    model: Head
     notes: list[str]
     vae: AutoencoderKL | None = None
 
@@ -70,10 +70,8 @@ def build(config: TrainConfig) -> Parts:
             raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
         model = StudentModel(model, config.distill)
     if config.model.lora_rank:
-        _add_adapter(model, config.model.lora_rank)
-    model.unet.gradient_checkpointing = False
-    if config.optim.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        model.add_adapter(config.model.lora_rank)
+    model.set_gradient_checkpointing(config.optim.gradient_checkpointing)
     return Parts(images, validation, conditioning, model, notes + more, vae)
 
 
@@ -200,12 +198,6 @@ def _build_from(
     if encoder is not None and source.condition_encoder is not None:
         notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
     return conditioning, unet, encoder, notes
-
-
-def _add_adapter(model: DenoisingModel, rank: int) -> None:
-    model.requires_grad_(False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
 def _condition_from(config: TrainConfig, source, images: ImageSet) -> tuple[Conditioning, ConditionEncoder | None]:
