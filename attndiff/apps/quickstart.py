@@ -155,7 +155,7 @@ class Quickstart:
         start = time.perf_counter()
         sample_rows(student, Request(prompts))
         seconds = round(time.perf_counter() - start, 2)
-        steps = max(map(int, student.config.student["sigmas"]))
+        steps, _ = student.own_defaults()
         self.report |= {"student_samples": "student-samples.png"}
         self.report["student"] = {"images": TIMED, "steps": steps, "seconds": seconds}
 
