@@ -29,12 +29,12 @@ from attndiff.diffusion.student import StudentRules
 from attndiff.lens.record import AttentionMaps, AttentionRecorder
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.pipelines.call_checks import check_choice, check_generators, check_latents, check_size
-from attndiff.pipelines.call_lock import CallLock
-from attndiff.pipelines.call_options import CallOptions
-from attndiff.pipelines.conditioning import ConditionedPipeline, EncodedCondition
-from attndiff.pipelines.guides import check_guide
-from attndiff.pipelines.postprocess import to_output
+from attndiff.pipelines.call.checks import check_choice, check_generators, check_latents, check_size
+from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition
+from attndiff.pipelines.call.guides import check_guide
+from attndiff.pipelines.call.lock import CallLock
+from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.call.postprocess import to_output
 
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
@@ -191,12 +191,12 @@ class ImagePipeline(ConditionedPipeline):
         """
         check_choice("callback_on_step_end_tensor_inputs", options.shown_tensors, self._callback_tensor_inputs)
         check_guide(self.guide, self.guide_encoder, self.condition_encoder)
-        steps, sigmas = options.num_inference_steps, options.sigmas
+        steps, sigmas, student = options.num_inference_steps, options.sigmas, self.student
         with self._lock:
             solver = Solver(self.scheduler, self.objective)
-            if self.student:
-                self.student.check(self.scheduler, options.guidance_scale)
-                sigmas = sigmas or self.student.levels(steps)
+            if student:
+                student.check(self.scheduler, options.guidance_scale)
+                sigmas = sigmas or student.levels(steps)
             solver.set_timesteps(steps, self._execution_device, sigmas)
             self._guidance_scale, self._interrupt = float(options.guidance_scale), False
             self._num_timesteps = len(solver.timesteps)

@@ -6,8 +6,8 @@ Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C c
 import torch
 
 from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
-from attndiff.pipelines.call_options import Callback, CallOptions
-from attndiff.pipelines.conditioning import GivenCondition
+from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.options import Callback, CallOptions
 
 
 class AttnDiffPipeline(ImagePipeline):
@@ -62,7 +62,7 @@ class AttnDiffPipeline(ImagePipeline):
             negative_prompt_embeds: Tokens to lead away from, instead of a negative prompt.
             negative_prompt_attention_mask: Their mask.
             sigmas: The objective's noise levels to step through instead of ``num_inference_steps``, falling, without 0.
-            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `attndiff.pipelines.postprocess.to_output`.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `to_output`.
             return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step; what it
                 returns replaces the tensors.

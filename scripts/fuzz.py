@@ -43,9 +43,9 @@ from attndiff.folder.check import NETWORKS, check_index, check_network, check_we
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.pipelines.call_inputs import as_texts
+from attndiff.pipelines.call.inputs import as_texts
+from attndiff.pipelines.call.tokenizing import tokenize
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.pipelines.prompts import tokenize
 from attndiff.training.card import hardware
 from attndiff.training.config import OptimConfig
 from attndiff.training.optim import make_optimizers

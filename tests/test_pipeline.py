@@ -272,7 +272,7 @@ def test_a_guide_with_an_encoder_needs_the_prompt_itself(text):
 
 def test_long_caption_is_cut_with_a_warning(text, caplog):
     logger = logging.getLogger("diffusers")
-    module = logging.getLogger("attndiff.pipelines.prompts")
+    module = logging.getLogger("attndiff.pipelines.call.tokenizing")
     for each in (logger, module):
         each.addHandler(caplog.handler)
     latents_of(text, "red apple, flat red apple, flat yellow star")

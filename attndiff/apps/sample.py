@@ -13,7 +13,7 @@ from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
 from attndiff.lens.pictures import save_attention_pictures
 from attndiff.lens.record import AttentionMaps
-from attndiff.pipelines.call_checks import check_numbers
+from attndiff.pipelines.call.checks import check_numbers
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import prompt_of
 from attndiff.viewing import as_picture, contact_sheet

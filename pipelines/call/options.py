@@ -7,8 +7,8 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from attndiff.diffusion.guidance import EVERYWHERE
-from attndiff.pipelines.call_checks import check_choice, check_numbers
-from attndiff.pipelines.postprocess import OUTPUT_TYPES
+from attndiff.pipelines.call.checks import check_choice, check_numbers
+from attndiff.pipelines.call.postprocess import OUTPUT_TYPES
 
 Callback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks
 

@@ -10,8 +10,8 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from attndiff.condition import Condition
 from attndiff.folder.self_contained import SelfContainedPipeline
-from attndiff.pipelines.call_inputs import as_labels, as_texts
-from attndiff.pipelines.prompts import tokenize
+from attndiff.pipelines.call.inputs import as_labels, as_texts
+from attndiff.pipelines.call.tokenizing import tokenize
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,11 @@ class ConditionedPipeline(SelfContainedPipeline):
             negative_prompt_embeds,
             negative_prompt_attention_mask,
         )
-        encoded = self.encode(given, num_images_per_prompt, do_classifier_free_guidance, False)
-        prompt_embeds, prompt_attention_mask = (
-            encoded.tensors["prompt_embeds"],
-            encoded.tensors["prompt_attention_mask"],
-        )
-        negative_prompt_embeds = encoded.tensors["negative_prompt_embeds"]
-        negative_prompt_attention_mask = encoded.tensors["negative_prompt_attention_mask"]
+        tensors = self.encode(given, num_images_per_prompt, do_classifier_free_guidance, autoguidance=False).tensors
+        prompt_embeds = tensors["prompt_embeds"]
+        prompt_attention_mask = tensors["prompt_attention_mask"]
+        negative_prompt_embeds = tensors["negative_prompt_embeds"]
+        negative_prompt_attention_mask = tensors["negative_prompt_attention_mask"]
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
     def encode(
@@ -122,9 +120,10 @@ class ConditionedPipeline(SelfContainedPipeline):
         self._check_condition(given)
         if not self._conditional:
             return EncodedCondition(Condition())
+        inputs = None
         positive = Condition(given.prompt_embeds, given.prompt_attention_mask)
-        inputs = {} if given.prompt_embeds is not None else self._encoder_inputs(as_texts(given.prompt), given)
-        if inputs:
+        if given.prompt_embeds is None:
+            inputs = self._encoder_inputs(as_texts(given.prompt), self._labels(given.class_labels))
             positive = self._encode(self.condition_encoder, inputs)
         negative = None
         if given.negative_prompt_embeds is not None:
@@ -133,7 +132,7 @@ class ConditionedPipeline(SelfContainedPipeline):
             negative = self._encode_negative(given, positive.rows)
         of_guide = None
         if autoguidance and self.guide_encoder is not None:
-            if not inputs:
+            if inputs is None:
                 raise ValueError("prompt_embeds: the guide encodes the condition itself; give prompt or class_labels.")
             of_guide = self._encode(self.guide_encoder, inputs)
         return EncodedCondition(positive, negative, of_guide).repeat(num_images_per_prompt)
@@ -155,9 +154,8 @@ class ConditionedPipeline(SelfContainedPipeline):
             raise ValueError(f"negative_prompt has {len(texts)} texts for {prompts} prompts: give one, or one each.")
         return self._encode(self.condition_encoder, self._encoder_inputs(texts * (prompts // len(texts)), None))
 
-    def _encoder_inputs(self, texts: list[str] | None, labelled: GivenCondition | None) -> dict:
-        """Inputs of a condition encoder for ``P`` captions, for classes, or for both; no text is no condition."""
-        labels = None if labelled is None else self._labels(labelled.class_labels)
+    def _encoder_inputs(self, texts: list[str] | None, labels: torch.Tensor | None) -> dict:
+        """Inputs of a condition encoder for captions, labels ``(P,)`` or both; an empty caption is no condition."""
         if texts is not None and labels is not None and len(texts) != len(labels):
             raise ValueError(f"prompt has {len(texts)} texts, but class_labels has {len(labels)}: give as many.")
         inputs = {"class_labels": labels}
