@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_images, open_validation
+from attndiff.data.parts import open_parts
+from attndiff.data.sources import ImageSet
 from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
@@ -24,8 +24,6 @@ from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
 from attndiff.training.streams import open_streamed
-
-HELD_OUT_SHARE = 0.05
 
 
 @dataclass
@@ -47,7 +45,7 @@ def build(config: TrainConfig) -> Parts:
         UserError: If data and model do not go together.
     """
     data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
-    images, validation, notes = open_streamed(data, config) if data.stream else _open(data)
+    images, validation, notes = open_streamed(data, config) if data.stream else open_parts(data)
     if config.condition.kind == "text" and not images.captions(0):
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
@@ -87,21 +85,6 @@ def bucket_note(config: TrainConfig, images: ImageSet, multiple: int) -> str:
     if small:
         note += f"; a batch of {', '.join(small)} shows images more than once, as there are fewer than optim.batch_size"
     return note
-
-
-def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
-    """Training and held-out images; where the data names no held-out ones, a twentieth of it."""
-    images = open_images(data)
-    held_out = open_validation(data, images.class_names)
-    if held_out is not None:
-        return images, held_out, []
-    try:
-        divided = replace(data, validation=HELD_OUT_SHARE)
-        rest = open_images(divided, images.class_names)
-        note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
-        return rest, open_validation(divided, images.class_names), [note]
-    except UserError:
-        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
 
 
 def _open_vae(config: TrainConfig, source, images: ImageSet) -> AutoencoderKL | None:

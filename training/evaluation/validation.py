@@ -6,6 +6,7 @@ The same images, noise and levels at every call, so that two evaluations differ 
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -45,7 +46,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
-    """Evaluate on the first `AT_MOST` held-out images, shared out over all processes.
+    """Evaluate on `AT_MOST` held-out images, evenly spread over them and shared out over all processes.
 
     Args:
         model: Encoder, network and loss head, unwrapped.
@@ -55,7 +56,9 @@ def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Va
     quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
     normals = [NormalDist().inv_cdf(q) for q in quantiles]
     n = min(AT_MOST, len(dataset))
-    mine = range(accelerator.process_index, n, accelerator.num_processes)
+    # The first ones would be of one kind where files lie in folders by class.
+    chosen = np.linspace(0, len(dataset) - 1, n).round().astype(int).tolist()
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, LEVELS, dtype=torch.float64)  # on the CPU: Apple's GPUs have no float64
     was_training = model.training
     model.eval()
