@@ -106,7 +106,7 @@ class Samples:
     def pipe(self):
         """The pipeline, opened when first needed."""
         if self._pipe is None:
-            from attndiff.folder.hub import load
+            from attndiff.folder.open import load
 
             self._pipe = load(self.model)
             self._pipe.set_progress_bar_config(disable=True)

@@ -145,17 +145,16 @@ def open_pipelines(model: str, guide: str | None, student: str | None) -> dict[s
     pipe.set_progress_bar_config(disable=True)
     found = dict.fromkeys(("no guidance", "guidance", "guidance in an interval"), pipe)
     if guide is not None:
-        found["autoguidance"] = type(pipe)(**{**pipe.components, "guide": open_model(guide).unet}, **known(pipe))
+        earlier = open_model(guide)
+        if earlier.tokenizer.get_vocab() != pipe.tokenizer.get_vocab():
+            raise SystemExit(f"--guide {guide} reads other tokens than {model}; give an earlier snapshot of it.")
+        parts = {"guide": earlier.unet, "guide_encoder": earlier.condition_encoder}
+        found["autoguidance"] = type(pipe).from_pipe(pipe, **parts)
     if student is not None:
         found["student"] = open_model(student)
     for each in found.values():
         each.set_progress_bar_config(disable=True)
     return found
-
-
-def known(pipe) -> dict:
-    """What a pipeline stores beside its components."""
-    return {name: pipe.config[name] for name in ("objective", "data")}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.folder.shipped import bundled_data
 from attndiff.metrics.controls import CONTROLS, noised
 from attndiff.metrics.extractors.base import Extractor, NothingLearned

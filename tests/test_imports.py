@@ -19,6 +19,7 @@ PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff
 FLOORS = (
     {"errors", "device"},
     {"viewing", "nn"},
+    {"condition"},
     {"diffusion"},
     {"data"},
     {"tasks"},

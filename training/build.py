@@ -12,7 +12,7 @@ from attndiff.data.parts import open_parts
 from attndiff.data.sources import ImageSet
 from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
-from attndiff.folder.hub import load_quietly
+from attndiff.folder.open import load_quietly
 from attndiff.folder.shipped import bundled_data
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from attndiff.diffusion.objectives import make_objective
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.lens.pictures import merge_words
 from attndiff.lens.record import AttentionMaps, AttentionRecorder
 

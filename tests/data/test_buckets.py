@@ -19,7 +19,7 @@ from attndiff.data.doctor import diagnose
 from attndiff.data.draw import BatchSampler
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.sources import open_images
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.build import build
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer

@@ -11,7 +11,7 @@ from factories import text_pipeline
 from safetensors.torch import load_file, save_file
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 
 
 @pytest.fixture(scope="module")

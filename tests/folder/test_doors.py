@@ -14,7 +14,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from doors import CALLS, HELPER
-from factories import class_pipeline, pretrained_text_pipeline, text_pipeline, tiny_unet, unconditional_pipeline
+from factories import (
+    autoguided_pipeline,
+    class_pipeline,
+    pretrained_text_pipeline,
+    unconditional_pipeline,
+)
 from without_attndiff import sample
 
 import attndiff
@@ -28,10 +33,10 @@ from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A saved pipeline of every kind; the text one has a guide."""
+    """A saved pipeline of every kind; the text one has a guide with an encoder."""
     root = tmp_path_factory.mktemp("saved")
     makers = {
-        "text": lambda: text_pipeline(guide=tiny_unet(conditional=True, seed=9)),
+        "text": autoguided_pipeline,
         "class": class_pipeline,
         "unconditional": unconditional_pipeline,
         "pretrained": pretrained_text_pipeline,
@@ -45,7 +50,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def expected(folders) -> dict[str, np.ndarray]:
     makers = {"class": class_pipeline, "unconditional": unconditional_pipeline, "pretrained": pretrained_text_pipeline}
     pipelines = {name: make() for name, make in makers.items()}
-    pipelines["text"] = text_pipeline(guide=tiny_unet(conditional=True, seed=9))
+    pipelines["text"] = autoguided_pipeline()
     return {name: sample(pipelines[name], CALLS[name]) for name in CALLS}
 
 
@@ -67,7 +72,8 @@ def test_second_door_without_attndiff(folders, expected, tmp_path):
     command = [sys.executable, str(HELPER), json.dumps(request)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Expected types" not in done.stderr and "pip install" not in done.stderr
+    for complaint in ("Expected types", "pip install", "not expected"):
+        assert complaint not in done.stderr
     for kind in CALLS:
         with np.load(tmp_path / f"{kind}.npz", allow_pickle=False) as got:
             for door, pixels in got.items():
@@ -90,6 +96,53 @@ def test_saving_again_gives_the_same_folder(folders, tmp_path):
     for file in folders["text"].rglob("*"):
         if file.is_file() and file.name != "tokenizer_config.json":  # transformers adds how it was opened
             assert (tmp_path / file.relative_to(folders["text"])).read_bytes() == file.read_bytes(), file
+
+
+def index_of(folder: Path) -> dict:
+    return json.loads((folder / "model_index.json").read_text())
+
+
+def change_index(folder: Path, copy: Path, **changes) -> Path:
+    """A copy of a folder with other entries in its index; None takes one out."""
+    shutil.copytree(folder, copy)
+    index = {key: value for key, value in (index_of(folder) | changes).items() if value is not None}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    return copy
+
+
+@pytest.mark.parametrize("stored", [["pipeline_attndiff_0123456789ab", "AttnDiffInpaintPipeline"], "AttnDiffElse"])
+def test_a_pipeline_that_this_attndiff_does_not_have_is_refused(stored, folders, tmp_path):
+    folder = change_index(folders["text"], tmp_path / "newer", _class_name=stored, _attndiff_version="9.9")
+    name = stored[-1] if isinstance(stored, list) else stored
+    sentence = f"holds an {name}, which attndiff 9.9 wrote; this is attndiff {attndiff.__version__}"
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        attndiff.load(folder)
+    with pytest.raises(ValueError, match=f"holds {name}, not AttnDiffPipeline; open it with attndiff.load"):
+        AttnDiffPipeline.from_pretrained(folder)
+
+
+def test_load_opens_every_folder_with_its_own_class_and_no_class_anothers(folders, tmp_path, monkeypatch):
+    class AttnDiffOtherPipeline(AttnDiffPipeline):
+        pass
+
+    monkeypatch.setattr(attndiff, "PIPELINES", (*attndiff.PIPELINES, "AttnDiffOtherPipeline"))
+    monkeypatch.setattr(attndiff, "AttnDiffOtherPipeline", AttnDiffOtherPipeline, raising=False)
+    other = change_index(folders["text"], tmp_path / "other", _class_name="AttnDiffOtherPipeline")
+    assert type(attndiff.load(other)) is AttnDiffOtherPipeline
+    assert type(attndiff.load(folders["text"])) is AttnDiffPipeline
+    for cls, folder in ((AttnDiffPipeline, other), (AttnDiffOtherPipeline, folders["text"])):
+        with pytest.raises(ValueError, match=f"not {cls.__name__}; open it with attndiff.load"):
+            cls.from_pretrained(folder)
+
+
+def test_a_folder_says_which_attndiff_wrote_it(folders, tmp_path):
+    assert index_of(folders["text"])["_attndiff_version"] == attndiff.__version__
+    earlier = change_index(folders["class"], tmp_path / "earlier", _attndiff_version=None, _attndiff_format=None)
+    assert attndiff.load(earlier).unet is not None and AttnDiffPipeline.from_pretrained(earlier).unet is not None
+    later = change_index(folders["class"], tmp_path / "later", _attndiff_version="9.9", _attndiff_format=2)
+    for open_it in (attndiff.load, AttnDiffPipeline.from_pretrained):
+        with pytest.raises(ValueError, match=r"of format 2, which attndiff 9\.9 wrote, and this attndiff reads 1"):
+            open_it(later)
 
 
 def test_stock_scheduler_can_be_swapped_at_opening(folders):

@@ -11,8 +11,8 @@ from places import ROOT
 from safetensors.torch import load_file
 
 from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective
-from attndiff.diffusion.schedules import default_scheduler
 from attndiff.errors import UserError
 from attndiff.lens.pictures import COLUMNS, TILE, attention_picture, merge_words, save_attention_pictures
 from attndiff.lens.record import AttentionRecorder

@@ -12,10 +12,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from factories import (
+    autoguided_pipeline,
     class_pipeline,
     pretrained_text_pipeline,
+    quiet,
     randomised,
     text_pipeline,
+    tiny_encoder,
     tiny_unet,
     unconditional_pipeline,
 )
@@ -209,9 +212,67 @@ def test_autoguidance(unconditional):
     torch.testing.assert_close(got, bad + 2 * (good - bad), atol=1e-4, rtol=1e-4)  # one Euler step is linear
 
 
+def test_autoguidance_by_an_earlier_model_is_told_the_prompt_in_its_own_terms(text):
+    """One Euler step is linear in the prediction, so that guiding mixes what either model gives alone."""
+    earlier = text_pipeline(seed=9)
+    pipeline = quiet(AttnDiffPipeline.from_pipe(text, guide=earlier.unet, guide_encoder=earlier.condition_encoder))
+    one_step = {"num_inference_steps": 1, "latents": torch.randn(2, 3, 16, 16, generator=seeded())}
+    good, bad = (latents_of(p, PROMPTS, guidance_scale=1.0, **one_step) for p in (text, earlier))
+    got = latents_of(pipeline, PROMPTS, guidance_scale=2.0, **one_step)
+    torch.testing.assert_close(got, bad + 2 * (good - bad), atol=1e-4, rtol=1e-4)
+    mismatched = quiet(AttnDiffPipeline.from_pipe(text, guide=earlier.unet))
+    assert (latents_of(mismatched, PROMPTS, guidance_scale=2.0, **one_step) - got).abs().max() > 0.01
+    twice = latents_of(pipeline, PROMPTS, guidance_scale=2.0, num_images_per_prompt=2, num_inference_steps=1)
+    assert twice.shape[0] == 4
+
+
+def test_autoguidance_by_classes(classes):
+    earlier = AttnDiffPipeline.from_pipe(classes, unet=tiny_unet(conditional=True, seed=9))
+    earlier.register_modules(condition_encoder=tiny_encoder(seed=9, num_classes=3))
+    guide = {"guide": earlier.unet, "guide_encoder": earlier.condition_encoder}
+    pipeline = quiet(AttnDiffPipeline.from_pipe(classes, **guide))
+    one_step = {"num_inference_steps": 1, "latents": torch.randn(1, 3, 16, 16, generator=seeded())}
+    good, bad = (latents_of(p, class_labels="owl", guidance_scale=1.0, **one_step) for p in (classes, quiet(earlier)))
+    got = latents_of(pipeline, class_labels="owl", guidance_scale=3.0, **one_step)
+    torch.testing.assert_close(got, bad + 3 * (good - bad), atol=1e-4, rtol=1e-4)
+
+
+def unfit_guides() -> dict[str, dict]:
+    """Components that cannot guide, by what is said of them."""
+    narrow = tiny_unet(conditional=True)
+    narrow.register_to_config(cross_attention_dim=24)
+    encoder = tiny_encoder(vocab_size=300, max_length=8)
+    return {
+        "guide_encoder: there is no guide": {"guide_encoder": encoder},
+        "attends to tokens of 24 channels, and condition_encoder makes them of 16": {"guide": narrow},
+        "the guide is unconditional": {"guide": tiny_unet(), "guide_encoder": encoder},
+        "its num_classes is 3, and that of condition_encoder None": {
+            "guide": tiny_unet(conditional=True),
+            "guide_encoder": tiny_encoder(vocab_size=300, max_length=8, num_classes=3),
+        },
+    }
+
+
+@pytest.mark.parametrize("sentence", unfit_guides())
+def test_unfit_guides_are_refused(sentence):
+    pipeline = text_pipeline()
+    pipeline.register_modules(**unfit_guides()[sentence])
+    with pytest.raises(ValueError, match=sentence):
+        latents_of(pipeline, "cat face")
+
+
+def test_a_guide_with_an_encoder_needs_the_prompt_itself(text):
+    pipeline = autoguided_pipeline()
+    embeds, mask, *_ = text.encode_prompt(PROMPTS)
+    with pytest.raises(ValueError, match="the guide encodes the condition itself; give prompt"):
+        latents_of(pipeline, prompt_embeds=embeds, prompt_attention_mask=mask)
+    alone = latents_of(pipeline, prompt_embeds=embeds, prompt_attention_mask=mask, guidance_scale=1.0)
+    assert torch.equal(alone, latents_of(text, PROMPTS, guidance_scale=1.0))
+
+
 def test_long_caption_is_cut_with_a_warning(text, caplog):
     logger = logging.getLogger("diffusers")
-    module = logging.getLogger("attndiff.pipelines.prompts")
+    module = logging.getLogger("attndiff.pipelines.call.tokenizing")
     for each in (logger, module):
         each.addHandler(caplog.handler)
     latents_of(text, "red apple, flat red apple, flat yellow star")

@@ -10,9 +10,10 @@ from commands import attndiff, make_images
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from factories import class_pipeline, student_pipeline, text_pipeline, tiny_encoder, tiny_unet, unconditional_pipeline
 
-from attndiff.diffusion.objectives import expand, make_objective
+from attndiff.diffusion.objectives import make_objective
+from attndiff.diffusion.paths import expand
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.config import DistillConfig, OptimConfig
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel

@@ -13,7 +13,7 @@ from places import TESTS
 from runs import losses
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.config import load_config, make_config
 from attndiff.training.run.loop import Trainer
 

@@ -12,7 +12,7 @@ from runs import close, cut, losses, settings, weights
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.parallel.zero import zero_stage
 from attndiff.training.run.loop import Trainer

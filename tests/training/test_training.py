@@ -13,7 +13,7 @@ from runs import ACTIVITIES, TORCHRUN, losses, settings, train, weights
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.run.loop import Trainer

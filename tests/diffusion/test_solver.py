@@ -1,21 +1,13 @@
 """Every stock scheduler with every objective it samples, against the exact denoiser of Gaussian pixels."""
 
-import copy
-
 import diffusers
 import pytest
 import torch
 
+from attndiff.diffusion.compatibility import REQUIRED_CONFIG, check_scheduler, default_scheduler
 from attndiff.diffusion.objectives import make_objective
-from attndiff.diffusion.schedules import (
-    REQUIRED_CONFIG,
-    check_scheduler,
-    default_scheduler,
-    level_at,
-    scheduler_input,
-    scheduler_output,
-    set_timesteps,
-)
+from attndiff.diffusion.sampler import sampling_steps
+from attndiff.diffusion.solver import Solver
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02}
@@ -85,19 +77,23 @@ def exact_solution(objective, x, level):
     return MEAN + (x - signal * MEAN) * DEVIATION / (signal**2 * DEVIATION**2 + noise**2).sqrt()
 
 
-def sample(objective, scheduler, steps=None, sigmas=None):
+def sample(solver):
     """Samples ``(1, 1, 9, 2)`` and the exact solution from the same noise."""
-    check_scheduler(scheduler, objective)
-    set_timesteps(scheduler, objective, steps, sigmas=sigmas)
-    latents = NORMALS.expand(1, 1, 9, 2) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    solution = None
-    for index, timestep in enumerate(scheduler.timesteps):
-        level = level_at(scheduler, objective, index, timestep)
-        x = scheduler_input(scheduler, objective, latents, timestep)
-        solution = exact_solution(objective, x, level) if solution is None else solution
-        prediction = scheduler_output(scheduler, objective, exact_prediction(objective, x, level), latents, timestep)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-    return latents, solution
+    seen = []
+
+    def predict(x, level):
+        seen.append((x, level))
+        return exact_prediction(solver.objective, x, level)
+
+    noise = NORMALS.expand(1, 1, 9, 2) * float(solver.noise_scale)
+    *_, last = sampling_steps(predict, solver, noise)
+    return last.latents, exact_solution(solver.objective, *seen[0])
+
+
+def solver_of(objective, scheduler, steps=None, sigmas=None):
+    solver = Solver(scheduler, objective)
+    solver.set_timesteps(steps, sigmas=sigmas)
+    return solver
 
 
 def make(name, config):
@@ -110,7 +106,7 @@ def make(name, config):
 )
 def test_samples_of_an_exact_denoiser(objective, name, config, bounds, steps, column):
     objective = make_objective({"name": objective})
-    samples, solution = sample(objective, make(name, config), steps)
+    samples, solution = sample(solver_of(objective, make(name, config), steps))
     mean, deviation = samples.mean(-1, keepdim=True), (samples[..., 1:] - samples[..., :1]) / 4
     mean_bound = MEAN_BOUND[objective.name]
     assert (mean - MEAN).abs().max() <= mean_bound
@@ -126,7 +122,7 @@ def test_every_listed_scheduler_is_tested(objective):
 @pytest.mark.parametrize(("objective", "bound"), [("flow", 0.0095), ("edm", 0.05), ("epsilon", 0.058), ("v", 0.058)])
 def test_default_scheduler_at_16_steps(objective, bound):
     objective = make_objective({"name": objective, "sigma_data": 0.4})
-    samples, solution = sample(objective, default_scheduler(objective), 16)
+    samples, solution = sample(solver_of(objective, default_scheduler(objective), 16))
     assert (samples - solution).abs().max() <= 2 * bound
 
 
@@ -136,30 +132,28 @@ def test_few_steps_stay_finite_and_in_range(objective, steps):
     objective = make_objective({"name": objective})
     for pair in PAIRS:
         if pair[0] == objective.name:
-            samples, _ = sample(objective, make(pair[1], pair[2]), steps)
+            samples, _ = sample(solver_of(objective, make(pair[1], pair[2]), steps))
             assert samples.isfinite().all() and samples.abs().max() < 2.5, pair[1:3]
 
 
 def test_two_flow_steps_divide_the_way_evenly():
     objective = make_objective({"name": "flow"})
+
+    def levels(name, config):
+        solver = solver_of(objective, make(name, config), 2)
+        return [solver.level(i).item() for i in range(len(solver.timesteps))]
+
     for name, config in (("FlowMatchEulerDiscreteScheduler", {}), ("DPMSolverMultistepScheduler", FLOW)):
-        scheduler = make(name, config)
-        set_timesteps(scheduler, objective, 2)
-        assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.5, 0.0], abs=2e-6)
-    heun = make("FlowMatchHeunDiscreteScheduler", {})
-    set_timesteps(heun, objective, 2)
-    assert heun.sigmas.tolist() == pytest.approx([1.0, 0.5, 0.5, 0.0], abs=2e-6)
-    assert len(heun.timesteps) == 3
+        assert levels(name, config) == pytest.approx([1.0, 0.5], abs=2e-6)
+    assert levels("FlowMatchHeunDiscreteScheduler", {}) == pytest.approx([1.0, 0.5, 0.5], abs=2e-6)
 
 
 def test_repeated_timesteps_skip_no_step():
     """Rounded timesteps repeat where steps are many; a scheduler that looks its place up by them skips the first."""
-    objective = make_objective({"name": "epsilon"})
-    scheduler = make("UniPCMultistepScheduler", KARRAS)
-    set_timesteps(scheduler, objective, 2000)
-    assert scheduler.timesteps[0] == scheduler.timesteps[1]
-    scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
-    assert scheduler.step_index == 1
+    solver = solver_of(make_objective({"name": "epsilon"}), make("UniPCMultistepScheduler", KARRAS), 2000)
+    assert solver.timesteps[0] == solver.timesteps[1]
+    solver.step(torch.zeros(1), 0, torch.zeros(1))
+    assert solver.scheduler.step_index == 1
 
 
 def test_convergence_orders_above_the_floor():
@@ -172,7 +166,7 @@ def test_convergence_orders_above_the_floor():
     ):
         errors = []
         for steps in (20, 40):
-            samples, solution = sample(objective, make(name, config), steps)
+            samples, solution = sample(solver_of(objective, make(name, config), steps))
             errors.append((samples - solution)[..., 2::3, :].abs().max().item())  # pixels of deviation 0.8
         assert errors[0] / errors[1] >= 0.85 * 2**order, (name, errors)
 
@@ -181,9 +175,10 @@ def test_convergence_orders_above_the_floor():
 def test_own_sigmas_are_used_as_they_are(pair):
     objective, scheduler = make_objective({"name": pair[0]}), make(pair[1], pair[2])
     sigmas = {"flow": [0.9, 0.5, 0.2], "edm": [80.0, 2.0, 0.1]}.get(pair[0], [100.0, 3.0, 0.2])
-    samples, _ = sample(objective, scheduler, sigmas=sigmas)
-    levels = [float(level_at(scheduler, objective, i, t)) for i, t in enumerate(scheduler.timesteps)]
-    assert sorted(set(levels), reverse=True) == pytest.approx(sigmas)
+    solver = solver_of(objective, scheduler, sigmas=sigmas)
+    samples, _ = sample(solver)
+    levels = {float(solver.level(i)) for i in range(len(solver.timesteps))}
+    assert sorted(levels, reverse=True) == pytest.approx(sigmas)
     assert samples.isfinite().all()
 
 
@@ -191,18 +186,19 @@ def test_own_sigmas_are_used_as_they_are(pair):
 def test_impossible_sigmas_are_refused(sigmas):
     objective = make_objective({"name": "flow"})
     with pytest.raises(ValueError, match=r"^sigmas must be a falling list"):
-        set_timesteps(default_scheduler(objective), objective, 4, sigmas=sigmas)
+        solver_of(objective, default_scheduler(objective), 4, sigmas=sigmas)
 
 
 def test_impossible_arguments_are_refused():
     objective = make_objective({"name": "v"})
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, not 0"):
-        set_timesteps(default_scheduler(objective), objective, 0)
+        solver_of(objective, default_scheduler(objective), 0)
     edm = make_objective({"name": "edm"})
     with pytest.raises(ValueError, match="sigmas must begin at 80, the scheduler's sigma_max"):
-        set_timesteps(default_scheduler(edm), edm, 2, sigmas=[20.0, 1.0])
+        solver_of(edm, default_scheduler(edm), 2, sigmas=[20.0, 1.0])
     with pytest.raises(ValueError, match="sigmas: DDIMScheduler takes none"):
-        set_timesteps(make("DDIMScheduler", {}), objective, 4, sigmas=[1.0, 0.5])
+        ddim = make("DDIMScheduler", {**UNCLIPPED, **TRAILING, "prediction_type": "v_prediction"})
+        solver_of(objective, ddim, 4, sigmas=[1.0, 0.5])
 
 
 MISFITS = [
@@ -252,11 +248,16 @@ def test_saved_schedulers_still_fit(tmp_path):
         check_scheduler(loaded, objective)
 
 
-def test_prediction_takes_the_precision_of_the_latents():
+def test_the_state_keeps_its_precision():
     objective = make_objective({"name": "flow"})
-    scheduler = copy.deepcopy(default_scheduler(objective))
-    set_timesteps(scheduler, objective, 2)
-    latents, timestep = torch.zeros(1, 1, 2, 2), scheduler.timesteps[0]
-    prediction = scheduler_output(scheduler, objective, latents.bfloat16(), latents, timestep)
-    assert prediction.dtype == torch.float32
-    assert scheduler.step(prediction, timestep, latents, return_dict=False)[0].dtype == torch.float32
+    solver = solver_of(objective, default_scheduler(objective), 2)
+    latents = torch.zeros(1, 1, 2, 2)
+    assert solver.step(latents.bfloat16(), 0, latents).dtype == torch.float32
+
+
+def test_a_scheduler_that_is_handed_over_stays_as_it_was():
+    objective = make_objective({"name": "flow"})
+    scheduler = default_scheduler(objective)
+    before = scheduler.timesteps.clone()
+    sample(solver_of(objective, scheduler, 3))
+    assert torch.equal(scheduler.timesteps, before) and scheduler.step_index is None

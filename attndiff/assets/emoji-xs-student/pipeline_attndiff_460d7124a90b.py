@@ -17,13 +17,19 @@ import threading
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from abc import ABC
+from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from contextlib import nullcontext
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import fields
+from dataclasses import replace
 from diffusers import DDIMScheduler
 from diffusers import DiffusionPipeline
 from diffusers import EDMDPMSolverMultistepScheduler
@@ -53,6 +59,103 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase
+from typing import ClassVar
+from typing import Protocol
+
+
+# attndiff.condition
+
+"""What a network is told beside the noisy image: tokens to attend to, their mean, and channels that lie on the image.
+
+Shapes: B rows, S tokens, C channels of a token, A aligned channels, H and W of the noisy image.
+"""
+
+
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """The condition of a batch, in the terms of one network; any part may be absent, all of them without a condition.
+
+    Args:
+        tokens: ``(B, S, C)``.
+        mask: ``(B, S)``, true for tokens that count; all do by default.
+        pooled: ``(B, C)``, the mean of the tokens that count.
+        aligned: ``(B, A, H, W)`` in about [-1, 1], put beside the noisy image's channels.
+    """
+
+    tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+    aligned: torch.Tensor | None = None
+
+    @classmethod
+    def encoded(cls, encoder: nn.Module, **inputs) -> "Condition":
+        """What a `ConditionEncoder` makes of its inputs; of ``batch_size`` rows alone, its learned null."""
+        output = encoder(**inputs)
+        return cls(output.tokens, output.mask, output.pooled)
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is there, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in named.items() if part is not None}
+
+    @property
+    def rows(self) -> int | None:
+        """B; None where there is no part at all."""
+        return next((len(part) for part in self.parts.values()), None)
+
+    @property
+    def token_mask(self) -> torch.Tensor:
+        """``(B, S)`` bool, true for tokens that count."""
+        if self.mask is None:
+            return torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+        return self.mask.bool()
+
+    def __getitem__(self, rows: slice) -> "Condition":
+        """These rows of it."""
+        return Condition(**{name: part[rows] for name, part in self.parts.items()})
+
+    def repeat(self, times: int) -> "Condition":
+        """Every row ``times`` times, side by side."""
+        if times == 1:
+            return self
+        return Condition(**{name: part.repeat_interleave(times, dim=0) for name, part in self.parts.items()})
+
+    def join(self, other: "Condition") -> "Condition":
+        """These rows and then those of another; masked tokens fill up the shorter texts.
+
+        Raises:
+            ValueError: If one has a part that the other lacks.
+        """
+        if self.parts.keys() - {"mask"} != other.parts.keys() - {"mask"}:
+            raise ValueError(f"a condition of {', '.join(self.parts)} cannot be joined to {', '.join(other.parts)}.")
+        pairs = {name: [self.parts[name], other.parts[name]] for name in self.parts.keys() - {"mask"}}
+        if self.tokens is not None:
+            length = max(self.tokens.shape[1], other.tokens.shape[1])
+            both = self.padded(length), other.padded(length)
+            pairs |= {name: [each.parts[name] for each in both] for name in ("tokens", "mask")}
+        return Condition(**{name: torch.cat(pair) for name, pair in pairs.items()})
+
+    def padded(self, length: int) -> "Condition":
+        """The same with ``length`` tokens, the new ones masked."""
+        more = length - self.tokens.shape[1]
+        return replace(self, tokens=F.pad(self.tokens, (0, 0, 0, more)), mask=F.pad(self.token_mask, (0, more)))
+
+    def beside(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's input ``(B, C + A, H, W)``: noisy images ``x (B, C, H, W)`` and the aligned channels."""
+        return x if self.aligned is None else torch.cat([x, self.aligned.to(x.dtype)], dim=1)
+
+    def arguments(self) -> dict[str, torch.Tensor | None]:
+        """What `AttentionUNet2DModel` is called with besides its input; nothing without tokens."""
+        if self.tokens is None:
+            return {}
+        return {
+            "encoder_hidden_states": self.tokens,
+            "encoder_attention_mask": self.mask,
+            "pooled_projections": self.pooled,
+        }
 
 
 # attndiff.nn.rope
@@ -672,118 +775,159 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]
 
 
-# attndiff.diffusion.guidance
+# attndiff.diffusion.conditioned
 
-"""The network's prediction under guidance, with the condition's keys and values computed once.
+"""A network with the condition that it is told at every step, whose keys and values are computed once.
 
-Shapes: B images, S condition tokens, C channels, h and w of the latents.
+Shapes: B images, S condition tokens, C channels, H and W of the latents.
 """
 
 
 
-Embeds = tuple[torch.Tensor, torch.Tensor | None]  # tokens (B, S, C); mask (B, S), true for tokens that count
 
 
-class GuidedNetwork:
-    """Predicts with classifier-free guidance (arXiv 2207.12598, Eq. 6) or autoguidance (arXiv 2406.02507, Eq. 3).
+class ConditionedNetwork:
+    """Calls a network with the first rows of a condition.
 
     Args:
-        unet: The network.
-        guide: A worse version of it, to lead away from instead of from another condition; or None.
+        network: An `AttentionUNet2DModel`.
     """
 
-    def __init__(self, unet: ModelMixin, guide: ModelMixin | None):
-        self.networks = {"unet": unet} if guide is None else {"unet": unet, "guide": guide}
-        self._embeds: list[torch.Tensor | None] = []
-        self._mask: torch.Tensor | None = None  # of the condition, then of what to lead away from, as all below
-        self._pooled: torch.Tensor | None = None
-        self._caches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    def __init__(self, network: ModelMixin):
+        self.network = network
+        self.condition = Condition()
+        self._cache: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def prepare(self, condition: Embeds | None, negative: Embeds | None) -> None:
-        """Take a condition and the one to lead away from, of B rows each; the same tensors again cost nothing.
+    def prepare(self, condition: Condition) -> None:
+        """Take a condition; a network without cross-attention takes its aligned channels only."""
+        if self.network.config.cross_attention_dim is None:
+            condition = Condition(aligned=condition.aligned)
+        self.condition, self._cache = condition, None
+        if condition.tokens is not None:
+            mask = condition.token_mask
+            self.condition = replace(condition, mask=mask, pooled=pool_tokens(condition.tokens, mask))
+            self._cache = self.network(None, encoder_hidden_states=condition.tokens, return_condition_cache=True)
+
+    def __call__(self, x: torch.Tensor, coordinate: torch.Tensor) -> torch.Tensor:
+        """The network's prediction ``(B, C, H, W)`` float32 for scaled noisy images at one noise coordinate.
 
         Raises:
-            ValueError: If the two have different numbers of rows.
+            ValueError: If the condition has fewer rows than there are images.
         """
-        given = [*(condition or ()), *(negative or ())]
-        if len(given) == len(self._embeds) and all(a is b for a, b in zip(given, self._embeds)):
-            return
-        self._embeds = given
-        if negative is not None and len(negative[0]) != len(condition[0]):
-            raise ValueError(
-                f"prompt_embeds has {len(condition[0])} rows, but negative_prompt_embeds has {len(negative[0])}."
-            )
-        tokens, self._mask = join_embeds(condition, negative)
-        self._pooled = pool_tokens(tokens, self._mask)
-        self._caches = {
-            name: network(None, encoder_hidden_states=tokens, return_condition_cache=True)
-            for name, network in self.networks.items()
-        }
-
-    def predict(self, x: torch.Tensor, coordinate: torch.Tensor, scale: float) -> torch.Tensor:
-        """Prediction for scaled noisy images at one noise coordinate.
-
-        Args:
-            x: ``(B, C, h, w)``.
-            coordinate: Scalar noise coordinate.
-            scale: Guidance scale; 1 is none.
-
-        Returns:
-            ``(B, C, h, w)`` float32.
-        """
-        can_lead = "guide" in self.networks or (self._mask is not None and len(self._mask) == 2 * len(x))
-        if scale == 1 or not can_lead:
-            return self._call("unet", x, coordinate)
-        if "guide" in self.networks:
-            good, plain = self._call("unet", x, coordinate), self._call("guide", x, coordinate)
-        else:
-            good, plain = self._call("unet", torch.cat([x, x]), coordinate).chunk(2)
-        return plain + scale * (good - plain)
-
-    def _call(self, name: str, x: torch.Tensor, coordinate: torch.Tensor) -> torch.Tensor:
-        """A network's prediction for the first rows of the condition."""
-        network, rows = self.networks[name], len(x)
-        condition = {}
-        if self._mask is not None:
-            if len(self._mask) < rows:
-                raise ValueError(f"prompt_embeds has {len(self._mask)} rows for {rows} images.")
-            condition = {
-                "condition_cache": [(key[:rows], value[:rows]) for key, value in self._caches[name]],
-                "encoder_attention_mask": self._mask[:rows],
-                "pooled_projections": self._pooled[:rows],
-            }
-        return network(x.to(network.dtype), coordinate.expand(rows), **condition).sample.float()
+        rows = len(x)
+        told = self.condition[:rows]
+        if told.rows is not None and told.rows < rows:
+            raise ValueError(f"prompt_embeds has {told.rows} rows for {rows} images.")
+        arguments = told.arguments()
+        if self._cache is not None:
+            cache = [(key[:rows], value[:rows]) for key, value in self._cache]
+            arguments |= {"encoder_hidden_states": None, "condition_cache": cache}
+        x = told.beside(x.to(self.network.dtype))
+        return self.network(x, coordinate.expand(rows), **arguments).sample.float()
 
 
-def join_embeds(condition: Embeds, negative: Embeds | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and mask of a condition and then its negative, in one batch; masked tokens fill up the shorter ones."""
-    parts = [condition] if negative is None else [condition, negative]
-    length = max(tokens.shape[1] for tokens, _ in parts)
-    masks = [t.new_ones(t.shape[:2], dtype=torch.bool) if mask is None else mask.bool() for t, mask in parts]
-    tokens = torch.cat([F.pad(t, (0, 0, 0, length - t.shape[1])) for t, _ in parts])
-    return tokens, torch.cat([F.pad(mask, (0, length - mask.shape[1])) for mask in masks])
+# attndiff.diffusion.paths
+
+"""How an image turns into noise: the paths between the two, each with its own noise level ``s``.
+
+| path                 | noisy image                     | level ``s``       |
+|----------------------|---------------------------------|-------------------|
+| straight             | ``(1 - s) x0 + s n``            | time in [0, 1]    |
+| variance exploding   | ``x0 + s n``                    | noise std         |
+| variance preserving  | ``(x0 + s n) / sqrt(1 + s^2)``  | noise over signal |
+
+Shapes: images x0, noise n and noisy images x (B, C, H, W), levels (B,) or scalar.
+"""
 
 
-def repeat_embeds(tokens: torch.Tensor | None, mask: torch.Tensor | None, times: int) -> tuple:
-    """Every prompt's tokens and mask ``times`` times in a row."""
-    if times == 1:
-        return tokens, mask
-    return tuple(None if part is None else part.repeat_interleave(times, dim=0) for part in (tokens, mask))
+
+LOG_RATIO_LIMIT = math.log(1000.0)  # |ln(noise / signal)| that levels are clamped to
+
+
+def expand(level: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``(B,)`` as ``(B, 1, 1, 1)`` in the dtype of ``like``."""
+    return level.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+class NoisePath(Protocol):
+    """What every path knows."""
+
+    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """The level of ``ln(noise / signal)``."""
+
+    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
+        """``ln(noise / signal)`` of a level, float32 and clamped to a finite range."""
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The noisy image at a level."""
+
+    def to_unit_variance(self, x: torch.Tensor, level: torch.Tensor, sigma_data: float) -> torch.Tensor:
+        """A noisy image scaled to about unit variance; ``sigma_data`` is the standard deviation of clean ones."""
+
+
+class StraightPath:
+    """At an even pace from image to noise: rectified flow."""
+
+    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(log_ratio)
+
+    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
+        level = level.float()
+        return (level.log() - (-level).log1p()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x0)
+        return (1 - s) * x0 + s * noise
+
+    def to_unit_variance(self, x: torch.Tensor, level: torch.Tensor, sigma_data: float) -> torch.Tensor:
+        s = expand(level, x)
+        return x / ((1 - s) ** 2 * sigma_data**2 + s**2).sqrt()
+
+
+class NoiseOverSignal:
+    """Levels that are the ratio of noise to signal, as on both paths below."""
+
+    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        return log_ratio.exp()
+
+    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
+        return level.float().log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+class VarianceExplodingPath(NoiseOverSignal):
+    """Noise added to the image as it is."""
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x0 + expand(level, x0) * noise
+
+    def to_unit_variance(self, x: torch.Tensor, level: torch.Tensor, sigma_data: float) -> torch.Tensor:
+        return x / (expand(level, x) ** 2 + sigma_data**2).sqrt()
+
+
+class VariancePreservingPath(NoiseOverSignal):
+    """Noise that replaces the image: of images of unit variance, every mixture has it too."""
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        s = expand(level, x0)
+        return (x0 + s * noise) / (1 + s**2).sqrt()
+
+    def to_unit_variance(self, x: torch.Tensor, level: torch.Tensor, sigma_data: float) -> torch.Tensor:
+        return x
 
 
 # attndiff.diffusion.objectives
 
-"""What the network learns to predict, and how that maps to the state of a stock scheduler.
+"""What the network learns to predict of a noisy image, and at which noise levels it is trained.
 
-Every objective noises an image at a level ``s`` that its schedulers call ``sigma``, and hands the network one
-coordinate of noise, ``ln(sigma / signal) / 4``, whatever the objective:
+An objective is a path from image to noise and a kind of prediction on it. Whatever the objective, the network is
+handed one coordinate of noise, ``ln(noise / signal) / 4``.
 
-| name      | noisy image                              | level s              | network predicts             |
-|-----------|------------------------------------------|----------------------|------------------------------|
-| `flow`    | ``(1 - s) x0 + s n``                     | time in [0, 1]       | velocity ``n - x0``          |
-| `edm`     | ``x0 + s n``                             | noise std            | preconditioned ``F``         |
-| `epsilon` | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | noise ``n``                  |
-| `v`       | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | ``(n - s x0)/sqrt(1 + s^2)`` |
+| name      | path                | network predicts             |
+|-----------|---------------------|------------------------------|
+| `flow`    | straight            | velocity ``n - x0``          |
+| `edm`     | variance exploding  | preconditioned ``F``         |
+| `epsilon` | variance preserving | noise ``n``                  |
+| `v`       | variance preserving | ``(n - s x0)/sqrt(1 + s^2)`` |
 
 Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); EDM arXiv 2206.00364 Table 1;
 epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 2303.09556 Eq. 7.
@@ -793,17 +937,11 @@ Shapes: x (B, C, H, W), levels (B,).
 
 
 
-LOG_RATIO_LIMIT = math.log(1000.0)  # |ln(noise / signal)| that the coordinate is clamped to
-
-
-def expand(level: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``(B,)`` as ``(B, 1, 1, 1)`` in the dtype of ``like``."""
-    return level.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass
-class Objective:
-    """What all objectives share: flow matching is the plain case, and the default.
+class Objective(ABC):
+    """What all objectives share.
 
     Args:
         sigma_data: Standard deviation of the normalised training images.
@@ -817,22 +955,22 @@ class Objective:
     noise_std: float = 1.4
     min_snr_gamma: float | None = None
 
-    name = "flow"
+    name: ClassVar[str]
+    path: ClassVar[NoisePath]
 
     def to_config(self) -> dict:
         """The objective as JSON, the contract that a pipeline folder stores."""
         return {"name": self.name, **asdict(self)}
 
-    # Noise levels
+    # The path
 
     def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
         """Native level of ``ln(noise / signal)``."""
-        return torch.sigmoid(log_ratio)
+        return self.path.level_from_log_ratio(log_ratio)
 
     def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
         """``ln(noise / signal)`` of a native level, float32 and clamped to a finite range."""
-        level = level.float()
-        return (level.log() - (-level).log1p()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return self.path.log_ratio(level)
 
     def draw_levels(self, standard_normal: torch.Tensor) -> torch.Tensor:
         """Training levels ``(B,)`` from standard normal numbers ``(B,)``."""
@@ -842,25 +980,27 @@ class Objective:
         """The network's noise coordinate of a native level."""
         return self.log_ratio(level) / 4
 
-    # The map between images and the network
-
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The noisy image at ``level``."""
-        s = expand(level, x0)
-        return (1 - s) * x0 + s * noise
+        return self.path.add_noise(x0, noise, level)
 
     def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """A noisy image scaled to about unit variance, as the network takes it."""
-        s = expand(level, x)
-        return x / ((1 - s) ** 2 * self.sigma_data**2 + s**2).sqrt()
+        return self.path.to_unit_variance(x, level, self.sigma_data)
 
+    # The prediction
+
+    @abstractmethod
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """What the network should predict."""
-        return noise - x0
 
+    @abstractmethod
     def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The clean image that a prediction at a noisy image implies."""
-        return x - expand(level, x) * prediction
+
+    @abstractmethod
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        """``|d denoised / d prediction|``: turns an error of the prediction into one of the clean image."""
 
     def weight(self, level: torch.Tensor) -> torch.Tensor:
         """Loss weight ``(B,)`` of the squared error of the prediction."""
@@ -869,31 +1009,28 @@ class Objective:
         snr = (-2 * self.log_ratio(level)).exp()
         return snr.clamp(max=self.min_snr_gamma) * self._error_scale(level) ** 2
 
-    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
-        """``|d denoised / d prediction|``: turns an error of the prediction into one of the clean image."""
-        return level.float()
-
 
 class FlowMatching(Objective):
-    """Rectified flow: the velocity from image to noise."""
+    """The velocity from image to noise; the default."""
+
+    name = "flow"
+    path = StraightPath()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return noise - x0
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x - expand(level, x) * prediction
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        return level.float()
 
 
 class EDM(Objective):
     """Preconditioned denoising of Karras et al. (arXiv 2206.00364): unit-variance input, target and loss weight."""
 
     name = "edm"
-
-    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
-        return log_ratio.exp()
-
-    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
-        return level.float().log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-
-    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x0 + expand(level, x0) * noise
-
-    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x / (expand(level, x) ** 2 + self.sigma_data**2).sqrt()
+    path = VarianceExplodingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         c_skip, c_out = self._skip_out(x0, level)
@@ -913,17 +1050,11 @@ class EDM(Objective):
         return s * sd / (s**2 + sd**2).sqrt()
 
 
-class Epsilon(EDM):
-    """The noise itself, in variance-preserving form."""
+class Epsilon(Objective):
+    """The noise itself."""
 
     name = "epsilon"
-
-    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        s = expand(level, x0)
-        return (x0 + s * noise) / (1 + s**2).sqrt()
-
-    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x
+    path = VariancePreservingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         return noise
@@ -936,10 +1067,11 @@ class Epsilon(EDM):
         return level.float()
 
 
-class VPrediction(Epsilon):
-    """Salimans and Ho's velocity, in variance-preserving form."""
+class VPrediction(Objective):
+    """Salimans and Ho's velocity."""
 
     name = "v"
+    path = VariancePreservingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         s = expand(level, x0)
@@ -973,15 +1105,100 @@ def make_objective(config: dict) -> Objective:
         raise ValueError(f"objective {name!r}: {error}") from None
 
 
-# attndiff.diffusion.schedules
+# attndiff.diffusion.guidance
 
-"""How the state of diffusers' stock schedulers maps to an objective, and which of their configs fit it.
+"""The network's prediction, led away from another: classifier-free guidance and autoguidance.
 
-The network is handed the noise level of a step and never the scheduler's own time, which is anything from 0 to 1000
-(truncated to integers by some schedulers), ``ln(sigma) / 4`` or ``250 ln(sigma)``. Schedulers are told apart by
-config, since one class samples several objectives.
+Shapes: B images, C channels, H and W of the latents.
+"""
 
-Shapes: B batch, C channels, H rows, W columns.
+
+
+EVERYWHERE = (0.0, 1.0)
+
+
+class GuidedNetwork:
+    """Predicts with classifier-free guidance (arXiv 2207.12598, Eq. 6) or autoguidance (arXiv 2406.02507, Eq. 3).
+
+    Args:
+        unet: The network.
+        objective: What it predicts.
+        guide: A worse version of it, to lead away from instead of from another condition; or None.
+        interval: Noise levels at which to lead, as noise / (noise + signal).
+
+    Attributes:
+        scale: Guidance scale; 1 is none. It may change between calls.
+    """
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        objective: Objective,
+        guide: ModelMixin | None = None,
+        interval: tuple[float, float] = EVERYWHERE,
+    ):
+        self.objective, self.interval, self.scale = objective, tuple(interval), 1.0
+        self.main = ConditionedNetwork(unet)
+        self.guide = None if guide is None else ConditionedNetwork(guide)
+        self._given: list[torch.Tensor] = []
+
+    def prepare(
+        self,
+        condition: Condition,
+        negative: Condition | None = None,
+        of_guide: Condition | None = None,
+    ) -> None:
+        """Take conditions of B rows each; the same tensors again cost nothing.
+
+        Args:
+            condition: What the network is told.
+            negative: What it is told to lead away from.
+            of_guide: What the guide is told, in its own terms.
+
+        Raises:
+            ValueError: If the first two have different numbers of rows.
+        """
+        given = [part for each in (condition, negative, of_guide) if each is not None for part in each.parts.values()]
+        if self._given and len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given)):
+            return
+        self._given = given
+        if negative is not None and negative.rows != condition.rows:
+            raise ValueError(
+                f"prompt_embeds has {condition.rows} rows, but negative_prompt_embeds has {negative.rows}."
+            )
+        self.main.prepare(condition if negative is None else condition.join(negative))
+        if self.guide is not None:
+            self.guide.prepare(of_guide or condition)
+
+    def __call__(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The prediction ``(B, C, H, W)`` float32 for noisy images of the objective at one native level, a scalar."""
+        scale = self._scale_at(level)
+        x, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
+        can_lead = self.guide is not None or self.main.condition.rows == 2 * len(x)
+        if scale == 1 or not can_lead:
+            return self.main(x, coordinate)
+        if self.guide is not None:
+            good, plain = self.main(x, coordinate), self.guide(x, coordinate)
+        else:
+            good, plain = self.main(torch.cat([x, x]), coordinate).chunk(2)
+        return plain + scale * (good - plain)
+
+    def _scale_at(self, level: torch.Tensor) -> float:
+        """The guidance scale at a noise level; 1 where there is none."""
+        if self.scale <= 1:
+            return 1.0
+        if self.interval != EVERYWHERE:  # looking at a level waits for the device
+            noise_share = self.objective.log_ratio(level).sigmoid().item()
+            if not self.interval[0] <= noise_share <= self.interval[1]:
+                return 1.0
+        return self.scale
+
+
+# attndiff.diffusion.compatibility
+
+"""Which stock schedulers of diffusers sample an objective, with which config, and which does it best.
+
+They are told apart by config, since one class samples several objectives.
 """
 
 
@@ -1058,29 +1275,6 @@ def check_scheduler(scheduler: SchedulerMixin, objective: Objective) -> None:
             )
 
 
-def check_student(student: dict, scheduler: SchedulerMixin, guidance_scale: float) -> None:
-    """Refuse what a few-step student cannot be sampled with.
-
-    Args:
-        student: As a pipeline stores it.
-        scheduler: One that `check_scheduler` accepts.
-        guidance_scale: Of the call.
-
-    Raises:
-        ValueError: If the scheduler would follow its prediction as a velocity, or guidance would be applied twice.
-    """
-    if not scheduler.config.get("stochastic_sampling"):
-        raise ValueError(
-            "scheduler: this model is a few-step student, whose every call leads to a clean image; sample it with "
-            "FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)."
-        )
-    if guidance_scale > 1 and student["guidance_scale"] > 1:
-        raise ValueError(
-            f"guidance_scale {guidance_scale:g}: this few-step student has a guidance of "
-            f"{student['guidance_scale']:g} built in; leave guidance_scale out, or give 1."
-        )
-
-
 def default_scheduler(objective: Objective) -> SchedulerMixin:
     """The stock scheduler that samples an objective most accurately in 12 to 20 calls of the network.
 
@@ -1114,320 +1308,267 @@ def default_scheduler(objective: Objective) -> SchedulerMixin:
     return UniPCMultistepScheduler(prediction_type=prediction, use_karras_sigmas=True, timestep_spacing="trailing")
 
 
-def set_timesteps(
-    scheduler: SchedulerMixin,
-    objective: Objective,
-    num_inference_steps: int,
-    device: torch.device | str | None = None,
-    sigmas: list[float] | None = None,
-) -> None:
-    """Prepare a scheduler for sampling from pure noise, around the known faults of the stock schedules.
+# attndiff.diffusion.solver
 
-    Flow levels are ``1, 1 - 1/n, ..., 1/n`` before the config's shift (the stock ones of the Euler and Heun
-    schedulers waste their last step below 0.001, those of DPM-Solver++ begin at 0.999), and EDM's are the ramp of
-    arXiv 2206.00364, Eq. 5, at ``i / n`` rather than ``i / (n - 1)``, which wastes a step below 0.002. DDIM steps by
-    a whole stride of its 1000 times, or its steps would not join: it takes up to a few steps more than asked for.
+"""A stock scheduler of diffusers as the solver of an objective: all that is asked of one stands here.
 
-    Args:
-        scheduler: One that `check_scheduler` accepts.
-        objective: What the network predicts.
-        num_inference_steps: Steps, at least 1; schedulers of order 2 call the network ``2 n - 1`` times.
-        device: Where the timesteps are put.
-        sigmas: Native levels of the objective to use as they are, falling, without the final 0; they replace
-            ``num_inference_steps``. Those of EDM begin at the scheduler's ``sigma_max``.
+The network is handed the noise level of a step and never the scheduler's own time, which is anything from 0 to 1000
+(truncated to integers by some schedulers), ``ln(sigma) / 4`` or ``250 ln(sigma)``.
 
-    Raises:
-        ValueError: If the number of steps is not positive, or ``sigmas`` do not fall or leave the scheduler's range.
-    """
-    if sigmas is not None:
-        _check_sigmas(scheduler, objective, sigmas)
-        num_inference_steps = len(sigmas)
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    if isinstance(scheduler, DDIMScheduler):
-        last = scheduler.config.num_train_timesteps - 1
-        scheduler.timesteps = torch.arange(last, -1, -((last + 1) // num_inference_steps), device=device)
-        return
-    levels = sigmas
-    if sigmas is None and objective.name in ("flow", "edm"):
-        levels = _default_levels(scheduler, objective, num_inference_steps)
-    if levels is not None:
-        _set_levels(scheduler, objective, torch.as_tensor(np.array(levels), dtype=torch.float32), device)
-    scheduler.set_begin_index(0)  # looking the index up by timestep fails where timesteps repeat
-
-
-def level_at(scheduler: SchedulerMixin, objective: Objective, index: int, timestep: torch.Tensor) -> torch.Tensor:
-    """Native level of a call of the network, a float32 scalar on the timestep's device.
-
-    Args:
-        scheduler: After `set_timesteps`.
-        objective: What the network predicts.
-        index: Position of the timestep in ``scheduler.timesteps``.
-        timestep: That timestep.
-    """
-    if isinstance(scheduler, DDIMScheduler):
-        signal = scheduler.alphas_cumprod[int(timestep)]
-        return ((1 - signal) / signal).sqrt().to(timestep.device, torch.float32)
-    return scheduler.sigmas[index].to(timestep.device, torch.float32)
-
-
-def scheduler_input(
-    scheduler: SchedulerMixin,
-    objective: Objective,
-    latents: torch.Tensor,
-    timestep: torch.Tensor,
-) -> torch.Tensor:
-    """The scheduler's state ``(B, C, H, W)`` as the noisy image of the objective's own convention.
-
-    To be called once before every ``scheduler.step``, because some schedulers note the call.
-    """
-    if objective.name == "flow":
-        return latents
-    scaled = scheduler.scale_model_input(latents, timestep)
-    # EDM schedulers precondition by themselves, as the objective does; the others reach its variance-preserving form.
-    return latents if objective.name == "edm" else scaled
-
-
-def scheduler_output(
-    scheduler: SchedulerMixin,
-    objective: Objective,
-    prediction: torch.Tensor,
-    latents: torch.Tensor,
-    timestep: torch.Tensor,
-) -> torch.Tensor:
-    """The network's prediction ``(B, C, H, W)`` as ``scheduler.step`` takes it.
-
-    `check_scheduler` lets only schedulers through that read predictions as the objective means them. The result has
-    the dtype of the latents because several schedulers return theirs in the dtype of the prediction.
-    """
-    return prediction.to(latents.dtype)
-
-
-def _default_levels(scheduler: SchedulerMixin, objective: Objective, steps: int) -> np.ndarray:
-    """Levels ``(steps,)`` of an even schedule whose last step is as long as the others, in the schedule's own terms."""
-    config = scheduler.config
-    ramp = np.arange(steps) / steps
-    if objective.name == "edm":
-        high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-        return (high + ramp * (low - high)) ** config.rho
-    shift = config.get("shift", config.get("flow_shift", 1.0))
-    return shift * (1 - ramp) / (1 + (shift - 1) * (1 - ramp))
-
-
-def _set_levels(scheduler: SchedulerMixin, objective: Objective, levels: torch.Tensor, device) -> None:
-    """Replace a scheduler's levels by ``levels (n,)`` and a final 0."""
-    if objective.name == "flow":
-        levels = levels.clamp(max=1 - 1e-6)  # multistep solvers take the logarithm of the signal
-        timesteps = levels * scheduler.config.num_train_timesteps
-    else:
-        timesteps = levels.log() / 4
-    if scheduler.order == 2:  # a second call at every level but the first
-        levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
-        timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
-    scheduler.sigmas = torch.cat([levels, torch.zeros(1)])
-    scheduler.timesteps = timesteps.to(device)
-
-
-def _check_sigmas(scheduler: SchedulerMixin, objective: Objective, sigmas: list[float]) -> None:
-    """Raise ValueError unless ``sigmas`` can be the levels of this scheduler."""
-    if isinstance(scheduler, DDIMScheduler):
-        raise ValueError("sigmas: DDIMScheduler takes none; give num_inference_steps or use another scheduler.")
-    try:
-        values = np.asarray(sigmas, dtype=float)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    highest = {"flow": 1.0, "edm": scheduler.config.get("sigma_max")}.get(objective.name, math.inf)
-    falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
-    if not falling or not 0 < values[-1] <= values[0] <= highest:
-        raise ValueError(
-            f"sigmas must be a falling list of numbers above 0 and at most {highest:g}, without the final 0."
-        )
-    if objective.name == "edm" and not math.isclose(values[0], highest):
-        raise ValueError(f"sigmas must begin at {highest:g}, the scheduler's sigma_max, which scales the first noise.")
-
-
-# attndiff.folder.code_names
-
-"""Names of code files: the module that they define, and a hash of their content."""
-
-
-CODE_FILE = re.compile(r"(.+)_([0-9a-f]{12})\.py")
-
-
-def code_hash(source: str) -> str:
-    """The hash that the name of a code file carries."""
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
-
-
-# attndiff.folder.self_contained
-
-"""The one form on disk of a pipeline: weights, configs, and the code that opens them where attndiff is not installed.
-
-``model_index.json`` names a code file at the root for the pipeline and one in the folder of each network, with a hash
-of its content in its name. `diffusers.DiffusionPipeline` runs them when it is told to trust them; the classmethods
-here never do, they take the classes of their own module. (diffusers' ``AutoPipeline`` classes do not read this form.)
+Shapes: B batch, C channels, H rows, W columns.
 """
 
 
 
 
 
-def code_file(cls: type) -> tuple[str, str]:
-    """Name and source of the self-contained file that defines a class.
+class Solver:
+    """Leads the state of a scheduler from noise to an image, by an objective's predictions.
 
-    A class that came out of such a file keeps it; for any other, attndiff bundles one.
-    """
-    path = Path(sys.modules[cls.__module__].__file__)
-    match = CODE_FILE.fullmatch(path.name)
-    if match:
-        source = path.read_text(encoding="utf-8")
-        if code_hash(source) == match[2]:
-            return path.name, source
-    return importlib.import_module("attndiff").bundle_component(cls)
+    Args:
+        scheduler: A stock one; it is copied, because it keeps state.
+        objective: What the network predicts.
 
-
-def write_code(folder: Path, cls: type) -> None:
-    """Put the code file of a class into a folder, in place of earlier versions of it."""
-    name, source = code_file(cls)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.py"):
-        match = CODE_FILE.fullmatch(old.name)
-        if match and match[1] == CODE_FILE.fullmatch(name)[1]:
-            old.unlink()
-    (folder / name).write_text(source, encoding="utf-8", newline="\n")
-
-
-def forget_origin(config: Path) -> None:
-    """Take out of a network's config where it was opened from, which is nobody's business."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings.pop("_name_or_path", None)
-    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-class CallLock:
-    """A lock that makes calls wait for each other; a copied or pickled pipeline gets a new one."""
-
-    def __init__(self):
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exception) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple:
-        return CallLock, ()
-
-
-class SelfContainedPipeline(DiffusionPipeline):
-    """A diffusers pipeline that saves its own code beside its weights, and opens a folder without running any.
-
-    Subclasses list their networks, the classes that stock diffusers does not have, in ``_network_classes``.
+    Raises:
+        ValueError: If the scheduler would sample the objective wrongly.
     """
 
-    _network_classes: list[type] = []
+    def __init__(self, scheduler: SchedulerMixin, objective: Objective):
+        check_scheduler(scheduler, objective)
+        self.scheduler, self.objective = copy.deepcopy(scheduler), objective
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
 
-    # Saving
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: torch.device | str | None = None,
+        sigmas: list[float] | None = None,
+    ) -> None:
+        """Prepare for sampling from pure noise, around the known faults of the stock schedules.
 
-    def save_pretrained(self, save_directory: str | os.PathLike, safe_serialization: bool = True, *args, **kwargs):
-        """Write the pipeline to a folder, as `diffusers.DiffusionPipeline.save_pretrained` does, and its code.
-
-        Raises:
-            ValueError: If ``safe_serialization`` is off, which would write pickle files.
-        """
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False would write pickle files; leave it on to write safetensors.")
-        super().save_pretrained(save_directory, True, *args, **kwargs)
-
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        # The last thing that saving does before it uploads anything.
-        write_code(Path(save_directory), type(self))
-        for name, cls in self._networks().items():
-            write_code(Path(save_directory) / name, cls)
-            forget_origin(Path(save_directory) / name / "config.json")
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def to_json_string(self) -> str:
-        index = json.loads(super().to_json_string())
-        index.pop("_name_or_path", None)
-        for name, cls in {"_class_name": type(self), **self._networks()}.items():
-            index[name] = [code_file(cls)[0].removesuffix(".py"), cls.__name__]
-        for name, entry in index.items():
-            if entry == ["transformers", "TokenizersBackend"]:  # a name that transformers before 5 does not know
-                index[name] = ["transformers", "PreTrainedTokenizerFast"]
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
-    def _networks(self) -> dict[str, type]:
-        """The components whose code has to go with them, and their classes."""
-        names = {cls.__name__ for cls in self._network_classes}
-        components = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
-        return {name: type(part) for name, part in components.items() if type(part).__name__ in names}
-
-    # Opening
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Open a folder or a Hub repository without running any code that it holds.
-
-        Takes the arguments of `diffusers.DiffusionPipeline.from_pretrained`; ``trust_remote_code`` changes nothing.
-
-        Raises:
-            ValueError: If it holds no pipeline of attndiff's.
-        """
-        kwargs.pop("trust_remote_code", None)
-        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
-        """The stored index, with the classes of this module in place of the folder's code."""
-        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        stored = index.get("_class_name")
-        stored = stored[-1] if isinstance(stored, list) else stored
-        if not str(stored).startswith("AttnDiff"):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {stored}, not a pipeline of attndiff's; open it with "
-                "diffusers.DiffusionPipeline.from_pretrained."
-            )
-        index["_class_name"] = cls.__name__
-        networks = {network.__name__: network for network in cls._network_classes}
-        for name, entry in index.items():
-            if isinstance(entry, list) and len(entry) == 2 and entry[1] in networks:
-                index[name] = [networks[entry[1]].__module__, entry[1]]
-        return loaded
-
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs) -> str:
-        """Fetch weights and configs of a Hub repository, all at one commit, and none of its code."""
-        variant = kwargs.get("variant")
-        return snapshot_download(
-            pretrained_model_name,
-            revision=kwargs.get("revision"),
-            cache_dir=kwargs.get("cache_dir"),
-            token=kwargs.get("token"),
-            force_download=kwargs.get("force_download") or False,
-            local_files_only=kwargs.get("local_files_only") or False,
-            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"],
-            ignore_patterns=None if variant else ["*/*.*.safetensors", "*/*.index.*.json"],
-        )
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
-        """A second pipeline on the same weights, each in its precision; threads need one each.
+        Flow levels are ``1, 1 - 1/n, ..., 1/n`` before the config's shift (the stock ones of the Euler and Heun
+        schedulers waste their last step below 0.001, those of DPM-Solver++ begin at 0.999), and EDM's are the ramp of
+        arXiv 2206.00364, Eq. 5, at ``i / n`` rather than ``i / (n - 1)``, which wastes a step below 0.002. DDIM steps
+        by a whole stride of its 1000 times, or its steps would not join: it takes up to a few steps more than asked
+        for.
 
         Args:
-            pipeline: Any pipeline that has the components.
-            kwargs: Components and settings to replace, and ``dtype`` to cast to.
+            num_inference_steps: Steps, at least 1; schedulers of order 2 call the network ``2 n - 1`` times.
+            device: Where the timesteps are put.
+            sigmas: Native levels of the objective to use as they are, falling, without the final 0; they replace
+                ``num_inference_steps``. Those of EDM begin at the scheduler's ``sigma_max``.
+
+        Raises:
+            ValueError: If the number of steps is not positive, or ``sigmas`` do not fall or leave the scheduler's
+                range.
         """
-        # The stock method casts shared weights to float32, and drops networks whose class is a folder's own.
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        components, settings = cls._get_signature_keys(cls)
-        parts = {name: part for name, part in pipeline.components.items() if name in components}
-        stored = {name: pipeline.config[name] for name in settings if name in pipeline.config}
-        made = cls(**{**parts, **stored, **kwargs})
-        return made if dtype is None else made.to(dtype=dtype)
+        scheduler = self.scheduler
+        if sigmas is not None:
+            self._check_sigmas(sigmas)
+            num_inference_steps = len(sigmas)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        if isinstance(scheduler, DDIMScheduler):
+            last = scheduler.config.num_train_timesteps - 1
+            scheduler.timesteps = torch.arange(last, -1, -((last + 1) // num_inference_steps), device=device)
+            return
+        levels = sigmas
+        if sigmas is None and self.objective.name in ("flow", "edm"):
+            levels = self._default_levels(num_inference_steps)
+        if levels is not None:
+            self._set_levels(torch.as_tensor(np.array(levels), dtype=torch.float32), device)
+        scheduler.set_begin_index(0)  # looking the index up by timestep fails where timesteps repeat
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The scheduler's own time of every call of the network."""
+        return self.scheduler.timesteps
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise that sampling starts from."""
+        return getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow schedulers have none
+
+    def level(self, index: int) -> torch.Tensor:
+        """Native level of a call of the network, a float32 scalar on the timesteps' device."""
+        timestep = self.timesteps[index]
+        if isinstance(self.scheduler, DDIMScheduler):
+            signal = self.scheduler.alphas_cumprod[int(timestep)]
+            return ((1 - signal) / signal).sqrt().to(timestep.device, torch.float32)
+        return self.scheduler.sigmas[index].to(timestep.device, torch.float32)
+
+    def noisy_image(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """The scheduler's state ``(B, C, H, W)`` as the noisy image of the objective's own convention.
+
+        To be called once before every `step`, because some schedulers note the call.
+        """
+        if self.objective.name == "flow":
+            return latents
+        scaled = self.scheduler.scale_model_input(latents, self.timesteps[index])
+        # EDM schedulers precondition by themselves, as the objective does; the others reach its variance-preserving
+        # form.
+        return latents if self.objective.name == "edm" else scaled
+
+    def step(
+        self,
+        prediction: torch.Tensor,
+        index: int,
+        latents: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """The state ``(B, C, H, W)`` after a step by the network's prediction, in the precision of ``latents``.
+
+        `check_scheduler` lets only schedulers through that read predictions as the objective means them.
+        """
+        settings = {"generator": generator} if self._takes_generator else {}
+        output = prediction.to(latents.dtype)  # several schedulers return their state in the dtype of the prediction
+        return self.scheduler.step(output, self.timesteps[index], latents, return_dict=False, **settings)[0]
+
+    # Noise levels
+
+    def _default_levels(self, steps: int) -> np.ndarray:
+        """Levels ``(steps,)`` of an even schedule whose last step is as long as the others, in its own terms."""
+        config = self.scheduler.config
+        ramp = np.arange(steps) / steps
+        if self.objective.name == "edm":
+            high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+            return (high + ramp * (low - high)) ** config.rho
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return shift * (1 - ramp) / (1 + (shift - 1) * (1 - ramp))
+
+    def _set_levels(self, levels: torch.Tensor, device: torch.device | str | None) -> None:
+        """Replace the scheduler's levels by ``levels (n,)`` and a final 0."""
+        scheduler = self.scheduler
+        if self.objective.name == "flow":
+            levels = levels.clamp(max=1 - 1e-6)  # multistep solvers take the logarithm of the signal
+            timesteps = levels * scheduler.config.num_train_timesteps
+        else:
+            timesteps = levels.log() / 4
+        if scheduler.order == 2:  # a second call at every level but the first
+            levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
+            timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
+        scheduler.sigmas = torch.cat([levels, torch.zeros(1)])
+        scheduler.timesteps = timesteps.to(device)
+
+    def _check_sigmas(self, sigmas: list[float]) -> None:
+        """Raise ValueError unless ``sigmas`` can be the levels of this scheduler."""
+        if isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError("sigmas: DDIMScheduler takes none; give num_inference_steps or use another scheduler.")
+        try:
+            values = np.asarray(sigmas, dtype=float)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        sigma_max = self.scheduler.config.get("sigma_max")
+        highest = {"flow": 1.0, "edm": sigma_max}.get(self.objective.name, math.inf)
+        falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
+        if not falling or not 0 < values[-1] <= values[0] <= highest:
+            raise ValueError(
+                f"sigmas must be a falling list of numbers above 0 and at most {highest:g}, without the final 0."
+            )
+        if self.objective.name == "edm" and not math.isclose(values[0], highest):
+            raise ValueError(
+                f"sigmas must begin at {highest:g}, the scheduler's sigma_max, which scales the first noise."
+            )
+
+
+# attndiff.diffusion.sampler
+
+"""From noise to an image, step by step, for any network and any solver."""
+
+
+
+
+# A noisy image ``(B, C, H, W)`` and its level to the objective's prediction, of the image's shape.
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class SamplingStep:
+    """What a step has led to.
+
+    Args:
+        index: Number of the step, from 0.
+        timestep: The scheduler's own time of it.
+        latents: ``(B, C, H, W)``; whoever goes through the steps may put others in their place.
+    """
+
+    index: int
+    timestep: torch.Tensor
+    latents: torch.Tensor
+
+
+def sampling_steps(
+    predict: Predict,
+    solver: Solver,
+    latents: torch.Tensor,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Iterator[SamplingStep]:
+    """Take the solver's steps, one an item; the latents of the last are the sample.
+
+    To leave out the steps that remain, stop going through them.
+
+    Args:
+        predict: The network.
+        solver: With its timesteps set.
+        latents: ``(B, C, H, W)`` noise, at the solver's ``noise_scale``.
+        generator: Source of the noise that some schedulers add at every step; a list of one for each image.
+    """
+    for index, timestep in enumerate(solver.timesteps):
+        prediction = predict(solver.noisy_image(latents, index), solver.level(index))
+        step = SamplingStep(index, timestep, solver.step(prediction, index, latents, generator))
+        yield step
+        latents = step.latents
+
+
+# attndiff.diffusion.student
+
+"""How a few-step student is sampled."""
+
+
+
+
+@dataclass(frozen=True)
+class StudentRules:
+    """What a pipeline stores of a few-step student.
+
+    Args:
+        sigmas: Its noise levels by the number of steps, such as ``{"1": [1.0], "2": [1.0, 0.6]}``.
+        guidance_scale: The guidance that its own prediction includes.
+    """
+
+    sigmas: dict[str, list[float]]
+    guidance_scale: float
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps that it was made for."""
+        return max(int(steps) for steps in self.sigmas)
+
+    def levels(self, steps: int) -> list[float] | None:
+        """The noise levels of a number of steps, if it was made for that."""
+        return self.sigmas.get(str(steps))
+
+    def check(self, scheduler: SchedulerMixin, guidance_scale: float) -> None:
+        """Refuse what it cannot be sampled with.
+
+        Args:
+            scheduler: One that `check_scheduler` accepts.
+            guidance_scale: Of the call.
+
+        Raises:
+            ValueError: If the scheduler would follow its prediction as a velocity, or guidance would be applied twice.
+        """
+        if not scheduler.config.get("stochastic_sampling"):
+            raise ValueError(
+                "scheduler: this model is a few-step student, whose every call leads to a clean image; sample it with "
+                "FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)."
+            )
+        if guidance_scale > 1 and self.guidance_scale > 1:
+            raise ValueError(
+                f"guidance_scale {guidance_scale:g}: this few-step student has a guidance of "
+                f"{self.guidance_scale:g} built in; leave guidance_scale out, or give 1."
+            )
 
 
 # attndiff.lens.record
@@ -1896,7 +2037,7 @@ def largest_divisor(number: int, at_most: int) -> int:
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
-# attndiff.pipelines.call_checks
+# attndiff.pipelines.call.checks
 
 """What a pipeline call is refused for, each in one sentence that names the argument and says what works."""
 
@@ -1976,6 +2117,221 @@ def check_generators(generator: torch.Generator | list[torch.Generator] | None, 
         raise ValueError(f"generator is a list of {len(generator)} for {batch} images: give one for each.")
 
 
+# attndiff.folder.code_names
+
+"""Names of code files: the module that they define, and a hash of their content."""
+
+
+CODE_FILE = re.compile(r"(.+)_([0-9a-f]{12})\.py")
+
+
+def code_hash(source: str) -> str:
+    """The hash that the name of a code file carries."""
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+# attndiff.folder.index
+
+"""``model_index.json``: what a pipeline folder holds, and which attndiff wrote it."""
+
+INDEX = "model_index.json"
+FOLDER_FORMAT = 1  # indexes that name none are of this one
+FORMAT_KEY, VERSION_KEY = "_attndiff_format", "_attndiff_version"  # diffusers passes over what begins with "_"
+
+
+def stored_class(index: dict) -> str:
+    """Name of a pipeline's class; a list has it after that of its code file."""
+    name = index.get("_class_name")
+    return str(name[-1] if isinstance(name, list) and name else name)
+
+
+def check_format(place: str, index: dict) -> None:
+    """Raise ValueError for a folder of another format than this."""
+    stored, version = index.get(FORMAT_KEY, FOLDER_FORMAT), index.get(VERSION_KEY)
+    if stored != FOLDER_FORMAT:
+        by = f", which attndiff {version} wrote," if isinstance(version, str) else ""
+        raise ValueError(
+            f"{place} is a pipeline of format {str(stored)[:20]}{by} and this attndiff reads {FOLDER_FORMAT}; install "
+            "a newer one."
+        )
+
+
+# attndiff.folder.code_files
+
+"""The code files that lie beside a pipeline's weights, one for each class that stock diffusers does not have."""
+
+
+
+
+def own_code_file(cls: type) -> tuple[str, str] | None:
+    """Name and source of the code file that a class came out of, if it did and the file is as it was."""
+    path = Path(sys.modules[cls.__module__].__file__)
+    match = CODE_FILE.fullmatch(path.name)
+    if not match:
+        return None
+    source = path.read_text(encoding="utf-8")
+    return (path.name, source) if code_hash(source) == match[2] else None
+
+
+def code_file(cls: type) -> tuple[str, str]:
+    """Name and source of the self-contained file that defines a class.
+
+    A class that came out of such a file keeps it; for any other, attndiff bundles one.
+    """
+    return own_code_file(cls) or importlib.import_module("attndiff").bundle_component(cls)
+
+
+def written_by(cls: type) -> dict[str, str]:
+    """What an index says of the attndiff that a class is of; nothing if it came out of a code file."""
+    return {} if own_code_file(cls) else {VERSION_KEY: importlib.import_module("attndiff").__version__}
+
+
+def write_code(folder: Path, cls: type) -> None:
+    """Put the code file of a class into a folder, in place of earlier versions of it."""
+    name, source = code_file(cls)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.py"):
+        match = CODE_FILE.fullmatch(old.name)
+        if match and match[1] == CODE_FILE.fullmatch(name)[1]:
+            old.unlink()
+    (folder / name).write_text(source, encoding="utf-8", newline="\n")
+
+
+# attndiff.folder.fetch
+
+"""A pipeline's files from the Hugging Face Hub, all of one commit."""
+
+
+
+def fetch_without_code(repo_id: str, **kwargs) -> str:
+    """Folder in the local cache with the weights and configs of a Hub repository, and none of its code.
+
+    Args:
+        repo_id: ``"user/name"``.
+        kwargs: As for `diffusers.DiffusionPipeline.download`; ``revision``, ``variant``, ``token``, ``cache_dir``,
+            ``force_download`` and ``local_files_only`` count.
+    """
+    return snapshot_download(
+        repo_id,
+        revision=kwargs.get("revision"),
+        cache_dir=kwargs.get("cache_dir"),
+        token=kwargs.get("token"),
+        force_download=kwargs.get("force_download") or False,
+        local_files_only=kwargs.get("local_files_only") or False,
+        allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"],
+        ignore_patterns=None if kwargs.get("variant") else ["*/*.*.safetensors", "*/*.index.*.json"],
+    )
+
+
+# attndiff.folder.self_contained
+
+"""The one form on disk of a pipeline: weights, configs, and the code that opens them where attndiff is not installed.
+
+``model_index.json`` names a code file at the root for the pipeline and one in the folder of each network, with a hash
+of its content in its name. `diffusers.DiffusionPipeline` runs them when it is told to trust them; the classmethods
+here never do, they take the classes of their own module. (diffusers' ``AutoPipeline`` classes do not read this form.)
+"""
+
+
+
+
+
+def forget_origin(config: Path) -> None:
+    """Take out of a network's config where it was opened from, which is nobody's business."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class SelfContainedPipeline(DiffusionPipeline):
+    """A diffusers pipeline that saves its own code beside its weights, and opens a folder without running any.
+
+    Subclasses list their networks, the classes that stock diffusers does not have, in ``_network_classes``.
+    """
+
+    _network_classes: list[type] = []
+
+    # Saving
+
+    def save_pretrained(self, save_directory: str | os.PathLike, safe_serialization: bool = True, *args, **kwargs):
+        """Write the pipeline to a folder, as `diffusers.DiffusionPipeline.save_pretrained` does, and its code.
+
+        Raises:
+            ValueError: If ``safe_serialization`` is off, which would write pickle files.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickle files; leave it on to write safetensors.")
+        super().save_pretrained(save_directory, True, *args, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        # The last thing that saving does before it uploads anything.
+        write_code(Path(save_directory), type(self))
+        for name, cls in self._networks().items():
+            write_code(Path(save_directory) / name, cls)
+            forget_origin(Path(save_directory) / name / "config.json")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        index = json.loads(super().to_json_string())
+        index.pop("_name_or_path", None)
+        for name, cls in {"_class_name": type(self), **self._networks()}.items():
+            index[name] = [code_file(cls)[0].removesuffix(".py"), cls.__name__]
+        index |= {FORMAT_KEY: FOLDER_FORMAT, **written_by(type(self))}
+        for name, entry in index.items():
+            if entry == ["transformers", "TokenizersBackend"]:  # a name that transformers before 5 does not know
+                index[name] = ["transformers", "PreTrainedTokenizerFast"]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def _networks(self) -> dict[str, type]:
+        """The components whose code has to go with them, and their classes."""
+        names = {cls.__name__ for cls in self._network_classes}
+        components = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
+        return {name: type(part) for name, part in components.items() if type(part).__name__ in names}
+
+    # Opening
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Open a folder or a Hub repository without running any code that it holds.
+
+        Takes the arguments of `diffusers.DiffusionPipeline.from_pretrained`; ``trust_remote_code`` changes nothing.
+
+        Raises:
+            ValueError: If it holds another pipeline, or one of a later format.
+        """
+        kwargs.pop("trust_remote_code", None)
+        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """The stored index, with the classes of this module in place of the folder's code."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        stored = stored_class(index)
+        if stored != cls.__name__:
+            by = "attndiff.load" if stored.startswith("AttnDiff") else "diffusers.DiffusionPipeline.from_pretrained"
+            raise ValueError(f"{pretrained_model_name_or_path} holds {stored}, not {cls.__name__}; open it with {by}.")
+        check_format(str(pretrained_model_name_or_path), index)
+        index["_class_name"] = cls.__name__
+        networks = {network.__name__: network for network in cls._network_classes}
+        for name, entry in index.items():
+            if isinstance(entry, list) and len(entry) == 2 and entry[1] in networks:
+                index[name] = [networks[entry[1]].__module__, entry[1]]
+        return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Fetch weights and configs of a Hub repository, all at one commit, and none of its code."""
+        return fetch_without_code(pretrained_model_name, **kwargs)
+
+
+# attndiff.pipelines.call.inputs
+
+"""Texts and classes of a call in one form, whatever form they came in."""
+
+
+
+
 def as_texts(prompt: str | list[str] | None, name: str = "prompt") -> list[str] | None:
     """A prompt as a list of texts.
 
@@ -2037,7 +2393,291 @@ def describe_type(value) -> str:
     return type(value).__name__
 
 
-# attndiff.pipelines.postprocess
+# attndiff.pipelines.call.tokenizing
+
+"""Captions to the tokens of a pipeline's tokenizer."""
+
+
+logger = logging.get_logger(__name__)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning.
+
+    Returns:
+        Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
+    """
+    encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    for text, kept in zip(texts, encoded["input_ids"].tolist()):
+        whole = tokenizer(text, verbose=False)["input_ids"]
+        if len(whole) > len(kept):
+            same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
+            cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
+            logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+# attndiff.pipelines.call.conditioning
+
+"""What a pipeline is told, encoded for its network, for what guidance leads away from, and for its guide.
+
+Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C channels.
+"""
+
+
+
+
+
+@dataclass(frozen=True)
+class GivenCondition:
+    """Arguments of a call by their names there, where they are explained."""
+
+    prompt: str | list[str] | None = None
+    class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None
+    negative_prompt: str | list[str] | None = None
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncodedCondition:
+    """Conditions of B rows each.
+
+    Args:
+        positive: What the network is told; without parts if it is unconditional.
+        negative: What it is told to lead away from.
+        of_guide: What a guide with its own encoder is told.
+    """
+
+    positive: Condition
+    negative: Condition | None = None
+    of_guide: Condition | None = None
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor | None]:
+        """What a callback may look at and change."""
+        negative = self.negative or Condition()
+        return {
+            "prompt_embeds": self.positive.tokens,
+            "prompt_attention_mask": self.positive.mask,
+            "negative_prompt_embeds": negative.tokens,
+            "negative_prompt_attention_mask": negative.mask,
+        }
+
+    def repeat(self, times: int) -> "EncodedCondition":
+        """Every row ``times`` times, side by side."""
+        conditions = (self.positive, self.negative, self.of_guide)
+        return EncodedCondition(*(None if one is None else one.repeat(times) for one in conditions))
+
+
+class ConditionedPipeline(SelfContainedPipeline):
+    """Encodes prompts and classes; its components are those of `attndiff.pipelines.base.ImagePipeline`."""
+
+    @property
+    def _conditional(self) -> bool:
+        # Without a network, a pipeline still encodes prompts.
+        return self.unet is None or self.unet.config.cross_attention_dim is not None
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """The condition as tokens, with what guidance leads away from; arguments as in `__call__`.
+
+        Returns:
+            Tokens ``(B, S, C)`` and mask ``(B, S)`` of the condition and of its negative; None where there is none.
+        """
+        given = GivenCondition(
+            prompt,
+            class_labels,
+            negative_prompt,
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+        )
+        tensors = self.encode(given, num_images_per_prompt, do_classifier_free_guidance, autoguidance=False).tensors
+        prompt_embeds = tensors["prompt_embeds"]
+        prompt_attention_mask = tensors["prompt_attention_mask"]
+        negative_prompt_embeds = tensors["negative_prompt_embeds"]
+        negative_prompt_attention_mask = tensors["negative_prompt_attention_mask"]
+        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
+
+    def encode(
+        self,
+        given: GivenCondition,
+        num_images_per_prompt: int,
+        classifier_free_guidance: bool,
+        autoguidance: bool,
+    ) -> EncodedCondition:
+        """The conditions of a call.
+
+        Args:
+            given: What it was told.
+            num_images_per_prompt: Rows of every prompt.
+            classifier_free_guidance: Whether something is needed to lead away from.
+            autoguidance: Whether the guide needs its own.
+
+        Raises:
+            ValueError: If it was told something that the model was not made for.
+        """
+        self._check_condition(given)
+        if not self._conditional:
+            return EncodedCondition(Condition())
+        inputs = None
+        positive = Condition(given.prompt_embeds, given.prompt_attention_mask)
+        if given.prompt_embeds is None:
+            inputs = self._encoder_inputs(as_texts(given.prompt), self._labels(given.class_labels))
+            positive = self._encode(self.condition_encoder, inputs)
+        negative = None
+        if given.negative_prompt_embeds is not None:
+            negative = Condition(given.negative_prompt_embeds, given.negative_prompt_attention_mask)
+        elif classifier_free_guidance:
+            negative = self._encode_negative(given, positive.rows)
+        of_guide = None
+        if autoguidance and self.guide_encoder is not None:
+            if inputs is None:
+                raise ValueError("prompt_embeds: the guide encodes the condition itself; give prompt or class_labels.")
+            of_guide = self._encode(self.guide_encoder, inputs)
+        return EncodedCondition(positive, negative, of_guide).repeat(num_images_per_prompt)
+
+    @staticmethod
+    def _encode(encoder: ModelMixin, inputs: dict) -> Condition:
+        """What an encoder makes of its inputs; the mean of the tokens is left to where they can still be changed."""
+        encoded = encoder(**inputs)
+        return Condition(encoded.tokens, encoded.mask)
+
+    def _encode_negative(self, given: GivenCondition, prompts: int) -> Condition:
+        """What guidance leads away from: captions, or the learned null."""
+        if self.condition_encoder is None:
+            raise ValueError("without a condition_encoder, guidance needs negative_prompt_embeds: give them.")
+        texts = as_texts(given.negative_prompt, "negative_prompt")
+        if texts is None:
+            return self._encode(self.condition_encoder, {"batch_size": prompts})
+        if len(texts) not in (1, prompts):
+            raise ValueError(f"negative_prompt has {len(texts)} texts for {prompts} prompts: give one, or one each.")
+        return self._encode(self.condition_encoder, self._encoder_inputs(texts * (prompts // len(texts)), None))
+
+    def _encoder_inputs(self, texts: list[str] | None, labels: torch.Tensor | None) -> dict:
+        """Inputs of a condition encoder for captions, labels ``(P,)`` or both; an empty caption is no condition."""
+        if texts is not None and labels is not None and len(texts) != len(labels):
+            raise ValueError(f"prompt has {len(texts)} texts, but class_labels has {len(labels)}: give as many.")
+        inputs = {"class_labels": labels}
+        if texts is None:
+            return inputs
+        ids, mask = (tensor.to(self._execution_device) for tensor in tokenize(self.tokenizer, texts))
+        if labels is None:
+            inputs["drop"] = torch.tensor([not text.strip() for text in texts], device=ids.device)
+        if self.text_encoder is None:
+            return {**inputs, "input_ids": ids, "attention_mask": mask}
+        states = self.text_encoder(ids, attention_mask=mask).last_hidden_state
+        return {**inputs, "context": states, "context_mask": mask}
+
+    def _labels(self, class_labels) -> torch.Tensor | None:
+        """Class numbers ``(P,)`` on the device."""
+        if class_labels is None:
+            return None
+        names = (self.config.data or {}).get("class_names")
+        return as_labels(class_labels, self.condition_encoder.config.num_classes, names).to(self._execution_device)
+
+    def _check_condition(self, given: GivenCondition) -> None:
+        """Raise ValueError unless the kinds of condition given are those that the model was made for."""
+        texts = self.tokenizer is not None
+        classes = self.condition_encoder is not None and self.condition_encoder.config.num_classes is not None
+        takes = " or ".join(["a prompt"] * texts + ["class_labels"] * classes) or "prompt_embeds"
+        prompt, class_labels, negative = given.prompt, given.class_labels, given.negative_prompt
+        if not self._conditional:
+            if any(value is not None for value in (prompt, class_labels, negative, given.prompt_embeds)):
+                raise ValueError("this model is unconditional: call it without prompt and class_labels.")
+        elif given.prompt_embeds is not None:
+            if prompt is not None or class_labels is not None:
+                raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
+        elif prompt is None and class_labels is None:
+            raise ValueError(f"this model needs a condition: give {takes}.")
+        elif (prompt is not None or negative is not None) and not texts:
+            raise ValueError(f"this model does not read text: give {takes} instead of prompt and negative_prompt.")
+        elif class_labels is not None and not classes:
+            raise ValueError(f"this model has no classes: give {takes} instead of class_labels.")
+
+
+# attndiff.pipelines.call.guides
+
+"""Which guides go with a network."""
+
+
+READ = ("vocab_size", "max_length", "num_classes", "context_dim")  # what decides the inputs of a condition encoder
+
+
+def check_guide(guide: ModelMixin | None, guide_encoder: ModelMixin | None, encoder: ModelMixin | None) -> None:
+    """Refuse a guide that could not make sense of its condition.
+
+    Args:
+        guide: The network to lead away from.
+        guide_encoder: Its own condition encoder.
+        encoder: That of the network which is led.
+
+    Raises:
+        ValueError: If the guide's encoder is missing, not needed, or reads other inputs than the network's.
+    """
+    if guide is None:
+        if guide_encoder is not None:
+            raise ValueError("guide_encoder: there is no guide to encode for; give its network as guide, too.")
+        return
+    wanted = guide.config.cross_attention_dim
+    if guide_encoder is None:
+        given = None if encoder is None else encoder.config.hidden_size
+        if None not in (wanted, given) and wanted != given:
+            raise ValueError(
+                f"guide: it attends to tokens of {wanted} channels, and condition_encoder makes them of {given}; give "
+                "the encoder that it was trained with as guide_encoder."
+            )
+        return
+    if wanted is None:
+        raise ValueError("guide_encoder: the guide is unconditional; leave its encoder out.")
+    if encoder is None:
+        raise ValueError("guide_encoder: this pipeline has no condition_encoder; leave out both, and give embeds.")
+    for setting in READ:
+        theirs, ours = guide_encoder.config[setting], encoder.config[setting]
+        if theirs != ours:
+            raise ValueError(
+                f"guide_encoder: its {setting} is {theirs}, and that of condition_encoder {ours}; take a guide that "
+                "reads the same prompts, such as an earlier snapshot of the model."
+            )
+
+
+# attndiff.pipelines.call.lock
+
+"""A pipeline keeps the state of a call, so that it takes one at a time."""
+
+
+
+class CallLock:
+    """A lock that makes calls wait for each other; a copied or pickled pipeline gets a new one."""
+
+    def __init__(self):
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple:
+        return CallLock, ()
+
+
+# attndiff.pipelines.call.postprocess
 
 """From the network's range to images: pictures where the data were pictures, the data's own units where not.
 
@@ -2084,39 +2724,63 @@ def to_data_units(images: torch.Tensor, data: dict | None) -> np.ndarray:
     return units.round().astype(INTEGERS[depth]) if depth in INTEGERS else units.astype(np.float32)
 
 
-# attndiff.pipelines.prompts
+# attndiff.pipelines.call.options
 
-"""Captions to the tokens of a pipeline's tokenizer."""
-
-
-logger = logging.get_logger(__name__)
+"""How to sample: what every pipeline's call takes, whatever it is told to draw."""
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning.
 
-    Returns:
-        Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
+
+Callback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """Arguments of a call by their names there, where they are explained.
+
+    Raises:
+        ValueError: If one cannot be, in any pipeline.
     """
-    encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-    for text, kept in zip(texts, encoded["input_ids"].tolist()):
-        whole = tokenizer(text, verbose=False)["input_ids"]
-        if len(whole) > len(kept):
-            same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
-            cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
-            logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
-    return encoded["input_ids"], encoded["attention_mask"]
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    num_images_per_prompt: int = 1
+    generator: torch.Generator | list[torch.Generator] | None = None
+    sigmas: list[float] | None = None
+    output_type: str = "pil"
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",)
+    output_attention_maps: bool = False
+
+    def __post_init__(self):
+        steps, scale = self.num_inference_steps, self.guidance_scale
+        check_numbers(steps, scale, self.guidance_interval, self.num_images_per_prompt)
+        check_choice("output_type", [self.output_type], OUTPUT_TYPES)
+
+    @property
+    def shown_tensors(self) -> list[str]:
+        """Names of the tensors that the callback is given."""
+        callback = self.callback_on_step_end
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            return callback.tensor_inputs
+        return list(self.callback_on_step_end_tensor_inputs)
 
 
-# attndiff.pipelines.pipeline_attndiff
+# attndiff.pipelines.base
 
-"""Sampling from text, from a class, or from nothing.
+"""What every pipeline shares: its components, and a call from its checks to its images.
 
-Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C channels, h and w of the latents.
+A pipeline of a task adds a `__call__` that reads as the task does: take the options, encode what is told, make the
+latents to begin with, sample, and give back images; see `attndiff.pipelines.pipeline_attndiff`.
+
+Shapes: B images, C channels, A aligned channels, H and W of the images, h and w of the latents.
 """
 
 
 
+
+STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
 
 @dataclass
@@ -2132,8 +2796,8 @@ class AttnDiffPipelineOutput(BaseOutput):
     attention_maps: AttentionMaps | None = None
 
 
-class AttnDiffPipeline(SelfContainedPipeline):
-    """Sample images from captions, classes, or unconditionally.
+class ImagePipeline(ConditionedPipeline):
+    """Sample images with a denoising network.
 
     Args:
         unet: The denoising network, an `AttentionUNet2DModel`.
@@ -2142,16 +2806,17 @@ class AttnDiffPipeline(SelfContainedPipeline):
         tokenizer: Of captions.
         text_encoder: Frozen pretrained encoder whose hidden states the condition encoder takes instead of tokens.
         vae: Decodes the latents that the network was trained on, if these are not pixels.
-        guide: A smaller or less trained network for autoguidance.
+        guide: A smaller or less trained network for autoguidance. It is told nothing if it is unconditional, and
+            without a ``guide_encoder`` attends to the tokens of ``condition_encoder``, which it must be trained on.
+        guide_encoder: The guide's own condition encoder, which reads what ``condition_encoder`` reads.
         objective: What the network predicts; the config of `attndiff.diffusion.objectives.make_objective`.
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
             that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
-        student: Of a few-step student, ``sigmas`` (its noise levels by the number of steps) and ``guidance_scale``
-            (the guidance that its own prediction includes).
+        student: Of a few-step student, the fields of `attndiff.diffusion.student.StudentRules`.
     """
 
-    model_cpu_offload_seq = "text_encoder->condition_encoder->unet->vae"
-    _optional_components = ["condition_encoder", "tokenizer", "text_encoder", "vae", "guide"]
+    model_cpu_offload_seq = "text_encoder->condition_encoder->guide_encoder->unet->vae"
+    _optional_components = ["condition_encoder", "tokenizer", "text_encoder", "vae", "guide", "guide_encoder"]
     _exclude_from_cpu_offload = ["guide"]
     _callback_tensor_inputs = [
         "latents",
@@ -2171,6 +2836,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         text_encoder: PreTrainedModel | None = None,
         vae: AutoencoderKL | None = None,
         guide: ModelMixin | None = None,
+        guide_encoder: ModelMixin | None = None,
         objective: dict | None = None,
         data: dict | None = None,
         student: dict | None = None,
@@ -2184,9 +2850,52 @@ class AttnDiffPipeline(SelfContainedPipeline):
             text_encoder=text_encoder,
             vae=vae,
             guide=guide,
+            guide_encoder=guide_encoder,
         )
         self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data, student=student)
         self._lock = CallLock()
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """A second pipeline on the same weights, each in its precision; threads need one each.
+
+        Args:
+            pipeline: Any pipeline that has the components.
+            kwargs: Components and settings to replace, and ``dtype`` to cast to.
+        """
+        # The stock method casts shared weights to float32, and drops networks whose class is a folder's own.
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        components, settings = cls._get_signature_keys(cls)
+        parts = {name: part for name, part in pipeline.components.items() if name in components}
+        stored = {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        made = cls(**{**parts, **stored, **kwargs})
+        return made if dtype is None else made.to(dtype=dtype)
+
+    # What is known of the model
+
+    @property
+    def objective(self) -> Objective:
+        """What the network predicts."""
+        return make_objective(self.config.objective)
+
+    @property
+    def student(self) -> StudentRules | None:
+        """How it is sampled if it is a few-step student."""
+        return StudentRules(**self.config.student) if self.config.student else None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
+
+    def own_defaults(self, steps: int | None = None, guidance_scale: float | None = None) -> tuple[int, float]:
+        """Steps and guidance as given, else as the kind of model has them."""
+        student, can_lead = self.student, self._conditional or self.guide is not None
+        if steps is None:
+            steps = student.most_steps if student else STEPS
+        if guidance_scale is None:
+            guidance_scale = GUIDANCE_SCALE if can_lead and not student else 1.0
+        return steps, guidance_scale
 
     # What a callback may look at and change during a call
 
@@ -2201,6 +2910,11 @@ class AttnDiffPipeline(SelfContainedPipeline):
         return self._guidance_scale > 1 and self._conditional and self.guide is None
 
     @property
+    def do_autoguidance(self) -> bool:
+        """Whether the call under way needs the guide's prediction too."""
+        return self._guidance_scale > 1 and self.guide is not None
+
+    @property
     def num_timesteps(self) -> int:
         """Steps of the call under way."""
         return self._num_timesteps
@@ -2210,15 +2924,153 @@ class AttnDiffPipeline(SelfContainedPipeline):
         """Set ``_interrupt`` from a callback to leave out the steps that remain."""
         return self._interrupt
 
-    @property
-    def _conditional(self) -> bool:
-        # Without a network, a pipeline still encodes prompts.
-        return self.unet is None or self.unet.config.cross_attention_dim is not None
+    # The parts of a call
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent along each side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
+    @contextmanager
+    def calling(self, options: CallOptions) -> Iterator[Solver]:
+        """The time of a call, in which no other runs; gives its solver.
+
+        Raises:
+            ValueError: If the model cannot be sampled like this.
+        """
+        check_choice("callback_on_step_end_tensor_inputs", options.shown_tensors, self._callback_tensor_inputs)
+        check_guide(self.guide, self.guide_encoder, self.condition_encoder)
+        steps, sigmas, student = options.num_inference_steps, options.sigmas, self.student
+        with self._lock:
+            solver = Solver(self.scheduler, self.objective)
+            if student:
+                student.check(self.scheduler, options.guidance_scale)
+                sigmas = sigmas or student.levels(steps)
+            solver.set_timesteps(steps, self._execution_device, sigmas)
+            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
+            self._num_timesteps = len(solver.timesteps)
+            yield solver
+            self.maybe_free_model_hooks()
+
+    def prepare_latents(
+        self,
+        batch: int,
+        height: int | None,
+        width: int | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        noise_scale: float,
+    ) -> torch.Tensor:
+        """The noise ``(B, C, h, w)`` float32 that sampling starts from.
+
+        Args:
+            batch: B.
+            height: Pixels; those of the training images by default.
+            width: Likewise.
+            generator: Source of the noise.
+            latents: Standard normal noise to take instead.
+            noise_scale: Of the solver.
+        """
+        factor, side = self.vae_scale_factor, self.unet.config.sample_size
+        size = (self.config.data or {}).get("size") or [side * factor, side * factor]
+        height, width = size[0] if height is None else height, size[1] if width is None else width
+        check_size(height, width, self.unet.size_multiple * factor)
+        shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
+        check_latents(latents, shape)
+        check_generators(generator, batch)
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device, torch.float32) * noise_scale
+
+    def sample(
+        self,
+        solver: Solver,
+        latents: torch.Tensor,
+        encoded: EncodedCondition,
+        options: CallOptions,
+        aligned: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, AttentionMaps | None]:
+        """Go from noise to a sample.
+
+        Args:
+            solver: From `calling`.
+            latents: From `prepare_latents`.
+            encoded: From `encode`.
+            options: Of the call.
+            aligned: ``(B, A, h, w)`` channels beside the noisy image, for the network and its guide.
+
+        Returns:
+            Latents ``(B, C, h, w)``, and where each pixel looked if the options ask for it.
+        """
+        network = self.guided_network(encoded, options, aligned)
+        recorder = AttentionRecorder(self.unet, rows=slice(0, len(latents))) if options.output_attention_maps else None
+        tensors = {"latents": latents, **encoded.tensors}
+        with recorder or nullcontext(), self.progress_bar(total=self._num_timesteps) as progress:
+            for step in sampling_steps(network, solver, latents, options.generator):
+                tensors["latents"] = step.latents
+                if options.callback_on_step_end is not None:
+                    shown = {name: tensors[name] for name in options.shown_tensors}
+                    tensors |= options.callback_on_step_end(self, step.index, step.timestep, shown) or {}
+                    step.latents = tensors["latents"]
+                    self._tell(network, encoded, tensors, aligned)
+                progress.update()
+                if self.interrupt:
+                    break
+        return tensors["latents"], recorder.maps() if recorder else None
+
+    def guided_network(
+        self, encoded: EncodedCondition, options: CallOptions, aligned: torch.Tensor | None = None
+    ) -> GuidedNetwork:
+        """The network under the guidance of a call; arguments as in `sample`."""
+        can_read = self.guide_encoder is None or encoded.of_guide is not None
+        guide = self.guide if can_read else None
+        network = GuidedNetwork(self.unet, self.objective, guide, options.guidance_interval)
+        self._tell(network, encoded, encoded.tensors, aligned)
+        return network
+
+    def _tell(
+        self,
+        network: GuidedNetwork,
+        encoded: EncodedCondition,
+        tensors: dict[str, torch.Tensor | None],
+        aligned: torch.Tensor | None,
+    ) -> None:
+        """Give a network the conditions, and the guidance, as a callback has left them."""
+        network.scale = self._guidance_scale
+        positive = Condition(tensors["prompt_embeds"], tensors["prompt_attention_mask"], aligned=aligned)
+        negative = None
+        if self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is not None:
+            tokens, mask = tensors["negative_prompt_embeds"], tensors["negative_prompt_attention_mask"]
+            negative = Condition(tokens, mask, aligned=aligned)
+        of_guide = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+        network.prepare(positive, negative, of_guide)
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str):
+        """Images of sampled latents ``(B, C, h, w)``, in an output type."""
+        if output_type == "latent":
+            return latents
+        if self.vae is not None:
+            config = self.vae.config
+            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        return to_output(latents, self.config.data, output_type)
+
+
+def as_output(images, maps: AttentionMaps | None, return_dict: bool) -> AttnDiffPipelineOutput | tuple:
+    """What a call returns, as the output or as a tuple of what there is."""
+    if return_dict:
+        return AttnDiffPipelineOutput(images=images, attention_maps=maps)
+    return (images,) if maps is None else (images, maps)
+
+
+# attndiff.pipelines.pipeline_attndiff
+
+"""Sampling from text, from a class, or from nothing.
+
+Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C channels, h and w of the latents.
+"""
+
+
+
+
+class AttnDiffPipeline(ImagePipeline):
+    """Sample images from captions, classes, or unconditionally; its arguments are those of `ImagePipeline`."""
 
     @torch.no_grad()
     def __call__(
@@ -2241,7 +3093,7 @@ class AttnDiffPipeline(SelfContainedPipeline):
         sigmas: list[float] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         output_attention_maps: bool = False,
     ) -> AttnDiffPipelineOutput | tuple:
@@ -2263,12 +3115,13 @@ class AttnDiffPipeline(SelfContainedPipeline):
             num_images_per_prompt: Images of every prompt, side by side in the result.
             generator: Source of the noise; a list of one for each image gives the images that single calls give.
             latents: Standard normal noise ``(B, C, h, w)`` to begin with instead.
-            prompt_embeds: Condition tokens ``(P, S, C)`` instead of a prompt.
+            prompt_embeds: Condition tokens ``(P, S, C)`` instead of a prompt; not where a guide has its own encoder,
+                which cannot read them.
             prompt_attention_mask: ``(P, S)`` bool, true for tokens that count; all by default.
             negative_prompt_embeds: Tokens to lead away from, instead of a negative prompt.
             negative_prompt_attention_mask: Their mask.
             sigmas: The objective's noise levels to step through instead of ``num_inference_steps``, falling, without 0.
-            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `attndiff.pipelines.postprocess.to_output`.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see `to_output`.
             return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
             callback_on_step_end: Called as ``callback(pipeline, step, timestep, tensors)`` after every step; what it
                 returns replaces the tensors.
@@ -2278,220 +3131,31 @@ class AttnDiffPipeline(SelfContainedPipeline):
         Raises:
             ValueError: If an argument is wrong, or the scheduler does not fit the objective.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        num_inference_steps, guidance_scale = self.own_defaults(num_inference_steps, guidance_scale)
-        check_numbers(num_inference_steps, guidance_scale, guidance_interval, num_images_per_prompt)
-        check_choice("output_type", [output_type], OUTPUT_TYPES)
-        tensor_names = callback_on_step_end_tensor_inputs
-        check_choice("callback_on_step_end_tensor_inputs", tensor_names, self._callback_tensor_inputs)
-        with self._lock:
-            objective, device = make_objective(self.config.objective), self._execution_device
-            check_scheduler(self.scheduler, objective)
-            if self.config.student:
-                check_student(self.config.student, self.scheduler, guidance_scale)
-                sigmas = sigmas or self.config.student["sigmas"].get(str(num_inference_steps))
-            self._guidance_scale, self._interrupt = float(guidance_scale), False
-            embeds = self.encode_prompt(
-                prompt,
-                class_labels,
-                negative_prompt,
-                num_images_per_prompt,
-                self.do_classifier_free_guidance,
-                prompt_embeds,
-                prompt_attention_mask,
-                negative_prompt_embeds,
-                negative_prompt_attention_mask,
-            )
-            tensors = dict(zip(self._callback_tensor_inputs[1:], embeds))
-            batch = num_images_per_prompt if tensors["prompt_embeds"] is None else len(tensors["prompt_embeds"])
-            scheduler = copy.deepcopy(self.scheduler)  # schedulers keep state; the pipeline's own stays as it was
-            set_timesteps(scheduler, objective, num_inference_steps, device, sigmas)
-            tensors["latents"] = self.prepare_latents(batch, height, width, generator, latents, scheduler, device)
-            recorder = AttentionRecorder(self.unet, rows=slice(0, batch)) if output_attention_maps else None
-            with recorder or nullcontext():
-                sampled = self._denoise(
-                    scheduler, objective, tensors, guidance_interval, generator, callback_on_step_end, tensor_names
-                )
-            images = sampled if output_type == "latent" else self.decode_latents(sampled, output_type)
-            self.maybe_free_model_hooks()
-        maps = recorder.maps() if recorder else None
-        if not return_dict:
-            return (images,) if maps is None else (images, maps)
-        return AttnDiffPipelineOutput(images=images, attention_maps=maps)
-
-    def own_defaults(self, steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
-        """Steps and guidance as given, else as the kind of model has them."""
-        student = self.config.student
-        if steps is None:
-            steps = max(int(name) for name in student["sigmas"]) if student else 20
-        if guidance_scale is None:
-            guidance_scale = 1.0 if student else 3.0
-        return steps, guidance_scale
-
-    # The condition
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
-        negative_prompt: str | list[str] | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The condition as tokens, with what guidance leads away from; arguments as in `__call__`.
-
-        Returns:
-            Tokens ``(B, S, C)`` and mask ``(B, S)`` of the condition and of its negative; None where there is none.
-        """
-        self._check_condition(prompt, class_labels, negative_prompt, prompt_embeds)
-        if self._conditional:
-            positive = (prompt_embeds, prompt_attention_mask)
-            if prompt_embeds is None:
-                positive = self._encode(as_texts(prompt), self._labels(class_labels))
-            negative = (negative_prompt_embeds, negative_prompt_attention_mask)
-            if do_classifier_free_guidance and negative_prompt_embeds is None:
-                if self.condition_encoder is None:
-                    raise ValueError("without a condition_encoder, guidance needs negative_prompt_embeds: give them.")
-                negative = self._encode_negative(as_texts(negative_prompt, "negative_prompt"), len(positive[0]))
-            prompt_embeds, prompt_attention_mask = repeat_embeds(*positive, num_images_per_prompt)
-            negative_prompt_embeds, negative_prompt_attention_mask = repeat_embeds(*negative, num_images_per_prompt)
-        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-
-    def _encode(self, texts: list[str] | None, labels: torch.Tensor | None) -> Embeds:
-        """Tokens and mask of ``P`` captions, of labels, or of both; an empty caption is no condition."""
-        if texts is not None and labels is not None and len(texts) != len(labels):
-            raise ValueError(f"prompt has {len(texts)} texts, but class_labels has {len(labels)}: give as many.")
-        streams, drop = {}, None
-        if texts is not None:
-            ids, mask = (tensor.to(self._execution_device) for tensor in tokenize(self.tokenizer, texts))
-            if self.text_encoder is None:
-                streams = {"input_ids": ids, "attention_mask": mask}
-            else:
-                states = self.text_encoder(ids, attention_mask=mask).last_hidden_state
-                streams = {"context": states, "context_mask": mask}
-            if labels is None:
-                drop = torch.tensor([not text.strip() for text in texts], device=ids.device)
-        encoded = self.condition_encoder(**streams, class_labels=labels, drop=drop)
-        return encoded.tokens, encoded.mask
-
-    def _encode_negative(self, texts: list[str] | None, prompts: int) -> Embeds:
-        """Tokens and mask of what guidance leads away from: captions, or the learned null."""
-        if texts is None:
-            encoded = self.condition_encoder(batch_size=prompts)
-            return encoded.tokens, encoded.mask
-        if len(texts) not in (1, prompts):
-            raise ValueError(f"negative_prompt has {len(texts)} texts for {prompts} prompts: give one, or one each.")
-        return self._encode(texts * (prompts // len(texts)), None)
-
-    def _labels(self, class_labels) -> torch.Tensor | None:
-        """Class numbers ``(P,)`` on the device."""
-        if class_labels is None:
-            return None
-        names = (self.config.data or {}).get("class_names")
-        return as_labels(class_labels, self.condition_encoder.config.num_classes, names).to(self._execution_device)
-
-    def _check_condition(self, prompt, class_labels, negative_prompt, prompt_embeds) -> None:
-        """Raise ValueError unless the kinds of condition given are those that the model was made for."""
-        texts = self.tokenizer is not None
-        classes = self.condition_encoder is not None and self.condition_encoder.config.num_classes is not None
-        takes = " or ".join(["a prompt"] * texts + ["class_labels"] * classes) or "prompt_embeds"
-        if not self._conditional:
-            if any(value is not None for value in (prompt, class_labels, negative_prompt, prompt_embeds)):
-                raise ValueError("this model is unconditional: call it without prompt and class_labels.")
-        elif prompt_embeds is not None:
-            if prompt is not None or class_labels is not None:
-                raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
-        elif prompt is None and class_labels is None:
-            raise ValueError(f"this model needs a condition: give {takes}.")
-        elif (prompt is not None or negative_prompt is not None) and not texts:
-            raise ValueError(f"this model does not read text: give {takes} instead of prompt and negative_prompt.")
-        elif class_labels is not None and not classes:
-            raise ValueError(f"this model has no classes: give {takes} instead of class_labels.")
-
-    # Sampling
-
-    def prepare_latents(
-        self,
-        batch: int,
-        height: int | None,
-        width: int | None,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        scheduler: SchedulerMixin,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """The noise ``(B, C, h, w)`` float32 that sampling starts from, at the scheduler's first level."""
-        factor, side = self.vae_scale_factor, self.unet.config.sample_size
-        size = (self.config.data or {}).get("size") or [side * factor, side * factor]
-        height, width = size[0] if height is None else height, size[1] if width is None else width
-        check_size(height, width, self.unet.size_multiple * factor)
-        shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
-        check_latents(latents, shape)
-        check_generators(generator, batch)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)  # flow ones have none
-
-    def _denoise(
-        self,
-        scheduler: SchedulerMixin,
-        objective: Objective,
-        tensors: dict[str, torch.Tensor | None],
-        interval: tuple[float, float],
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback: Callable | None,
-        callback_inputs: list[str],
-    ) -> torch.Tensor:
-        """Run all steps from ``tensors["latents"]``; the result is ``(B, C, h, w)``."""
-        network = GuidedNetwork(self.unet, self.guide)
-        settings = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        self._num_timesteps = len(scheduler.timesteps)
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            for i, t in enumerate(scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                latents = tensors["latents"]
-                level = level_at(scheduler, objective, i, t)
-                x = objective.scale_input(scheduler_input(scheduler, objective, latents, t), level)
-                network.prepare(*self._embeds(tensors))
-                scale = self._scale_at(objective, level, interval)
-                prediction = network.predict(x, objective.coordinate(level), scale)
-                output = scheduler_output(scheduler, objective, prediction, latents, t)
-                tensors["latents"] = scheduler.step(output, t, latents, return_dict=False, **settings)[0]
-                if callback is not None:
-                    shown = {name: tensors[name] for name in callback_inputs}
-                    tensors.update(callback(self, i, t, shown) or {})
-                progress.update()
-        return tensors["latents"]
-
-    def _embeds(self, tensors: dict[str, torch.Tensor | None]) -> tuple[Embeds | None, Embeds | None]:
-        """The condition, and what to lead away from if this step does so without a guide."""
-        if tensors["prompt_embeds"] is None:
-            return None, None
-        negative = None
-        if self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is not None:
-            negative = (tensors["negative_prompt_embeds"], tensors["negative_prompt_attention_mask"])
-        return (tensors["prompt_embeds"], tensors["prompt_attention_mask"]), negative
-
-    def _scale_at(self, objective: Objective, level: torch.Tensor, interval: tuple[float, float]) -> float:
-        """The guidance scale at a noise level; 1 where there is none."""
-        if self._guidance_scale <= 1:
-            return 1.0
-        if tuple(interval) != (0.0, 1.0):  # looking at a level waits for the device
-            noise_share = objective.log_ratio(level).sigmoid().item()
-            if not interval[0] <= noise_share <= interval[1]:
-                return 1.0
-        return self._guidance_scale
-
-    def decode_latents(self, latents: torch.Tensor, output_type: str):
-        """Images of sampled latents ``(B, C, h, w)``, in an output type."""
-        if self.vae is not None:
-            config = self.vae.config
-            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-            latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
-        return to_output(latents, self.config.data, output_type)
+        options = CallOptions(
+            *self.own_defaults(num_inference_steps, guidance_scale),
+            guidance_interval=guidance_interval,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            sigmas=sigmas,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            output_attention_maps=output_attention_maps,
+        )
+        given = GivenCondition(
+            prompt,
+            class_labels,
+            negative_prompt,
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+        )
+        with self.calling(options) as solver:
+            guided = self.do_classifier_free_guidance, self.do_autoguidance
+            encoded = self.encode(given, num_images_per_prompt, *guided)
+            batch = encoded.positive.rows or num_images_per_prompt
+            latents = self.prepare_latents(batch, height, width, generator, latents, solver.noise_scale)
+            latents, maps = self.sample(solver, latents, encoded, options)
+            images = self.decode_latents(latents, output_type)
+        return as_output(images, maps, return_dict)
