@@ -7,7 +7,11 @@ what is built on it (`attndiff.folder` the pipelines) without importing it.
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
-_PIPELINES = {"AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff"}
+_PIPELINES = {
+    "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
+    "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
+    "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
+}
 PIPELINES = tuple(_PIPELINES)  # classes that a folder can name
 _PUBLIC = {
     **_PIPELINES,

@@ -1,5 +1,6 @@
 """Batches whose every random number follows from (seed, visit, sample id)."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from attndiff.data.buckets import BucketSampler
 from attndiff.data.draw import BatchSampler, draw
 from attndiff.data.sources import ImageSet
+from attndiff.tasks.task import nothing
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import LatentSet
@@ -32,6 +34,10 @@ class Batch(TypedDict, total=False):
     context_mask: torch.Tensor  # (B, S): which of them are there
     class_labels: torch.Tensor  # (B,) int64
     pixel_values: torch.Tensor  # (B, C, H, W): images that are looked at
+    # Of the task, whichever it has
+    aligned: torch.Tensor  # (B, A, H, W): channels beside the noisy image
+    at_once: torch.Tensor  # (B,) bool: learned without noise at the highest level
+    pixel_weight: torch.Tensor  # (B, 1, H, W): what each pixel's error counts, 1 on average
 
 
 class DrawnDataset(Dataset):
@@ -43,6 +49,7 @@ class DrawnDataset(Dataset):
         seed: Run seed.
         drop: Probability that the condition is dropped.
         flip: Probability that the image is mirrored.
+        make_sample: What a task adds to an image ``(C, H, W)``, from a generator.
     """
 
     def __init__(
@@ -52,8 +59,9 @@ class DrawnDataset(Dataset):
         seed: int,
         drop: float = 0.0,
         flip: float = 0.0,
+        make_sample: Callable[[torch.Tensor, np.random.Generator], dict[str, torch.Tensor]] = nothing,
     ):
-        self.images, self.conditioning = images, conditioning
+        self.images, self.conditioning, self.make_sample = images, conditioning, make_sample
         self.seed, self.drop, self.flip = seed, drop, flip
 
     def __len__(self) -> int:
@@ -67,13 +75,15 @@ class DrawnDataset(Dataset):
         """One of ``images`` with what is drawn for (seed, visit, sample id)."""
         pixels = torch.from_numpy(images.pixels(index))  # (C, H, W)
         drawn = draw(self.seed, visit, sample_id, tuple(pixels.shape), self.drop, self.flip)
+        image = self._mirrored(index, pixels) if drawn.flip else pixels
         return {
-            "images": self._mirrored(index, pixels) if drawn.flip else pixels,
+            "images": image,
             "noise": torch.from_numpy(drawn.noise),
             "normal": torch.tensor(drawn.level),
             "drop": torch.tensor(drawn.drop),
             "ids": torch.tensor(sample_id),
             **self.conditioning.sample(images, index, drawn.choice),
+            **self.make_sample(image, drawn.rest),
         }
 
     def _mirrored(self, index: int, pixels: torch.Tensor) -> torch.Tensor:

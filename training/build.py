@@ -1,6 +1,7 @@
 """From a config to what is trained: data, condition, network and objective."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from attndiff.folder.shipped import bundled_data
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.tasks.registry import TASKS
+from attndiff.tasks.task import GenerateSettings, Sample, Task, TaskSettings
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
@@ -37,6 +40,16 @@ class Parts:
     model: Head
     notes: list[str]
     vae: AutoencoderKL | None = None
+    task_settings: TaskSettings = field(default_factory=GenerateSettings)  # with those measured on the images
+
+    @property
+    def task(self) -> Task:
+        """What is trained for."""
+        return TASKS[self.task_settings.name]
+
+    def make_sample(self, image: torch.Tensor, generator: np.random.Generator) -> Sample:
+        """What the task adds to a training sample."""
+        return self.task.make_sample(image, generator, self.task_settings)
 
 
 def build(config: TrainConfig) -> Parts:
@@ -63,7 +76,8 @@ def build(config: TrainConfig) -> Parts:
     if vae is not None:
         images, validation = _encode(config, images, validation, vae)
     settings = {**((source.config.objective if source else None) or {}), **config.objective.model_dump()}
-    model = DenoisingModel(unet, encoder, make_run_objective(settings, images))
+    task_settings = learn_task(config, images, vae)
+    model = DenoisingModel(unet, encoder, make_run_objective(settings, images, task_settings))
     if config.distill:
         if source.config.student:
             raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
@@ -71,7 +85,21 @@ def build(config: TrainConfig) -> Parts:
     if config.model.lora_rank:
         model.add_adapter(config.model.lora_rank)
     model.set_gradient_checkpointing(config.optim.gradient_checkpointing)
-    return Parts(images, validation, conditioning, model, notes + more, vae)
+    return Parts(images, validation, conditioning, model, notes + more, vae, task_settings)
+
+
+def learn_task(config: TrainConfig, images: ImageSet, vae: AutoencoderKL | None) -> TaskSettings:
+    """The settings of the task with what is measured on some of the images."""
+    settings, task = config.task, TASKS[config.task.name]
+    if task.aligned_channels(1) and (vae is not None or config.distill):
+        raise UserError(f"task {task.name} goes together neither with model.vae nor with distill: leave them out.")
+    return settings.model_copy(update=task.learn(some_images(images), settings))
+
+
+def some_images(images: ImageSet | LatentSet) -> Iterator[torch.Tensor]:
+    """About 512 of the images ``(C, H, W)``, or of their latents, evenly spread."""
+    for i in range(0, len(images), max(1, len(images) // 512)):
+        yield torch.from_numpy(images.pixels(i))
 
 
 def bucket_note(config: TrainConfig, images: ImageSet, multiple: int) -> str:
@@ -132,7 +160,8 @@ def _build_new(
     preset = PRESETS[config.model.preset]
     channels = _channels(images, vae)
     side = config.data.size // (1 if vae is None else vae_factor(vae))
-    settings = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+    aligned = TASKS[config.task.name].aligned_channels(channels)
+    settings = {"sample_size": side, "in_channels": channels + aligned, "out_channels": channels}
     unet_settings = {**preset["unet"], **settings, **config.model.unet}
     encoder = None
     if conditioning.kind == "none":
@@ -154,12 +183,14 @@ def _make(cls: type, settings: dict, section: str):
         raise UserError(f"{section}: {error}") from None
 
 
-def make_run_objective(settings: dict, images: ImageSet | LatentSet) -> Objective:
-    """The objective, with ``sigma_data`` measured on the images (or latents) where the config does not give it."""
+def make_run_objective(settings: dict, images: ImageSet | LatentSet, task_settings: TaskSettings) -> Objective:
+    """The objective, with ``sigma_data`` measured on what is denoised where the config does not give it."""
     settings = dict(settings)
     if settings.get("sigma_data") is None:
-        sample = [images.pixels(i).ravel() for i in range(0, len(images), max(1, len(images) // 512))]
-        settings["sigma_data"] = round(float(torch.from_numpy(np.concatenate(sample)).std()), 4)
+        make, generator = TASKS[task_settings.name].make_sample, np.random.default_rng(0)
+        targets = ({"images": image, **make(image, generator, task_settings)} for image in some_images(images))
+        values = torch.cat([target["images"].flatten() for target in targets])
+        settings["sigma_data"] = round(float(values.std()), 4)
     try:
         return make_objective(settings)
     except ValueError as error:
@@ -173,7 +204,8 @@ def _build_from(
     channels = _channels(images, vae)
     base = dict(source.unet.config)
     unet_settings = {k: v for k, v in base.items() if not k.startswith("_")}
-    unet_settings |= {"in_channels": channels, "out_channels": channels, **config.model.unet}
+    aligned = TASKS[config.task.name].aligned_channels(channels)
+    unet_settings |= {"in_channels": channels + aligned, "out_channels": channels, **config.model.unet}
     conditioning, encoder = _condition_from(config, source, images)
     if encoder is not None:
         hidden = encoder.config.hidden_size

@@ -22,7 +22,8 @@ import attndiff
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
-from attndiff.tasks.prompts import PROMPTS, Prompt
+from attndiff.tasks.prompts import PROMPTS
+from attndiff.tasks.task import GENERATE
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
@@ -88,14 +89,15 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
 def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dict:
     """Sentences that depend on the kind of model."""
     prompt = PROMPTS[parts.conditioning.kind]
+    summary, shown = parts.task.summary or prompt.summary, grid_prompts(parts, config.log.prompts, 1)[0]
     others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
     variants = ", ".join(f'`variant="{name}"`' for name in others)
     return {
-        "metadata": _metadata(prompt),
+        "metadata": _metadata(parts.task.hub_tag or prompt.hub_tag),
         "title": Path(config.out).name,
-        "summary": f"A diffusion model with an attention U-Net that {prompt.summary}, trained with attndiff.",
+        "summary": f"A diffusion model with an attention U-Net that {summary}, trained with attndiff.",
         "guidance": f"{config.log.guidance_scale:g}",
-        "call": prompt.call(grid_prompts(parts, config.log.prompts, 1)[0]),
+        "call": ", ".join(filter(None, [parts.task.call, prompt.call(shown)])),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
         "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.images.class_names),
         "started_anew": config.model.init_from is None,
@@ -104,10 +106,10 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
     }
 
 
-def _metadata(prompt: Prompt) -> str:
+def _metadata(tag: str) -> str:
     """Front matter for the Hub. The licence of a model follows from its data, which only its maker knows."""
     tags = ["attndiff"]
-    return ModelCardData(license="other", library_name="diffusers", tags=tags, pipeline_tag=prompt.hub_tag).to_yaml()
+    return ModelCardData(license="other", library_name="diffusers", tags=tags, pipeline_tag=tag).to_yaml()
 
 
 def _data(config: TrainConfig, parts: Parts) -> dict:
@@ -228,7 +230,8 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     if "per_level" not in held_out or parts.validation is parts.images:
         return None
     n = min(held_out["n"], len(parts.images))
-    dataset = DrawnDataset(spread_over(parts.images, n), parts.conditioning, config.seed)
+    images = spread_over(parts.images, n)
+    dataset = DrawnDataset(images, parts.conditioning, config.seed, make_sample=parts.make_sample)
     # One process writes the card while the others wait, so that nothing may be gathered from them.
     alone = SimpleNamespace(
         process_index=0,
@@ -265,7 +268,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
 
 def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
-    if parts.conditioning.kind != "text" or not parts.model.looks_at_words:
+    if parts.conditioning.kind != "text" or not parts.model.looks_at_words or parts.task is not GENERATE:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)

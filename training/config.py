@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
+from attndiff.tasks.registry import AnyTaskSettings
+from attndiff.tasks.task import GenerateSettings
 from attndiff.training.settings.plain_yaml import read_override, read_yaml, write_yaml
 
 FORMAT_VERSION = 1
@@ -122,6 +124,7 @@ class TrainConfig(Section):
     format_version: int = FORMAT_VERSION
     out: str
     seed: int = Field(0, ge=0)
+    task: AnyTaskSettings = GenerateSettings()
     data: DataConfig
     condition: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()

@@ -182,7 +182,7 @@ class StreamedDataset(DrawnDataset):
 
     def __init__(self, drawn: DrawnDataset):
         spares = drawn.images.of(drawn.images.rows[:SPARES])
-        super().__init__(spares, drawn.conditioning, drawn.seed, drawn.drop, drawn.flip)
+        super().__init__(spares, drawn.conditioning, drawn.seed, drawn.drop, drawn.flip, drawn.make_sample)
 
     def __getitem__(self, key: StreamRow) -> dict[str, torch.Tensor | str]:
         one, skipped = self.images.of([key.named]), ""

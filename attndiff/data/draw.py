@@ -83,6 +83,7 @@ class Draws:
         drop: Whether the condition is dropped.
         flip: Whether the image is mirrored.
         choice: Uniform in [0, 1), picks the caption where a sample has several.
+        rest: The generator that these came from, for what a task draws after them.
     """
 
     noise: np.ndarray
@@ -90,6 +91,7 @@ class Draws:
     drop: bool
     flip: bool
     choice: float
+    rest: np.random.Generator
 
 
 def draw(
@@ -100,4 +102,4 @@ def draw(
     drop, flip, choice = generator.random(3)
     level = float(generator.standard_normal(dtype=np.float32))
     noise = generator.standard_normal(shape, dtype=np.float32)
-    return Draws(noise, level, bool(drop < drop_probability), bool(flip < flip_probability), float(choice))
+    return Draws(noise, level, bool(drop < drop_probability), bool(flip < flip_probability), float(choice), generator)

@@ -79,7 +79,7 @@ def test_a_head_measures_at_a_level_what_it_trains_on():
 def test_a_head_becomes_a_pipeline_of_its_components():
     head = make_head(DenoisingModel)
     components = head.components()
-    pipe = head.to_pipeline()
+    pipe = head.to_pipeline("AttnDiffPipeline")
     assert {name: pipe.components[name] for name in components} == components
     plain = head.components(plain=True)
     assert plain == components  # without an adapter, no copies

@@ -73,10 +73,11 @@ class Head(Protocol):
             plain: With adapters added to the weights, so that they open like any other; copies, where there are some.
         """
 
-    def to_pipeline(self, **others) -> "DiffusionPipeline":
+    def to_pipeline(self, name: str, **others) -> "DiffusionPipeline":
         """A pipeline around the components, which are shared with it.
 
         Args:
+            name: Of its class in `attndiff`.
             others: What a pipeline takes and a head has not: tokenizer, text encoder, VAE, description of the data.
         """
 

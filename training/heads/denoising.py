@@ -1,6 +1,7 @@
 """Encoder, network and loss head as the one module that is prepared, averaged and stored; packaging splits it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import attndiff
 from attndiff.condition import Condition
 from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import Objective
+from attndiff.diffusion.paths import LOG_RATIO_LIMIT
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.batches import Batch
@@ -48,10 +50,19 @@ class DenoisingModel(nn.Module):
         """Weighted squared error of every sample, ``(B,)`` float32."""
         x0, noise = batch["images"], batch["noise"]
         level = self.objective.draw_levels(batch["normal"])
+        if "at_once" in batch:
+            noise, level = self._without_noise(batch["at_once"], noise, level)
         x = self.objective.add_noise(x0, noise, level)
         prediction = self.predict(x, level, batch)
-        error = mean_of_samples((prediction.float() - self.objective.target(x0, noise, level)).square())
-        return error * self.objective.weight(level)
+        error = (prediction.float() - self.objective.target(x0, noise, level)).square()
+        if "pixel_weight" in batch:
+            error = error * batch["pixel_weight"]
+        return mean_of_samples(error) * self.objective.weight(level)
+
+    def _without_noise(self, rows: torch.Tensor, noise: torch.Tensor, level: torch.Tensor):
+        """Noise ``(B, C, H, W)`` and levels ``(B,)`` with none at the highest level in some rows ``(B,)``."""
+        highest = self.objective.level_from_log_ratio(torch.full_like(level, LOG_RATIO_LIMIT))
+        return noise.masked_fill(rows[:, None, None, None], 0), torch.where(rows, highest, level)
 
     def predict(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's prediction at noisy images ``x (B, C, H, W)`` of native levels ``(B,)``."""
@@ -59,6 +70,7 @@ class DenoisingModel(nn.Module):
         if self.condition_encoder is not None:
             streams = {key: batch[key] for key in CONDITION_KEYS if key in batch}
             condition = Condition.encoded(self.condition_encoder, **streams, drop=batch.get("drop"))
+        condition = replace(condition, aligned=batch.get("aligned"))
         scaled, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
         return self.unet(condition.beside(scaled), coordinate, **condition.arguments()).sample
 
@@ -107,10 +119,10 @@ class DenoisingModel(nn.Module):
         found = {"unet": without_adapter(self.unet) if plain else self.unet}
         return found if self.condition_encoder is None else {**found, "condition_encoder": self.condition_encoder}
 
-    def to_pipeline(self, **others) -> DiffusionPipeline:
+    def to_pipeline(self, name: str, **others) -> DiffusionPipeline:
         """A pipeline around the networks, which are shared with it."""
         own = {"objective": self.objective.to_config(), "student": self.student}
-        return attndiff.AttnDiffPipeline(**self.components(), scheduler=self.make_scheduler(), **own, **others)
+        return getattr(attndiff, name)(**self.components(), scheduler=self.make_scheduler(), **own, **others)
 
     def add_adapter(self, rank: int) -> None:
         """Freeze all weights and train low-rank adapters beside those of the network's attention."""

@@ -60,9 +60,11 @@ class Trainer:
         self.parts: Parts = build(config)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
-            self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip
+            self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip, self.parts.make_sample
         )
-        self.held_out = DrawnDataset(self.parts.validation, conditioning, config.seed)
+        self.held_out = DrawnDataset(
+            self.parts.validation, conditioning, config.seed, make_sample=self.parts.make_sample
+        )
         world = self.accelerator.num_processes
         data = None if config.data.stream else self.parts.images.fingerprint
         micro_batch = optim.micro_batch or max(1, optim.batch_size // world)

@@ -12,7 +12,15 @@ from attndiff.training.parallel.layout import ParallelLayout, check_resumed
 from attndiff.training.state.checkpoint import newest_checkpoint, read_layout, sync
 from attndiff.training.stopping import LOCK
 
-SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
+SETTLED = (
+    "task",
+    "data",
+    "condition",
+    "model",
+    "objective",
+    "optim",
+    "distill",
+)  # sections that a resumed run must agree with
 PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 Printer = Callable[[str], None]

@@ -1,0 +1,50 @@
+"""Inpainting: what a hole in an image may have held; the mask and the image around it lie beside the noise."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
+from attndiff.tasks.task import Sample, Task, TaskSettings
+
+
+class InpaintSettings(TaskSettings):
+    """``task`` of a run that fills holes."""
+
+    name: Literal["inpaint"] = "inpaint"
+    hole_weight: float = Field(3.0, gt=0)  # of an unknown pixel's error beside a given one's
+
+
+def masked(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mask ``(..., 1, H, W)`` and the image ``(..., C, H, W)`` with 0 in the hole, as the network takes them."""
+    return torch.cat([mask, image * (1 - mask)], dim=-3)
+
+
+def make_sample(image: torch.Tensor, generator: np.random.Generator, settings: InpaintSettings) -> Sample:
+    """A mask with the image around it, and what every pixel's error counts, 1 on average."""
+    mask = draw_mask(*image.shape[-2:], generator)
+    weight = 1 + (settings.hole_weight - 1) * mask
+    return {"aligned": masked(image, mask), "pixel_weight": weight / weight.mean()}
+
+
+def given(images: torch.Tensor, generator: np.random.Generator, settings: InpaintSettings) -> Sample:
+    """Images in [0, 1] with masks: strokes and boxes by turns."""
+    draw = (draw_strokes, draw_box)
+    masks = [draw[i % 2](*images.shape[-2:], generator) for i in range(len(images))]
+    return {"image": images.add(1).div(2), "mask_image": torch.stack(masks)}
+
+
+INPAINT = Task(
+    "inpaint",
+    InpaintSettings,
+    make_sample,
+    given,
+    aligned_channels=lambda channels: channels + 1,
+    pipeline="AttnDiffInpaintPipeline",
+    measure="inpaint",
+    hub_tag="image-to-image",
+    summary="fills holes in images",
+    call="image, mask_image",
+)

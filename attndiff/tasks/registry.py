@@ -1,0 +1,19 @@
+"""All tasks by name, and which of them a saved model was made for."""
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from attndiff.tasks.inpaint import INPAINT
+from attndiff.tasks.task import GENERATE, Task
+from attndiff.tasks.upscale import UPSCALE
+
+TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT)}
+
+# What the section ``task`` of a run may be, told apart by its name.
+AnyTaskSettings = Annotated[Union[tuple(task.settings for task in TASKS.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+def task_of(pipeline) -> Task:
+    """The task of a pipeline, by its class."""
+    return next(task for task in TASKS.values() if task.pipeline == type(pipeline).__name__)

@@ -1,0 +1,74 @@
+"""What a model is for, as data: what it is given beside a prompt, and how its samples are made of images.
+
+A task adds its channels and targets to a sample after everything that training draws anyway, so that what is drawn for
+one task is drawn for all.
+
+Shapes: C channels, A aligned channels, H rows, W columns, N images.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+Sample = dict[str, torch.Tensor]
+
+
+class TaskSettings(BaseModel):
+    """Settings of a task, the section ``task`` of a run; what is None in them is measured on the training images."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    name: str
+
+
+class GenerateSettings(TaskSettings):
+    """Images from nothing but a prompt."""
+
+    name: Literal["generate"] = "generate"
+
+
+def nothing(*_) -> dict:
+    """What a task adds that adds nothing."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task; the rooms that own heads, pipelines and measures find theirs by the names here.
+
+    Args:
+        name: As ``task.name`` has it.
+        settings: Class of its settings.
+        make_sample: ``(image (C, H, W) in [-1, 1], generator, settings)`` to what it adds to a training sample:
+            ``aligned (A, H, W)``, and whatever replaces ``images``, ``noise`` or weighs pixels.
+        given: ``(images (N, C, H, W), generator, settings)`` to what a call of the pipeline is given beside the prompt,
+            made of real images: what samples while training, cards and measures show.
+        aligned_channels: A by C.
+        learn: ``(images, settings)`` to the settings that are measured.
+        pipeline: Name of the pipeline's class in `attndiff`.
+        measure: Name of the measure that scores it, or None for distances between sets of images.
+        hub_tag: The Hub's name of what it does; None leaves that to the prompt.
+        summary: What it does, as the end of a sentence; None likewise.
+        arguments: Of a call without further wishes.
+        call: What a call is given beside the prompt, as Python source.
+    """
+
+    name: str
+    settings: type[TaskSettings]
+    make_sample: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
+    given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
+    aligned_channels: Callable[[int], int] = lambda channels: 0
+    learn: Callable[[Iterable[torch.Tensor], TaskSettings], dict] = nothing
+    pipeline: str = "AttnDiffPipeline"
+    measure: str | None = None
+    hub_tag: str | None = None
+    summary: str | None = None
+    arguments: dict = field(default_factory=dict)
+    call: str = ""
+
+
+GENERATE = Task("generate", GenerateSettings)

@@ -1,0 +1,67 @@
+"""Super-resolution: an image of ``scale`` times the size, from a small one that lies, enlarged, beside the noise.
+
+The network learns the residual over the enlarged image, scaled to unit variance, in two ways at once: as a denoiser,
+which samples in a few calls, and without noise at the highest level, where one call gives the residual's mean.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from attndiff.tasks.resampling import enlarge_by, shrink_by, to_8_bits
+from attndiff.tasks.task import Sample, Task, TaskSettings
+
+
+class UpscaleSettings(TaskSettings):
+    """``task`` of a run that enlarges."""
+
+    name: Literal["upscale"] = "upscale"
+    scale: Literal[2, 4] = 2
+    residual_std: float | None = Field(None, gt=0)  # of what the enlarged image lacks; None: measured
+    at_once: float = Field(0.7, ge=0, le=1)  # share of the samples that learn to do it in one call
+
+
+def small_of(images: torch.Tensor, scale: int) -> torch.Tensor:
+    """Images ``(N, C, H, W)`` as small ones, with the values of 8-bit files."""
+    return to_8_bits(shrink_by(images, scale))
+
+
+def make_sample(image: torch.Tensor, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
+    """The enlarged small image, what it lacks, and whether that is learned at once."""
+    enlarged = enlarge_by(small_of(image[None], settings.scale), settings.scale)[0]
+    at_once = bool(generator.random() < settings.at_once)
+    residual = (image - enlarged) / (settings.residual_std or 1.0)
+    return {"images": residual, "aligned": enlarged, "at_once": torch.tensor(at_once)}
+
+
+def given(images: torch.Tensor, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
+    """The small images, in [0, 1] as a call takes them."""
+    return {"image": small_of(images, settings.scale).add(1).div(2)}
+
+
+def learn(images: Iterable[torch.Tensor], settings: UpscaleSettings) -> dict:
+    """The residual's standard deviation over some images."""
+    if settings.residual_std is not None:
+        return {}
+    scale = settings.scale
+    residuals = [image - enlarge_by(small_of(image[None], scale), scale)[0] for image in images]
+    return {"residual_std": round(float(torch.cat([residual.flatten() for residual in residuals]).std()), 4) or 1.0}
+
+
+UPSCALE = Task(
+    "upscale",
+    UpscaleSettings,
+    make_sample,
+    given,
+    aligned_channels=lambda channels: channels,
+    learn=learn,
+    pipeline="AttnDiffUpscalePipeline",
+    measure="upscale",
+    hub_tag="image-to-image",
+    summary="enlarges images",
+    arguments={"num_inference_steps": 1},
+    call="image",
+)

@@ -1,0 +1,105 @@
+"""Images with a hole that is drawn anew, and the rest as it was given.
+
+Shapes: N images, B = N * num_images_per_prompt, C channels, H rows, W columns.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
+from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.images import as_mask, as_pixels, padded, rows_for
+from attndiff.pipelines.call.options import CallOptions
+
+
+class AttnDiffInpaintPipeline(ImagePipeline):
+    """Fill the holes of images; its arguments are those of `ImagePipeline`."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        mask_image: Any,
+        prompt: str | list[str] | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> AttnDiffPipelineOutput | tuple:
+        """Draw what is masked; every other pixel is returned as it came, to the last bit.
+
+        Args:
+            image: Pictures, an array ``(N, H, W, C)`` or a tensor ``(N, C, H, W)`` in [0, 1]; any size.
+            mask_image: White where it is to be drawn: pictures, an array ``(N, H, W)`` or a tensor ``(N, 1, H, W)``.
+            prompt: What they show, for a model that reads captions; one for all or one each.
+            class_labels: Likewise of a model that knows classes.
+            num_inference_steps: Steps of the scheduler; 20 by default.
+            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
+            num_images_per_prompt: Results for each image, side by side.
+            generator: Source of the noise; a list of one for each result.
+            latents: Standard normal noise ``(B, C, H, W)`` to begin with instead.
+            output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.
+            return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
+
+        Raises:
+            ValueError: If an argument is wrong, or ``image`` and ``mask_image`` differ in size.
+        """
+        steps, guidance_scale = self.own_defaults(num_inference_steps, guidance_scale)
+        options = CallOptions(
+            steps, guidance_scale, num_images_per_prompt=num_images_per_prompt, generator=generator,
+            output_type=output_type,
+        )  # fmt: skip
+        pixels = as_pixels(image, self.unet.config.out_channels).to(self._execution_device)
+        mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
+        with self.calling(options) as solver:
+            guided = self.do_classifier_free_guidance, self.do_autoguidance
+            encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)
+            batch = encoded.positive.rows or len(pixels) * num_images_per_prompt
+            pixels, mask = (
+                rows_for(part.repeat_interleave(num_images_per_prompt, dim=0), batch, name)
+                for part, name in ((pixels, "image"), (rows_for(mask, len(pixels), "mask_image"), "mask_image"))
+            )
+            multiple = self.unet.size_multiple
+            known = padded(torch.cat([mask, pixels * (1 - mask)], dim=1), multiple)
+            latents = self.prepare_latents(batch, *known.shape[-2:], generator, latents, solver.noise_scale)
+            drawn, _ = self.sample(solver, latents, encoded, options, known)
+            drawn = drawn[..., : pixels.shape[-2], : pixels.shape[-1]]
+            images = self.decode_latents(torch.where(mask > 0.5, drawn, pixels), output_type)
+        return as_output(_given_back(images, image, mask), None, return_dict)
+
+
+def _given_back(images, given, mask: torch.Tensor):
+    """The results with the given pixels themselves, not what became of them on the way through [-1, 1].
+
+    Args:
+        images: Results of a call, of any output type.
+        given: The argument ``image``.
+        mask: ``(B, 1, H, W)``, 1 where it was drawn.
+    """
+    kind = torch.Tensor if isinstance(images, torch.Tensor) else np.ndarray
+    known = mask.cpu() < 0.5
+    if isinstance(images, list):
+        sources = given if isinstance(given, (list, tuple)) else [given]
+        return [_pasted(image, sources[i * len(sources) // len(images)], known[i, 0]) for i, image in enumerate(images)]
+    sources = given[None] if getattr(given, "ndim", 0) == 3 else given
+    if not isinstance(sources, kind):
+        return images
+    turns = [i * len(sources) // len(images) for i in range(len(images))]
+    if kind is torch.Tensor:
+        return torch.where(known.to(images.device), sources.to(images.device, images.dtype)[turns], images)
+    return np.where(known.permute(0, 2, 3, 1).numpy(), sources[turns].astype(images.dtype), images)
+
+
+def _pasted(image, source, known: torch.Tensor):
+    """A picture with the known pixels ``(H, W)`` of the one it was made of, if that is one."""
+    if not isinstance(image, Image.Image) or not isinstance(source, Image.Image):
+        return image
+    hole = Image.fromarray((~known.numpy()).astype(np.uint8) * 255)
+    return Image.composite(image, source.convert(image.mode), hole)

@@ -1,0 +1,88 @@
+"""Images of twice or four times the size.
+
+Shapes: N images, B = N * num_images_per_prompt, C channels, h and w of the small images, H and W of the large ones.
+"""
+
+from typing import Any
+
+import torch
+
+from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
+from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.images import as_pixels, padded, rows_for
+from attndiff.pipelines.call.options import CallOptions
+from attndiff.tasks.resampling import back_project, enlarge_by
+
+
+class AttnDiffUpscalePipeline(ImagePipeline):
+    """Enlarge images by the factor that the model was made for; its arguments are those of `ImagePipeline`."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        prompt: str | list[str] | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        num_inference_steps: int = 1,
+        guidance_scale: float = 1.0,
+        back_projections: int = 4,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> AttnDiffPipelineOutput | tuple:
+        """Enlarge.
+
+        Args:
+            image: The small images: pictures, an array ``(N, h, w, C)`` or a tensor ``(N, C, h, w)`` in [0, 1]; any
+                size.
+            prompt: What they show, for a model that reads captions; one for all or one each.
+            class_labels: Likewise of a model that knows classes.
+            num_inference_steps: 1 draws the mean of what the images may have been, in one call of the network; more
+                draw one of them, sharper and less certain.
+            guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
+            back_projections: Rounds in which the result is made to agree with the small image; 0 leaves it as it is.
+            num_images_per_prompt: Results for each image, side by side.
+            generator: Source of the noise of more than one step; a list of one for each result.
+            output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.
+            return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
+
+        Raises:
+            ValueError: If an argument is wrong.
+        """
+        options = CallOptions(
+            num_inference_steps,
+            guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+        )
+        if not isinstance(back_projections, int) or back_projections < 0:
+            raise ValueError(f"back_projections must be a whole number from 0, not {back_projections!r}.")
+        small = as_pixels(image, self.unet.config.out_channels).to(self._execution_device)
+        with self.calling(options) as solver:
+            guided = self.do_classifier_free_guidance, self.do_autoguidance
+            encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)
+            batch = encoded.positive.rows or len(small) * num_images_per_prompt
+            small = rows_for(small.repeat_interleave(num_images_per_prompt, dim=0), batch)
+            enlarged = enlarge_by(padded(small, self.unet.size_multiple), self.scale)
+            residual = self._residual(solver, encoded, options, enlarged)
+            large = enlarged + residual * self.config.task["residual_std"]
+            height, width = (side * self.scale for side in small.shape[-2:])
+            large = back_project(large[..., :height, :width].clamp(-1, 1), small, back_projections)
+            images = self.decode_latents(large, output_type)
+        return as_output(images, None, return_dict)
+
+    @property
+    def scale(self) -> int:
+        """How many times the sides of the result are those of the image."""
+        return self.config.task["scale"]
+
+    def _residual(self, solver, encoded, options: CallOptions, enlarged: torch.Tensor) -> torch.Tensor:
+        """What the enlarged images ``(B, C, H, W)`` lack, in standard deviations."""
+        if options.num_inference_steps == 1:
+            none = torch.zeros_like(enlarged)
+            network, level = self.guided_network(encoded, options, enlarged), solver.level(0)
+            return self.objective.denoised(none, network(none, level), level)
+        noise = self.prepare_latents(len(enlarged), *enlarged.shape[-2:], options.generator, None, solver.noise_scale)
+        return self.sample(solver, noise, encoded, options, enlarged)[0]
