@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from peft import LoraConfig
 
-from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_images, open_validation
+from attndiff.data.parts import open_parts
+from attndiff.data.sources import ImageSet
 from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
 from attndiff.folder.hub import load_quietly
@@ -20,13 +19,12 @@ from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import FOLDER, LatentSet, check_channels, freeze, open_vae, vae_factor
 from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.streams import open_streamed
-
-HELD_OUT_SHARE = 0.05
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Parts:
     images: ImageSet | LatentSet
     validation: ImageSet | LatentSet
     conditioning: Conditioning
-    model: DenoisingModel
+    model: Head
     notes: list[str]
     vae: AutoencoderKL | None = None
 
@@ -48,7 +46,7 @@ def build(config: TrainConfig) -> Parts:
         UserError: If data and model do not go together.
     """
     data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
-    images, validation, notes = open_streamed(data, config) if data.stream else _open(data)
+    images, validation, notes = open_streamed(data, config) if data.stream else open_parts(data)
     if config.condition.kind == "text" and not images.captions(0):
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
@@ -71,10 +69,8 @@ def build(config: TrainConfig) -> Parts:
             raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
         model = StudentModel(model, config.distill)
     if config.model.lora_rank:
-        _add_adapter(model, config.model.lora_rank)
-    model.unet.gradient_checkpointing = False
-    if config.optim.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        model.add_adapter(config.model.lora_rank)
+    model.set_gradient_checkpointing(config.optim.gradient_checkpointing)
     return Parts(images, validation, conditioning, model, notes + more, vae)
 
 
@@ -90,21 +86,6 @@ def bucket_note(config: TrainConfig, images: ImageSet, multiple: int) -> str:
     if small:
         note += f"; a batch of {', '.join(small)} shows images more than once, as there are fewer than optim.batch_size"
     return note
-
-
-def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
-    """Training and held-out images; where the data names no held-out ones, a twentieth of it."""
-    images = open_images(data)
-    held_out = open_validation(data, images.class_names)
-    if held_out is not None:
-        return images, held_out, []
-    try:
-        divided = replace(data, validation=HELD_OUT_SHARE)
-        rest = open_images(divided, images.class_names)
-        note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
-        return rest, open_validation(divided, images.class_names), [note]
-    except UserError:
-        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
 
 
 def _open_vae(config: TrainConfig, source, images: ImageSet) -> AutoencoderKL | None:
@@ -202,12 +183,6 @@ def _build_from(
     if encoder is not None and source.condition_encoder is not None:
         notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
     return conditioning, unet, encoder, notes
-
-
-def _add_adapter(model: DenoisingModel, rank: int) -> None:
-    model.requires_grad_(False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
 def _condition_from(config: TrainConfig, source, images: ImageSet) -> tuple[Conditioning, ConditionEncoder | None]:

@@ -77,9 +77,8 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
     }
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     card = folder / "README.md"
-    card.write_text(
-        environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(context) + "\n", encoding="utf-8"
-    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    card.write_text(template.render(context) + "\n", encoding="utf-8")
     return card
 
 
@@ -100,7 +99,7 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
         "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.images.class_names),
         "started_anew": config.model.init_from is None,
-        "multiple": parts.model.unet.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
+        "multiple": parts.model.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
         "measured_on": "image, pixels in [-1, 1]" if parts.vae is None else "latents",
     }
 
@@ -234,7 +233,7 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     alone = SimpleNamespace(
         process_index=0,
         num_processes=1,
-        device=parts.model.unet.device,
+        device=next(parts.model.parameters()).device,
         reduce=lambda sums, _: sums,
         autocast=Accelerator().autocast,
     )
@@ -266,8 +265,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
 
 def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
-    levels = parts.model.unet.config.levels
-    if parts.conditioning.kind != "text" or not any(level.get("cross_attention") for level in levels):
+    if parts.conditioning.kind != "text" or not parts.model.looks_at_words:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)

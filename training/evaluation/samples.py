@@ -4,36 +4,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-import attndiff
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.build import Parts
-from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads import Head
 from attndiff.training.state.averages import PowerEMA
 from attndiff.viewing import contact_sheet
 
 
-def make_pipeline(parts: Parts) -> "attndiff.AttnDiffPipeline":
+def make_pipeline(parts: Parts) -> DiffusionPipeline:
     """A pipeline around the modules that are being trained."""
-    model, conditioning = parts.model, parts.conditioning
-    return attndiff.AttnDiffPipeline(
-        unet=model.unet,
-        scheduler=model.make_scheduler(),
-        condition_encoder=model.condition_encoder,
-        tokenizer=conditioning.tokenizer,
-        text_encoder=conditioning.text_encoder,
-        vae=parts.vae,
-        objective=model.objective.to_config(),
-        data=parts.images.describe(),
-        student=model.student,
-    )
+    given = {"tokenizer": parts.conditioning.tokenizer, "text_encoder": parts.conditioning.text_encoder}
+    return parts.model.to_pipeline(**given, vae=parts.vae, data=parts.images.describe())
 
 
 @contextmanager
-def swapped(model: DenoisingModel, ema: PowerEMA, sigma_rel: float):
-    """The model with averaged weights inside the ``with`` block and its own again after it."""
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+def swapped(model: Head, ema: PowerEMA, sigma_rel: float):
+    """The model with averaged weights inside the ``with`` block and its own again after it.
+
+    Its own wait in main memory, so that a device holds weights once.
+    """
+    own = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
     try:
         copy_into(model, ema.state_dict(sigma_rel))
         yield model
@@ -42,7 +35,7 @@ def swapped(model: DenoisingModel, ema: PowerEMA, sigma_rel: float):
 
 
 @torch.no_grad()
-def copy_into(model: DenoisingModel, state: dict[str, torch.Tensor]) -> None:
+def copy_into(model: Head, state: dict[str, torch.Tensor]) -> None:
     """Copy parameters by name."""
     for name, parameter in model.named_parameters():
         parameter.copy_(state[name])

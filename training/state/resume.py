@@ -8,14 +8,14 @@ from pathlib import Path
 from attndiff.errors import UserError
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.latents import FOLDER as LATENTS
-from attndiff.training.parallel.layout import Spread, check_resumed
-from attndiff.training.state.checkpoint import newest_checkpoint, read_spread, sync
+from attndiff.training.parallel.layout import ParallelLayout, check_resumed
+from attndiff.training.state.checkpoint import newest_checkpoint, read_layout, sync
 from attndiff.training.stopping import LOCK
 
 SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
 PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
-Say = Callable[[str], None]
+Printer = Callable[[str], None]
 
 
 def check_run_folder(out: Path) -> None:
@@ -73,7 +73,7 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
     return make_config(mine)
 
 
-def newest_of(out: Path, say: Say) -> Path | None:
+def newest_of(out: Path, say: Printer) -> Path | None:
     """The newest whole checkpoint of a run, if it has come to one.
 
     Raises:
@@ -96,13 +96,13 @@ def newest_of(out: Path, say: Say) -> Path | None:
     return newest
 
 
-def adopt_spread(checkpoint: Path, now: Spread, out: Path, elastic: bool, say: Say) -> Spread:
-    """How the work is spread from here on: a micro-batch that was lowered stays so.
+def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool, say: Printer) -> ParallelLayout:
+    """How the work is laid out from here on: a micro-batch that was lowered stays so.
 
     Raises:
-        UserError: If the run was spread otherwise and ``elastic`` was not asked for, or its data has changed.
+        UserError: If the run was laid out otherwise and ``elastic`` was not asked for, or its data has changed.
     """
-    then = read_spread(checkpoint)
+    then = read_layout(checkpoint)
     if then is None:
         return now
     if then.lowered and then.processes == now.processes and then.micro_batch < now.micro_batch:
