@@ -24,7 +24,7 @@ def make_pipeline(parts: Parts) -> "attndiff.AttnDiffPipeline":
         text_encoder=conditioning.text_encoder,
         vae=parts.vae,
         objective=model.objective.to_config(),
-        data=parts.images.describe(),
+        data=parts.learned.data,
         student=model.student,
     )
 
@@ -55,11 +55,9 @@ def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
     if prompts:
         return prompts
     if kind == "class":
-        names = parts.images.class_names
+        names = parts.learned.class_names
         return [names[i % len(names)] for i in range(n)]
-    held_out = parts.validation
-    picks = range(0, len(held_out), max(1, len(held_out) // n))
-    return [held_out.captions(i)[0] for i in list(picks)[:n]]
+    return parts.learned.prompts[:n]
 
 
 def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.evaluation.distances import Distances
 from attndiff.training.evaluation.validation import AT_MOST
 from attndiff.training.export import export_run
+from attndiff.training.latents import FOLDER as LATENTS
+from attndiff.training.latents import clear_partial
 from attndiff.training.optim import lr_factor, make_optimizers, set_lr
 from attndiff.training.parallel import sharding, zero
 from attndiff.training.parallel.gradients import Gradients
@@ -43,7 +45,16 @@ from attndiff.training.state.checkpoint import (
     read_spread,
     save_checkpoint,
 )
-from attndiff.training.state.resume import adopt_spread, check_run_folder, newest_of, settle_by_stored, write_config
+from attndiff.training.state.learned import learned_digest, write_learned
+from attndiff.training.state.resume import (
+    adopt_spread,
+    check_learned,
+    check_run_folder,
+    kept_learned,
+    newest_of,
+    settle_by_stored,
+    write_config,
+)
 from attndiff.training.stopping import StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
 from attndiff.viewing import loss_curve
@@ -111,7 +122,7 @@ class Trainer:
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
         self.stepper: Stepper | None = None
-        self.parts: Parts = build(config)
+        self.parts: Parts = build(config, kept_learned(config, self.out), self._held)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
             self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip
@@ -197,7 +208,7 @@ class Trainer:
         plan = self.plan()
         state = self._prepare()
         start = self._resume(state, newest) if newest else 0
-        self._write_config()
+        self._write_settings(state)
         progress = self._begin(plan, start)
         self.stepper, skips = self._make_stepper(start), 0
         self.looks = Looks(self.accelerator, self.config, self.parts, self.held_out, self.distances)
@@ -242,6 +253,15 @@ class Trainer:
 
     # Before the first step
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the run's folder to write latents: the main process locks it, and the others begin after that."""
+        with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+            if self.accelerator.is_main_process:
+                clear_partial(self.out / LATENTS)
+            self.accelerator.wait_for_everyone()
+            yield
+
     def _found(self) -> Path | None:
         """The checkpoint to go on from, settings and spread taken over; None for a run that begins."""
         stored, say = settle_by_stored(self.config, self.out), self.accelerator.print
@@ -250,6 +270,7 @@ class Trainer:
         self.config = stored
         newest = newest_of(self.out, say)
         if newest is not None:
+            check_learned(newest, self.parts.learned, self.out, say)
             self.spread = adopt_spread(newest, self.spread, self.out, self.elastic, say)
         return newest
 
@@ -287,9 +308,14 @@ class Trainer:
         self.accelerator.print(f"resuming {self.out} at step {state.step}")
         return state.step
 
-    def _write_config(self) -> None:
+    def _write_settings(self, state: RunState) -> None:
+        """Store the config and what was learned from the data, which every checkpoint from here on names."""
         if self.accelerator.is_main_process:
             write_config(self.config, self.out)
+            if self.parts.learned.digest is None:
+                write_learned(self.parts.learned, self.out)
+        self.accelerator.wait_for_everyone()
+        state.learned = self.parts.learned.digest = learned_digest(self.out)
         if self.config.log.tracker:
             self.accelerator.init_trackers("tracker")
 
