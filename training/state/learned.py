@@ -117,8 +117,8 @@ def read_learned(run: Path, named: str | None = None) -> Learned:
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer as it was before it was written: saving it gives the same files."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    for how_it_was_read in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(how_it_was_read, None)
+    stored = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer.init_kwargs = {key: value for key, value in tokenizer.init_kwargs.items() if key in stored}
     return tokenizer
 
 
