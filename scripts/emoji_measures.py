@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from attndiff.data.sources import ImageSet, open_images, open_validation
 from attndiff.folder.shipped import bundled_data
 from attndiff.metrics.extractors.classifier import ImageClassifier, classify, train_classifier
+from attndiff.metrics.near_copies import QUANTILE, copy_threshold
 from attndiff.metrics.neighbours import nearest_images
-from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, caption_ranks, new_retrieval, train_retrieval
+from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, new_retrieval, own_caption_ranks, train_retrieval
+from attndiff.metrics.shares import share as exact_share
 from attndiff.training.config import TrainConfig
-
-NEAR_COPY_QUANTILE = 0.05
 
 
 @dataclass(frozen=True)
@@ -142,12 +141,10 @@ def style_numbers(styles: list[str], emoji: Emoji) -> torch.Tensor:
 
 
 def share(hits: torch.Tensor) -> dict:
-    """Share of hits ``(N,)`` bool with its 95 % Wilson interval."""
-    n, z = len(hits), 1.96
-    p = hits.double().mean().item()
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return {"share": round(p, 4), "interval": [round(low, 4), round(high, 4)], "n": n}
+    """Share of hits ``(N,)`` bool with its interval, rounded."""
+    found = exact_share(hits)
+    low, high = found["interval"]
+    return {"share": round(found["value"], 4), "interval": [round(low, 4), round(high, 4)], "n": found["n"]}
 
 
 class Evaluation:
@@ -167,7 +164,7 @@ class Evaluation:
             "held-out": sorted(set(emoji.held_out.names)),
         }
         real = self.distances(emoji.held_out.pixels)[1]
-        self.threshold = float(real.quantile(NEAR_COPY_QUANTILE))
+        self.threshold = copy_threshold(real)
         self.real_distances = self._distance_report(real)
 
     def distances(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,9 +174,7 @@ class Evaluation:
 
     def ranks(self, pixels: torch.Tensor, names: list[str], pool: str) -> torch.Tensor:
         """Rank ``(N,)`` of the own caption among 50 of a pool."""
-        captions = self.pools[pool]
-        own = torch.tensor([captions.index(name) for name in names])
-        return caption_ranks(self.judge.similarity(pixels, captions), own, min(CANDIDATES, len(captions)), self.seed)
+        return own_caption_ranks(self.judge, pixels, names, self.pools[pool], self.seed)
 
     def retrieval(self, pixels: torch.Tensor, names: list[str], pool: str) -> dict:
         """Share of first places, with the median rank."""
@@ -235,7 +230,7 @@ def evaluate(evaluation: Evaluation, prompts: dict[str, list[Prompt]], pixels: d
     emoji = evaluation.emoji
     report = {"chance": {"caption_retrieval": 1 / CANDIDATES, "style_accuracy": 1 / len(emoji.styles)}, "real": {}}
     report["near_copy_threshold"] = round(evaluation.threshold, 5)
-    report["near_copy_quantile"] = NEAR_COPY_QUANTILE
+    report["near_copy_quantile"] = QUANTILE
     held_out = emoji.held_out
     report["real"] = {
         "style_accuracy_held_out_families": evaluation.style(held_out.pixels, held_out.styles),

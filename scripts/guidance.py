@@ -31,7 +31,7 @@ from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.frechet import frechet_distance
 from attndiff.metrics.reference import open_reference
 from attndiff.metrics.samples import BATCH
-from attndiff.tasks.conditions import conditions_of
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.card import hardware
 
 STEPS = (32, 16, 8, 4)
@@ -70,7 +70,7 @@ class Curves:
 
     def point(self, way: Way, steps: int, images: Subset) -> dict:
         """Evaluations an image and the distance to these images, drawn for their own captions."""
-        pipe, captions = self.pipelines[way.kind], conditions_of(images, "text")
+        pipe, captions = self.pipelines[way.kind], PROMPTS["text"].of_all(images)
         calls = Calls(pipe)
         samples = []
         for start in range(0, len(captions), BATCH):

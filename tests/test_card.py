@@ -15,7 +15,6 @@ from PIL import Image
 from attndiff.training.build import build
 from attndiff.training.card import write_card
 from attndiff.training.config import make_config
-from attndiff.training.parallel.sharding import blocks
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import RunState
 
@@ -105,7 +104,7 @@ def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
 
 def test_where_words_acted_is_drawn_of_a_network_whose_blocks_are_compiled(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
-    for block in blocks(parts.model):
+    for block in parts.model.blocks():
         block.compile(backend="eager", dynamic=False)
     write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
     assert (tmp_path / "pipeline/attention.png").stat().st_size > 0

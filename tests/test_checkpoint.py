@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training import settings
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_campaign import OPERATIONS
 
 from attndiff.errors import UserError
-from attndiff.training.config import OptimConfig
+from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.optim import make_optimizers
+from attndiff.training.state import checkpoint
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint, save_checkpoint
+from attndiff.training.state.resume import write_config
 
 
 def trained_state(steps: int, seed: int = 0) -> RunState:
@@ -100,6 +103,44 @@ def test_what_is_no_checkpoint_is_left_alone_and_what_a_crash_left_is_cleared(tm
         train(state, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000009.bak", "step_abc"]
     assert newest_checkpoint(tmp_path) == (tmp_path / "step_00000002", [])
+
+
+class Windows:
+    """The module `os` as it is there: it opens no folder, and syncs no handle that is for reading only."""
+
+    name = "nt"
+
+    def __init__(self):
+        self.for_reading: set[int] = set()
+        self.synced = 0
+
+    def open(self, path, flags):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = os.open(path, flags)
+        if not flags & (os.O_RDWR | os.O_WRONLY):
+            self.for_reading.add(descriptor)
+        return descriptor
+
+    def fsync(self, descriptor):
+        if descriptor in self.for_reading:
+            raise OSError(9, "Bad file descriptor")
+        os.fsync(descriptor)
+        self.synced += 1
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+
+def test_checkpoints_and_settings_are_written_under_windows(tmp_path, monkeypatch):
+    windows, state = Windows(), trained_state(1)
+    monkeypatch.setattr(checkpoint, "os", windows)
+    for _ in range(2):
+        save_checkpoint(tmp_path / "checkpoints", state, keep=1)
+        train(state, 1)
+    write_config(make_config(settings(tmp_path)), tmp_path)
+    assert newest_checkpoint(tmp_path / "checkpoints") == (tmp_path / "checkpoints/step_00000002", [])
+    assert windows.synced == 2 * 6 + 1  # every file; folders need none
 
 
 class Crash(BaseException):

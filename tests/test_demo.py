@@ -12,6 +12,7 @@ from factories import class_pipeline, text_pipeline, unconditional_pipeline
 gradio_client = pytest.importorskip("gradio_client")
 from attndiff.apps import demo  # noqa: E402
 from attndiff.errors import UserError  # noqa: E402
+from attndiff.tasks.prompts import prompt_of  # noqa: E402
 
 SOUND = {"prompt": "red apple", "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "attention": False}
 SECRET = "nobody's business"
@@ -38,10 +39,10 @@ def client(address):
 def test_every_kind_of_model_has_a_page_and_draws(make):
     pipeline = make()
     assert demo.build(pipeline, "tiny").config["title"] == "tiny"
-    asked = {**SOUND, "prompt": {"class": "0"}.get(demo.kind_of(pipeline), SOUND["prompt"]), "attention": True}
+    asked = {**SOUND, "prompt": {"class": "0"}.get(prompt_of(pipeline).name, SOUND["prompt"]), "attention": True}
     images, maps = demo.draw(pipeline, **asked)
     assert len(images) == 2 and {image.size for image in images} == {(192, 192)}
-    assert len(maps) == (0 if demo.kind_of(pipeline) == "none" else 2)
+    assert len(maps) == (0 if prompt_of(pipeline).name == "none" else 2)
     assert images[0].tobytes() != images[1].tobytes()
     again, none = demo.draw(pipeline, **{**asked, "images": 1, "attention": False})
     assert again[0].tobytes() == images[0].tobytes() and none == []

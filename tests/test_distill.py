@@ -40,7 +40,7 @@ def make_batch(n=64):
     noise = torch.randn(n, 3, 16, 16, generator=generator)
     level, labels = torch.randn(n, generator=generator), torch.arange(n) % 3
     drop = torch.zeros(n, dtype=torch.bool)
-    return {"images": images, "noise": noise, "level": level, "class_labels": labels, "drop": drop}
+    return {"images": images, "noise": noise, "normal": level, "class_labels": labels, "drop": drop}
 
 
 def make_student(**settings) -> StudentModel:

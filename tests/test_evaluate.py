@@ -15,10 +15,11 @@ from attndiff.data.config import DataConfig
 from attndiff.data.sources import open_images
 from attndiff.data.subset import Subset
 from attndiff.errors import UserError
+from attndiff.metrics.controls import CONTROLS
 from attndiff.metrics.near_copies import near_copies, training_pool
 from attndiff.metrics.reference import Reference, model_settings, open_reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer
 
@@ -76,10 +77,10 @@ def test_a_test_part_comes_before_a_validation_part(tmp_path):
 
 def test_conditions_are_those_of_the_real_images(place):
     text = reference(place, pipeline=text_pipeline())
-    assert set(conditions_of(text.test, "text")) == {"red apple", "blue heart", "green house", "yellow star"}
+    assert set(PROMPTS["text"].of_all(text.test)) == {"red apple", "blue heart", "green house", "yellow star"}
     classes = reference(place, pipeline=class_pipeline(("b", "a")))
     names = [classes.test.images.name(i)[0] for i in classes.test.indices]
-    assert conditions_of(classes.test, "class") == [["b", "a"].index(name) for name in names]
+    assert PROMPTS["class"].of_all(classes.test) == [["b", "a"].index(name) for name in names]
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():
@@ -136,14 +137,18 @@ def test_evaluate_reports_every_number_with_its_floor(place, tmp_path):
     result = attndiff(*arguments, "--steps", 1, "--guidance", 1, "--seed", 3, "--pictures", tmp_path / "pictures")
     assert result.code == 0, result.err
     report = json.loads((tmp_path / "new/out.json").read_text())
-    assert set(report) == METRICS | {"extractor_accuracy", "near_copies", "held_out_error_ratio"}
+    assert set(report) == METRICS | {"own_class", "extractor_accuracy", "near_copies", "held_out_error_ratio"}
     for name, entry in report.items():
         assert isinstance(entry["value"], float) and isinstance(entry["floor"], float), name
         assert entry["n"] > 0 and entry["extractor"] and entry["reference"], name
         assert (entry["steps"], entry["guidance"], entry["seed"]) == (1, 1.0, 3)
         assert name in result.out
     assert all(report[name]["n"] == 130 for name in METRICS)
-    assert all(report[name]["extractor"].startswith("attndiff-classifier:classes@") for name in METRICS)
+    assert all(report[name]["extractor"].startswith("attndiff-classifier:classes") for name in METRICS)
+    assert all(set(report[name]["controls"]) == set(CONTROLS) for name in METRICS)
+    own = report["own_class"]
+    assert own["judges"] and own["floor"] > 0.9 and own["controls"]["other_classes"] < 0.1 < own["chance"]
+    assert own["interval"][0] <= own["value"] <= own["interval"][1] < own["floor"]
     # An untrained model draws noise, and the classifier sees that it does.
     assert report["frechet_distance"]["value"] > 3 * report["frechet_distance"]["floor"]
     assert report["coverage"]["value"] < report["coverage"]["floor"]
@@ -154,11 +159,11 @@ def test_evaluate_reports_every_number_with_its_floor(place, tmp_path):
         assert Image.open(tmp_path / "pictures" / picture).width > 300
 
 
-@pytest.mark.parametrize(("model", "task"), [("text", "quarter-turns"), ("none", "classes")])
+@pytest.mark.parametrize(("model", "task"), [("text", "captions"), ("none", "classes")])
 def test_evaluate_twice_gives_the_same(place, tmp_path, model, task):
     """Data without a held-out part; the text model's is given without classes."""
     data = place / "whole"
-    if task == "quarter-turns":
+    if task == "captions":
         data = tmp_path / "flat"
         data.mkdir()
         for path in [*(place / "whole").rglob("*.png"), *(place / "whole").rglob("*.txt")]:
@@ -171,7 +176,9 @@ def test_evaluate_twice_gives_the_same(place, tmp_path, model, task):
     assert "halved" in result.out
     assert numbers[0] == numbers[1]
     assert numbers[0]["recall"]["n"] == COUNT // 2
-    assert f":{task}@" in numbers[0]["recall"]["extractor"]
+    assert f":{task}" in numbers[0]["recall"]["extractor"]
+    if model == "text":  # four captions are classes; the judge is the extractor
+        assert next(iter(numbers[0])) == "own_caption_first" and numbers[0]["own_caption_first"]["among"] == 4
     assert numbers[0]["near_copies"]["n"] == (100 if model == "text" else COUNT // 2)
     assert "held_out_error_ratio" not in numbers[0]
 
@@ -252,7 +259,7 @@ def test_a_run_logs_distances_at_intervals(run):
         assert set(entry["distances"]) == {"weights", "frechet_distance", "kernel_distance"}
         assert entry["distances"]["weights"] == "ema_0.100"
         for metric in ("frechet_distance", "kernel_distance"):
-            assert set(entry["distances"][metric]) == {"value", "n", "extractor", "floor"}
+            assert {"value", "n", "extractor", "floor", "controls", "judges"} <= set(entry["distances"][metric])
             assert entry["distances"][metric]["n"] == 130
     assert found[0]["distances"]["frechet_distance"]["value"] != found[1]["distances"]["frechet_distance"]["value"]
     assert (run / "loss_curve.png").is_file() and (run / "pipeline/model_index.json").is_file()
@@ -282,6 +289,36 @@ def test_processes_share_the_drawing(place, tmp_path):
     together = play(0, lambda _: torch.cat(shares))
     assert together.shape == alone.shape
     assert torch.allclose(together, alone, atol=2 / 255 + 1e-6)
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Images that are all alike, of which nothing can be learned."""
+    folder = tmp_path_factory.mktemp("alike")
+    for part in ("train", "validation"):
+        (folder / part).mkdir()
+        for i in range(130):
+            Image.new("RGB", (16, 16), "red").save(folder / part / f"{i}.png")
+    return folder
+
+
+def test_where_nothing_can_be_learned_the_rest_is_measured_and_the_reason_said(place, alike, tmp_path):
+    out = tmp_path / "out.json"
+    result = attndiff("evaluate", place / "none", "--data", alike, "--json", out, "--steps", 1)
+    assert result.code == 0, result.err
+    report = json.loads(out.read_text())
+    assert set(report) == {"extractor_accuracy", "near_copies", "held_out_error_ratio"}
+    assert "learned nothing" in report["extractor_accuracy"]["refused"]
+    assert "learned nothing" in result.out.splitlines()[-2]
+
+
+def test_a_run_goes_on_where_distances_cannot_be_measured(place, alike, tmp_path):
+    settings = run_settings(place, tmp_path / "run")
+    settings |= {"data": {"path": str(alike), "size": 16}, "condition": {"kind": "none"}}
+    Trainer(make_config(settings)).run()
+    found = [entry["distances"] for entry in entries(tmp_path / "run") if "distances" in entry]
+    assert len(found) == 2 and all("learned nothing" in one["refused"] for one in found)
+    assert (tmp_path / "run/pipeline/model_index.json").is_file()
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_the_loss_is_taken_on_the_same_noise_at_even_levels(tmp_path):
     trainer = Trainer(range_config(make_config(settings(tmp_path))))
     first, second = fixed_batch(trainer), fixed_batch(trainer)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    quantiles = torch.special.ndtr(first["level"].double()).sort().values * len(first["level"])
+    quantiles = torch.special.ndtr(first["normal"].double()).sort().values * len(first["normal"])
     assert torch.allclose(quantiles, torch.arange(len(quantiles), dtype=torch.double) + 0.5, atol=1e-3)
     assert len(first["noise"].flatten(1).unique(dim=0)) == len(quantiles) and not first["drop"].any()
     assert held_out_loss(trainer, first) == held_out_loss(trainer, second)

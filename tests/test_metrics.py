@@ -8,9 +8,11 @@ import torch
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from attndiff.errors import UserError
+from attndiff.metrics.controls import CONTROLS, blurred, composed, exchanged_quarters, noised
 from attndiff.metrics.extractors import choose, inception
-from attndiff.metrics.extractors.base import Extractor, rgb_levels
+from attndiff.metrics.extractors.base import Extractor, NothingLearned, rgb_levels
 from attndiff.metrics.extractors.choose import choose_extractor
+from attndiff.metrics.extractors.pretext import Material
 from attndiff.metrics.extractors.trained import FEATURES, trained_extractor
 from attndiff.metrics.frechet import frechet_distance
 from attndiff.metrics.kernel import kernel_distance
@@ -180,22 +182,65 @@ def subsets(n: int, channels: int = 3):
     return [Subset(Images(pictures(n, seed, channels)), range(n)) for seed in range(3)]
 
 
-def test_the_classifier_of_quarter_turns_learns_and_repeats_itself():
-    made = [trained_extractor(pictures(192), None, pictures(40, 1), None, "turns") for _ in range(2)]
-    assert made[0].accuracy["value"] > 0.9
-    assert made[0].accuracy["floor"] == 0.25 and made[0].accuracy["n"] == 160
-    assert made[0].name == made[1].name
+def material(images: torch.Tensor, captions: list[str] | None = None, **columns: list[str]) -> Material:
+    return Material(images, captions and [[caption] for caption in captions], columns)
+
+
+def test_of_images_of_which_nothing_is_said_a_network_learns_what_they_show():
+    made = [trained_extractor(material(pictures(192)), material(pictures(40, 1))) for _ in range(2)]
+    turns = made[0].accuracy["pretexts"]["quarter-turns"]
+    assert turns["value"] > 0.9 and turns["floor"] == 0.25 and turns["n"] == 160
+    assert turns["interval"][0] < turns["value"] <= turns["interval"][1] <= 1
+    assert "quarter-turns" in made[0].name and made[0].name == made[1].name and not made[0].own
     assert torch.equal(made[0](pictures(20, 2)), made[1](pictures(20, 2)))
     assert made[0](pictures(20, 2)).shape == (20, FEATURES)
-    other = trained_extractor(pictures(192), None, pictures(40, 1), None, "turns", seed=1)
+    other = trained_extractor(material(pictures(192)), material(pictures(40, 1)), seed=1)
     assert other.name != made[0].name
 
 
 def test_large_images_are_seen_at_64_pixels():
-    extractor = trained_extractor(pictures(64), None, pictures(4, 1), None, "turns")
+    extractor = trained_extractor(material(pictures(64)), material(pictures(10, 1)))
     large = torch.nn.functional.interpolate(pictures(4, 2), scale_factor=8)
     halved = torch.nn.functional.interpolate(pictures(4, 2), scale_factor=4)
     assert torch.allclose(extractor(large), extractor(halved), atol=1e-5)
+
+
+def coloured(n: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Images of twelve colours, and their names."""
+    numbers = [i % 12 for i in range(n)]
+    levels = torch.tensor([[i % 3 - 1, i // 3 % 2 * 2 - 1, i // 6 * 2 - 1] for i in range(12)]).float()
+    noise = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return 0.8 * levels[numbers].view(n, 3, 1, 1) + 0.1 * noise, [f"colour {i}" for i in numbers]
+
+
+def test_what_is_said_of_images_is_learned_and_what_cannot_be_is_left_out():
+    """Captions and a column that tell of the images, beside a column of chance and one without classes."""
+    parts = []
+    for n, seed in ((360, 0), (120, 1)):
+        images, captions = coloured(n, seed)
+        coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(9 + seed)).tolist()
+        said = {
+            "half": [str(int(c[7:]) // 6) for c in captions],
+            "coin": [*map(str, coin)],
+            "file": [*map(str, range(n))],
+        }
+        parts.append(material(images, captions, **said))
+    extractor = trained_extractor(*parts)
+    assert extractor.name.split("@")[0] == "attndiff-classifier:captions+half"
+    results = extractor.accuracy["pretexts"]
+    assert set(results) == {"captions", "half", "coin"}
+    assert results["captions"]["value"] > 0.9 and results["captions"]["floor"] == pytest.approx(1 / 12)
+    assert results["half"]["value"] > 0.9 and results["half"]["floor"] == 0.5
+    assert results["coin"]["interval"][0] < 0.5 < results["coin"]["interval"][1]
+    assert extractor.accuracy["pretext"] in ("captions", "half")
+
+
+def test_a_network_that_has_learned_nothing_is_refused():
+    """Images that are all alike have neither classes nor a way up, and no window is more like one than another."""
+    parts = [material(torch.ones(n, 1, 16, 16), kind=[str(i % 2) for i in range(n)]) for n in (100, 60)]
+    with pytest.raises(NothingLearned, match=r"learned nothing.*kind 0\..*where chance is 0\.50") as refusal:
+        trained_extractor(*parts)
+    assert set(refusal.value.results) == {"kind", "windows", "quarter-turns"}
 
 
 def test_too_few_images_for_the_features_are_refused_before_training(monkeypatch):
@@ -214,7 +259,40 @@ def test_every_number_has_its_n_extractor_and_floor():
     floors = all_metrics(flat(real), flat(others))
     for name, entry in report.items():
         assert (entry["n"], entry["extractor"], entry["floor"]) == (60, "means", floors[name])
+        assert set(entry["controls"]) == set(CONTROLS)
+        assert entry["judges"] == ("why_not" not in entry)
+    # Means see neither blur nor exchanged quarters.
+    assert not report["frechet_distance"]["judges"]
+    assert "blurred real images" in report["precision"]["why_not"]
     assert report["frechet_distance"]["value"] > 10 * report["frechet_distance"]["floor"]
+
+
+def test_controls_spoil_what_they_say():
+    images = pictures(14)
+    assert torch.allclose(blurred(images).mean((1, 2, 3)), images.mean((1, 2, 3)), atol=0.02)
+    assert blurred(images).diff(dim=3).abs().mean() < 0.5 * images.diff(dim=3).abs().mean()
+    assert (noised(images) - images).std() == pytest.approx(0.2, abs=0.03) and torch.equal(
+        noised(images), noised(images)
+    )
+    odd = torch.arange(15.0).view(1, 1, 3, 5)
+    assert exchanged_quarters(odd)[0, 0].tolist() == [[13, 14, 2, 10, 11], [5, 6, 7, 8, 9], [3, 4, 12, 0, 1]]
+    assert torch.equal(exchanged_quarters(exchanged_quarters(images)), images)
+    made = composed(torch.arange(14.0).view(14, 1, 1, 1).expand(14, 1, 4, 4))
+    assert all(len(image.unique()) == 4 for image in made) and made[:, :, 0, 0].flatten().tolist() == list(range(14))
+
+
+def test_what_tells_every_control_apart_judges():
+    """Features of all pixels of simple images against features of noise alone."""
+    images = [torch.nn.functional.avg_pool2d(pictures(60, seed, 1), 2) for seed in range(3)]
+    sees = Extractor("pixels", lambda x: torch.cat([x.flatten(1), 10 * x.diff(dim=3).flatten(1)], 1))
+    report = measure(images[0], images[1], images[2], sees, distances_unguarded)
+    assert report["kernel_distance"]["judges"] and "why_not" not in report["kernel_distance"]
+    blind = Extractor("nothing", lambda x: torch.randn(len(x), 4, generator=torch.Generator().manual_seed(len(x))))
+    assert not measure(images[0], images[1], images[2], blind)["kernel_distance"]["judges"]
+
+
+def distances_unguarded(real, generated, singular=False):
+    return {"kernel_distance": kernel_distance(real, generated)}
 
 
 def test_only_the_standard_inception_measures_fid_and_kid():

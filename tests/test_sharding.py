@@ -20,10 +20,9 @@ from attndiff.errors import UserError
 from attndiff.folder.hub import load
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import OptimConfig, make_config
-from attndiff.training.parallel.sharding import blocks
 from attndiff.training.parallel.zero import zero_stage
 from attndiff.training.run.loop import Trainer
-from attndiff.training.state.checkpoint import read_spread
+from attndiff.training.state.checkpoint import read_layout
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from kill_campaign import TOO_LONG, errors_of, start
@@ -120,7 +119,7 @@ def skipped(out: Path) -> list[str]:
 def test_two_processes_have_the_losses_averages_and_pipeline_of_one(alone, launched):
     out, name = launched
     assert close(out, alone)
-    assert read_spread(out / "checkpoints/step_00000006").sharded == (name == "fsdp2")
+    assert read_layout(out / "checkpoints/step_00000006").sharded == (name == "fsdp2")
     mine, theirs = weights(out), weights(alone)
     assert mine.keys() == theirs.keys()
     for file in ("weights", "ema_0.050", "ema_0.100", "optimizer"):
@@ -170,10 +169,10 @@ def test_a_sharded_run_compiles(launched, tmp_path):
 
 def test_every_block_is_sharded_by_itself(tmp_path):
     model = Trainer(make_config(settings(tmp_path / "run"))).parts.model
-    names = {name for block in blocks(model) for name, module in model.named_modules() if module is block}
+    names = {name for block in model.blocks() for name, module in model.named_modules() if module is block}
     kinds = {name.split(".")[1] for name in names}
-    assert kinds == {"down_blocks", "mid_block", "up_blocks", "blocks"} and len(names) == len(blocks(model))
-    assert all(isinstance(block, nn.Module) for block in blocks(model))
+    assert kinds == {"down_blocks", "mid_block", "up_blocks", "blocks"} and len(names) == len(model.blocks())
+    assert all(isinstance(block, nn.Module) for block in model.blocks())
 
 
 def uncompiled() -> None:
@@ -191,7 +190,7 @@ def test_deepspeed_leaves_out_accumulates_and_goes_on_as_one_process_does(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(out, alone) and len(losses(out)) == 5
     assert [line[:20] for line in skipped(out)] == [line[:20] for line in skipped(alone)] == ["step 2: loss nan, gr"]
-    assert read_spread(out / "checkpoints/step_00000006").zero
+    assert read_layout(out / "checkpoints/step_00000006").zero
     mine, theirs = weights(out), weights(alone)
     assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
     assert apart(mine, theirs) < 1e-3

@@ -15,9 +15,9 @@ from test_training import losses, settings, weights
 from attndiff.errors import UserError
 from attndiff.training.config import make_config
 from attndiff.training.heads.denoising import DenoisingModel
-from attndiff.training.parallel.layout import Spread, smaller
+from attndiff.training.parallel.layout import ParallelLayout, smaller
 from attndiff.training.run.loop import Trainer
-from attndiff.training.state.checkpoint import read_spread
+from attndiff.training.state.checkpoint import read_layout
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -42,7 +42,7 @@ def cut(whole: Path, out: Path) -> Path:
 def drawn(trainer: Trainer) -> dict[str, torch.Tensor]:
     """What the run is going to see from step 4 on, over all micro-batches."""
     seen = list(trainer._batches(3))
-    return {key: torch.cat([batch[key] for batch in seen]) for key in ("ids", "images", "noise", "level", "drop")}
+    return {key: torch.cat([batch[key] for batch in seen]) for key in ("ids", "images", "noise", "normal", "drop")}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_another_micro_batch_needs_elastic_and_then_sees_the_same_samples(whole,
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and len(mine["ids"]) == 24
     trainer.run()
     assert close(out, whole)
-    assert read_spread(out / "checkpoints/step_00000006").micro_batch == 2
+    assert read_layout(out / "checkpoints/step_00000006").micro_batch == 2
 
 
 def test_from_one_process_to_two_and_back(whole, tmp_path):
@@ -77,10 +77,10 @@ def test_from_one_process_to_two_and_back(whole, tmp_path):
     assert "2 processes with micro-batches of 4 instead of 1 process with micro-batches of 8" in done.stdout
     assert close(out, whole)
     back = cut(out, tmp_path / "back")
-    assert read_spread(back / "checkpoints/step_00000005").processes == 2
+    assert read_layout(back / "checkpoints/step_00000005").processes == 2
     Trainer(make_config(settings(back)), elastic=True).run()
     assert close(back, whole)
-    assert read_spread(back / "checkpoints/step_00000006").processes == 1
+    assert read_layout(back / "checkpoints/step_00000006").processes == 1
 
 
 def test_other_data_is_refused(tmp_path):
@@ -114,8 +114,8 @@ def test_memory_that_runs_out_in_a_step_costs_no_step(whole, tmp_path, monkeypat
     Trainer(make_config(settings(tmp_path / "run"))).run()
     assert "ran out with micro-batches of 8; going on with 4" in capsys.readouterr().out
     assert close(tmp_path / "run", whole)
-    assert read_spread(tmp_path / "run/checkpoints/step_00000006") == Spread(
-        1, 2, read_spread(whole / "checkpoints/step_00000006").data, lowered=True
+    assert read_layout(tmp_path / "run/checkpoints/step_00000006") == ParallelLayout(
+        1, 2, read_layout(whole / "checkpoints/step_00000006").data, lowered=True
     )
     # A later run of the same command knows.
     stopped = cut(tmp_path / "run", tmp_path / "stopped")
@@ -129,7 +129,7 @@ def test_the_largest_micro_batch_is_tried_before_step_1(tmp_path, monkeypatch, c
     out_of_memory(monkeypatch, 0, 4)
     trainer = Trainer(make_config(settings(tmp_path / "run")))
     trainer.plan()
-    assert trainer.spread.micro_batch == 4 and "ran out with micro-batches of 8" in capsys.readouterr().out
+    assert trainer.layout.micro_batch == 4 and "ran out with micro-batches of 8" in capsys.readouterr().out
     assert all(p.grad is None for p in trainer.parts.model.parameters())
 
 
@@ -158,7 +158,7 @@ def test_two_processes_start_again_with_smaller_micro_batches(whole, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "memory ran out in step" in done.stderr and "micro-batches of 2, as memory ran out" in done.stdout
     assert close(tmp_path / "run", whole)
-    newest = read_spread(tmp_path / "run/checkpoints/step_00000006")
+    newest = read_layout(tmp_path / "run/checkpoints/step_00000006")
     assert (newest.processes, newest.micro_batch, newest.lowered) == (2, 2, True)
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 from attndiff.errors import Stopped, UserError
 from attndiff.training import batches
 from attndiff.training.config import make_config as checked
-from attndiff.training.run import looks, loop
+from attndiff.training.run import hooks, loop
 from attndiff.training.run.loop import Trainer
 from attndiff.training.state import resume
 from attndiff.training.stopping import LOCK, StopSignal, locked
@@ -84,14 +84,14 @@ def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(tmp_path, monkeypatc
 
 
 def test_a_signal_in_a_validation_waits_for_its_end(tmp_path, monkeypatch):
-    measure, sent = looks.validate, []
+    measure, sent = hooks.validate, []
 
     def interrupted(*arguments):
         if not sent:
             sent.append(os.kill(os.getpid(), signal.SIGTERM))
         return measure(*arguments)
 
-    monkeypatch.setattr(looks, "validate", interrupted)
+    monkeypatch.setattr(hooks, "validate", interrupted)
     with pytest.raises(Stopped, match="after step 3"):
         Trainer(checked(settings(tmp_path / "run"))).run()
     entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

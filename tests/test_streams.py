@@ -205,7 +205,7 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
 
 def test_workers_and_processes_change_no_bit_of_a_batch(shards, tmp_path):
     alone = batches(shards, tmp_path)
-    assert set(alone[0]) >= {"images", "noise", "level", "drop", "input_ids"} and "skipped" not in alone[0]
+    assert set(alone[0]) >= {"images", "noise", "normal", "drop", "input_ids"} and "skipped" not in alone[0]
     assert_same(batches(shards, tmp_path, workers=2), alone)
     halves = zip(*(batches(shards, tmp_path, rank, 2) for rank in (0, 1)), strict=True)
     assert_same([{key: torch.cat([a[key], b[key]]) for key in a} for a, b in halves], alone)

@@ -16,7 +16,7 @@ from attndiff.folder.hub import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.run.loop import Trainer
-from attndiff.training.run.plan import UNTIMED, Plan, fit_steps
+from attndiff.training.run.plan import UNTIMED, RunPlan, fit_steps
 
 FOOD = {
     "path": "emoji32",
@@ -365,7 +365,7 @@ def test_timing_a_step_changes_nothing(tmp_path):
 
 def test_minutes_hold_whole_steps_and_validations(tmp_path):
     config = make_config(settings(tmp_path, optim__minutes=10, optim__steps=None))
-    plan = Plan(0, (16, 16), 0.0, pass_seconds=2.0, optimizer_seconds=1.0, memory_bytes=0)
+    plan = RunPlan(0, (16, 16), 0.0, pass_seconds=2.0, optimizer_seconds=1.0, memory_bytes=0)
     assert fit_steps(config, plan, 0) == int(600 / (3 * UNTIMED))
     # 3 weight sets, 8 levels, 3 held-out images: 72 forward passes, which take as long as 3 steps' passes of 8 images.
     assert fit_steps(config, plan, 3) == int(600 / (3 * UNTIMED + 3 * 2.0 / 3))

@@ -1,5 +1,7 @@
 """Batches whose every random number follows from (seed, visit, sample id)."""
 
+from typing import TypedDict
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -13,6 +15,23 @@ from attndiff.training.latents import LatentSet
 from attndiff.training.stopping import ignore_signals
 
 WORKER_TIMEOUT_S = 300  # for a batch; after that a loader worker counts as hung
+
+
+class Batch(TypedDict, total=False):
+    """What a batch of B samples holds. Shapes: C channels, H rows, W columns, S tokens."""
+
+    images: torch.Tensor  # (B, C, H, W) in [-1, 1], or latents
+    noise: torch.Tensor  # (B, C, H, W) standard normal
+    normal: torch.Tensor  # (B,) standard normal, from which an objective makes the noise level
+    drop: torch.Tensor  # (B,) bool: whose condition is dropped
+    ids: torch.Tensor  # (B,) int64: numbers of the samples
+    # Of the condition, whichever it has
+    input_ids: torch.Tensor  # (B, S) int64: tokens of the text
+    attention_mask: torch.Tensor  # (B, S): which of them are there
+    context: torch.Tensor  # (B, S, C): hidden states of a pretrained encoder
+    context_mask: torch.Tensor  # (B, S): which of them are there
+    class_labels: torch.Tensor  # (B,) int64
+    pixel_values: torch.Tensor  # (B, C, H, W): images that are looked at
 
 
 class DrawnDataset(Dataset):
@@ -51,7 +70,7 @@ class DrawnDataset(Dataset):
         return {
             "images": self._mirrored(index, pixels) if drawn.flip else pixels,
             "noise": torch.from_numpy(drawn.noise),
-            "level": torch.tensor(drawn.level),
+            "normal": torch.tensor(drawn.level),
             "drop": torch.tensor(drawn.drop),
             "ids": torch.tensor(sample_id),
             **self.conditioning.sample(images, index, drawn.choice),
@@ -103,4 +122,5 @@ def training_loader(
         persistent_workers=optim.workers > 0,
         timeout=WORKER_TIMEOUT_S if optim.workers else 0,
         worker_init_fn=ignore_signals,
+        pin_memory=torch.cuda.is_available(),
     )

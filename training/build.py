@@ -16,10 +16,10 @@ from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
+from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.latents import LatentSet
-from attndiff.training.parts.adapter import add_adapter
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.learning import learn, learn_objective
 from attndiff.training.parts.networks import Networks, make_networks
@@ -48,7 +48,7 @@ class Parts:
     images: ImageSet | LatentSet | None
     validation: ImageSet | LatentSet | None
     conditioning: Conditioning
-    model: DenoisingModel
+    model: Head
     learned: Learned
     vae: AutoencoderKL | None = None
     notes: list[str] = field(default_factory=list)
@@ -107,10 +107,8 @@ def _put_together(
     if config.distill:
         model = StudentModel(model, config.distill)
     if config.model.lora_rank:
-        add_adapter(model, config.model.lora_rank)
-    model.unet.gradient_checkpointing = False
-    if config.optim.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        model.add_adapter(config.model.lora_rank)
+    model.set_gradient_checkpointing(config.optim.gradient_checkpointing)
     images, validation = (opened.images, opened.validation) if opened else (None, None)
     notes = [*learned.notes, *networks.notes]
     return Parts(images, validation, networks.conditioning, model, learned, given.vae, notes)

@@ -1,6 +1,5 @@
 """The model card: what a run was made of and came to, measured or counted, never typed in."""
 
-import json
 import math
 import platform
 import shutil
@@ -21,7 +20,7 @@ from PIL import Image
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
-from attndiff.tasks.conditions import tokens_of
+from attndiff.tasks.prompts import PROMPTS, Prompt
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
@@ -77,7 +76,8 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
     }
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     card = folder / "README.md"
-    card.write_text(environment.from_string(TEMPLATE.read_text()).render(context) + "\n")
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    card.write_text(template.render(context) + "\n", encoding="utf-8")
     return card
 
 
@@ -86,37 +86,27 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
 
 def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dict:
     """Sentences that depend on the kind of model."""
-    kind = parts.conditioning.kind
-    quoted = json.dumps(grid_prompts(parts, config.log.prompts, 1)[0], ensure_ascii=False)
-    call = {"text": quoted, "class": f"class_labels={quoted}", "none": ""}[kind]
-    limit = None
-    if kind == "text":
-        length = parts.conditioning.tokenizer.model_max_length
-        limit = f"Captions are cut after {length} tokens; words that the training captions lack mean nothing to it."
-    elif kind == "class":
-        names = parts.learned.class_names
-        limit = f"Knows {len(names)} classes: {', '.join(map(str, names))}."
-    made = {"text": "images from text", "class": "images of a class", "none": "images from nothing but noise"}[kind]
+    prompt = PROMPTS[parts.conditioning.kind]
     others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
     variants = ", ".join(f'`variant="{name}"`' for name in others)
     return {
-        "metadata": _metadata(kind),
+        "metadata": _metadata(prompt),
         "title": Path(config.out).name,
-        "summary": f"A diffusion model with an attention U-Net that makes {made}, trained with attndiff.",
+        "summary": f"A diffusion model with an attention U-Net that {prompt.summary}, trained with attndiff.",
         "guidance": f"{config.log.guidance_scale:g}",
-        "call": call,
+        "call": prompt.call(grid_prompts(parts, config.log.prompts, 1)[0]),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
-        "limit_condition": limit,
+        "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.learned.class_names),
         "started_anew": config.model.init_from is None,
-        "multiple": parts.model.unet.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
+        "multiple": parts.model.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
         "measured_on": "image, pixels in [-1, 1]" if parts.vae is None else "latents",
     }
 
 
-def _metadata(kind: str) -> str:
+def _metadata(prompt: Prompt) -> str:
     """Front matter for the Hub. The licence of a model follows from its data, which only its maker knows."""
-    tag = "text-to-image" if kind == "text" else "unconditional-image-generation"
-    return ModelCardData(license="other", library_name="diffusers", tags=["attndiff"], pipeline_tag=tag).to_yaml()
+    tags = ["attndiff"]
+    return ModelCardData(license="other", library_name="diffusers", tags=tags, pipeline_tag=prompt.hub_tag).to_yaml()
 
 
 def _data(config: TrainConfig, parts: Parts) -> dict:
@@ -240,7 +230,7 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     alone = SimpleNamespace(
         process_index=0,
         num_processes=1,
-        device=parts.model.unet.device,
+        device=next(parts.model.parameters()).device,
         reduce=lambda sums, _: sums,
         autocast=Accelerator().autocast,
     )
@@ -274,8 +264,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
 
 def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
-    levels = parts.model.unet.config.levels
-    if parts.conditioning.kind != "text" or not any(level.get("cross_attention") for level in levels):
+    if parts.conditioning.kind != "text" or not parts.model.looks_at_words:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)
@@ -288,7 +277,8 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
             output_attention_maps=True,
         )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
-    attention_picture(as_picture(output.images[0]), tokens_of(pipe, prompt), maps).save(path)
+    tokens = PROMPTS[parts.conditioning.kind].tokens(pipe, prompt)
+    attention_picture(as_picture(output.images[0]), tokens, maps).save(path)
     return prompt
 
 

@@ -12,16 +12,18 @@ from diffusers import (
 )
 
 from attndiff.data.config import DataConfig
+from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.errors import UserError
+from attndiff.metrics.extractors.base import NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.extractors.trained import FEATURES
 from attndiff.metrics.frechet import frechet_needs
-from attndiff.metrics.measure import distances, measure
+from attndiff.metrics.measure import Yardstick, distances
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.config import TrainConfig, apply_override, make_config
 from attndiff.viewing import contact_sheet
 
@@ -46,7 +48,7 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     values = {
         "data": asdict(fit_data(data, pipeline)),
         # A guided student is never sampled without its condition.
-        "condition": {"kind": kind_of(pipeline), "dropout": 0.0 if guided else 0.1},
+        "condition": {"kind": prompt_of(pipeline).name, "dropout": 0.0 if guided else 0.1},
         "model": {"init_from": model},
         # Levels up to pure noise, where sampling begins, more often than a denoiser is trained on them.
         "objective": {"noise_std": 2.0},
@@ -133,25 +135,36 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
     Returns:
         By way of sampling: ``calls``, Frechet and kernel distance (``value``, ``n``, ``extractor``, ``floor``), and of
         each Frechet distance its ratio to the best of the teacher's, ``ratio``, and the same with the floor taken off,
-        ``excess``; only ``calls`` and ``guidance`` where there are too few real images for distances.
+        ``excess``; only ``calls`` and ``guidance`` where there are too few real images for distances, or
+        nothing to measure them by.
     """
     test, others, rest = reference.choose(n, seed)
     enough = n >= frechet_needs(FEATURES)
-    extractor = choose_extractor(None, test, others, rest, seed, best_device()) if enough else None
-    conditions = conditions_of(test, kind_of(teacher))
+    yardstick = _yardstick(test, others, rest, seed) if enough else None
+    values = prompt_of(teacher).of_all(test)
     report, rows = {}, {}
     for name, way in ways(teacher, student).items():
-        samples = sample_pixels(way.pipeline, conditions, range(seed, seed + n), way.steps, way.guidance, quiet=False)
+        samples = sample_pixels(way.pipeline, values, range(seed, seed + n), way.steps, way.guidance, quiet=False)
         report[name] = {"calls": way.calls, "guidance": way.guidance}
-        if extractor is not None:
-            report[name] |= measure(test.tensor(), samples, others.tensor(), extractor, distances)
+        if yardstick is not None:
+            report[name] |= yardstick.measure(samples)
         rows[name] = [as_image(image) for image in samples[:SHOWN]]
-    if extractor is not None:
+    if yardstick is not None:
         _add_ratios(report)
-    captions = ["" if condition is None else str(condition) for condition in conditions[:SHOWN]]
+    captions = ["" if value is None else str(value) for value in values[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
+
+
+def _yardstick(test: Subset, others: Subset, rest: Subset, seed: int) -> Yardstick | None:
+    """What distances are measured by; None, and a sentence, where nothing could be learned from the images."""
+    try:
+        extractor = choose_extractor(None, test, others, rest, seed, best_device())
+    except NothingLearned as refusal:
+        print(refusal)
+        return None
+    return Yardstick(test.tensor(), others.tensor(), extractor, distances)
 
 
 def _add_ratios(report: dict) -> None:
@@ -172,7 +185,7 @@ def as_text(report: dict) -> str:
     """A comparison as a table to read."""
     metric = measured(report)
     if metric is None:
-        return f"fewer than {frechet_needs(FEATURES)} held-out images: no distances"
+        return f"no distances: {frechet_needs(FEATURES)} held-out images are needed, and something to learn from them"
     entry = next(iter(report.values()))[metric]
     lines = [f"{metric.replace('_', ' ')}, {entry['extractor']}, n={entry['n']}, real images {entry['floor']:.4g}"]
     lines += [

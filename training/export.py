@@ -1,14 +1,11 @@
 """From a run to a pipeline folder: the weights that do best on held-out images, the others as variants, and a card."""
 
-import copy
 import json
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
 from attndiff.errors import UserError
-from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.build import Parts, add_data, build, build_without_data
 from attndiff.training.card import write_card
 from attndiff.training.config import TrainConfig, make_config
@@ -20,8 +17,8 @@ from attndiff.training.state.checkpoint import (
     named_learned,
     newest_checkpoint,
     read_checkpoint,
+    read_layout,
     read_learned_name,
-    read_spread,
 )
 from attndiff.training.state.learned import FOLDER as LEARNED
 from attndiff.training.state.learned import read_learned
@@ -61,28 +58,15 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
 
 def _save(parts: Parts, folder: Path, variant: str | None) -> None:
     """Save the whole pipeline, or only our components' weights under a variant's name."""
-    unet = merged(parts.model.unet)
+    components = parts.model.components(plain=True)
     if variant is None:
         pipe = make_pipeline(parts)
-        pipe.register_modules(unet=unet)
+        pipe.register_modules(**components)
         pipe.save_pretrained(folder)
-        if unet is not parts.model.unet:
-            parts.model.unet.save_lora_adapter(folder / "adapter")
+        parts.model.save_adapter(folder / "adapter")
         return
-    unet.save_pretrained(folder / "unet", variant=variant)
-    if parts.model.condition_encoder is not None:
-        parts.model.condition_encoder.save_pretrained(folder / "condition_encoder", variant=variant)
-
-
-def merged(unet: AttentionUNet2DModel) -> AttentionUNet2DModel:
-    """The network with its adapter added to its weights, so that it opens like any other; without one, itself."""
-    if not getattr(unet, "peft_config", None):
-        return unet
-    plain = copy.deepcopy(unet)
-    plain.fuse_lora()
-    plain = recurse_remove_peft_layers(plain)
-    del plain.peft_config
-    return plain
+    for name, module in components.items():
+        module.save_pretrained(folder / name, variant=variant)
 
 
 def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -> Path:
@@ -142,7 +126,7 @@ def _parts_of(config: TrainConfig, run: Path, named: str | None) -> Parts:
         return build_without_data(config, read_learned(run, named))
     print(f"{run} began before runs kept what they learn from their data: it is learned again, from what they are now")
     parts, newest = build(config), newest_checkpoint(run / "checkpoints")[0]
-    then = read_spread(newest) if newest else None
+    then = read_layout(newest) if newest else None
     if then is not None and then.data not in (None, parts.learned.fingerprint):
         raise UserError(
             f"the training images of {run}, or their captions or classes, are not those that it was trained on, and it "

@@ -231,6 +231,7 @@ def stream_loader(
         num_workers=optim.workers,
         worker_init_fn=ignore_signals,
         timeout=WORKER_TIMEOUT_S if optim.workers else 0,
+        pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:
         for message in filter(None, batch.pop("skipped")):

@@ -9,7 +9,7 @@ from attndiff.apps.sample import Request, Row, sample_rows
 from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.tasks.conditions import kind_of, tokens_of
+from attndiff.tasks.prompts import class_names_of, prompt_of
 from attndiff.viewing import as_picture, enlarge
 
 LIMITS = {"steps": (1, 100), "guidance": (0, 20), "seed": (0, 2**31 - 1), "images": (1, 16)}  # of a call
@@ -49,7 +49,7 @@ def draw(
         UserError: If an argument is out of bounds or does not fit the model.
     """
     check(prompt, images=images, steps=steps, guidance=guidance, seed=seed)
-    conditional = kind_of(pipeline) != "none"
+    conditional = prompt_of(pipeline).is_given
     prompts = [prompt] * int(images) if conditional else []
     count = 1 if conditional else int(images)
     request = Request(prompts, int(steps), guidance, int(seed), count, attention=bool(attention) and conditional)
@@ -57,7 +57,7 @@ def draw(
     pictures = [enlarge(as_picture(image), SHOWN) for image in row.images]
     if row.maps is None:
         return pictures, []
-    tokens, maps = tokens_of(pipeline, prompt), row.maps.averaged()
+    tokens, maps = prompt_of(pipeline).tokens(pipeline, prompt), row.maps.averaged()
     return pictures, [attention_picture(as_picture(i), tokens, m) for i, m in zip(row.images, maps, strict=True)]
 
 
@@ -90,7 +90,7 @@ def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
                 button = gr.Button("Draw", variant="primary")
                 with gr.Accordion("More", open=False):
                     more = [slider("steps", steps), slider("guidance", guidance), slider("seed", 0)]
-                    attention = gr.Checkbox(False, label="where the words act", visible=kind_of(pipeline) != "none")
+                    attention = gr.Checkbox(False, label="where the words act", visible=prompt_of(pipeline).is_given)
             with gr.Column():
                 samples = gr.Gallery(label="samples", columns=4, format="png")
                 maps = gr.Gallery(label="where the words act", columns=1, format="png")
@@ -102,15 +102,15 @@ def defaults(pipeline: AttnDiffPipeline) -> tuple[int, float]:
     """Steps and guidance that the sliders begin with."""
     if pipeline.config.student:
         return max(map(int, pipeline.config.student["sigmas"])), 1.0
-    return 20, 1.0 if kind_of(pipeline) == "none" else 3.0
+    return 20, prompt_of(pipeline).guidance
 
 
 def prompt_field(pipeline: AttnDiffPipeline) -> gr.components.Component:
     """What a visitor says what to draw with."""
-    kind, names = kind_of(pipeline), (pipeline.config.data or {}).get("class_names")
-    if kind == "class" and names:
-        return gr.Dropdown(names, value=names[0], label="class")
-    return gr.Textbox(label="class" if kind == "class" else "prompt", max_length=LONGEST, visible=kind != "none")
+    prompt, names = prompt_of(pipeline), class_names_of(pipeline)
+    if names:
+        return gr.Dropdown(names, value=names[0], label=prompt.name)
+    return gr.Textbox(label=prompt.name, max_length=LONGEST, visible=prompt.is_given)
 
 
 def slider(name: str, value: float) -> gr.components.Component:

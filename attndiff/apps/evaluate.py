@@ -1,6 +1,7 @@
 """An evaluation from end to end: draw, compare with real images, look for copies, report."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,12 +10,16 @@ from accelerate import Accelerator
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.diffusion.objectives import make_objective
-from attndiff.metrics.extractors.choose import choose_extractor
+from attndiff.metrics.controls import CONTROLS
+from attndiff.metrics.extractors.base import Extractor, NothingLearned
+from attndiff.metrics.extractors.choose import choose_extractor, learns_from_rest, train_extractor
+from attndiff.metrics.extractors.trained import PRETEXTS
 from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
+from attndiff.metrics.own_condition import NAMES, own_condition
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of, kind_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.evaluation.validation import AT_MOST, Validation, validate
@@ -50,6 +55,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
+    First whether the samples show what was asked for, see `own_condition`; then what `measure` says of them.
+
     Samples are drawn for the captions or classes of held-out images; of a text model, those that are searched for
     copies are drawn for captions it was trained on.
 
@@ -58,26 +65,32 @@ def evaluate(
         reference: Real images in its size and channels.
         settings: How to draw.
         n: Samples, and real images on either side; None: as many as the reference offers, up to 1000.
-        extractor: ``"inception"``, ``"classifier"``, a folder or Hub id of a vision model; None: Inception where it
-            is at hand, else the classifier.
+        extractor: As of `choose_extractor`.
         pictures: Folder for the samples, their nearest training images and the errors per noise level.
 
     Raises:
         UserError: If the reference is too small, or the extractor cannot be had.
     """
     n = reference.count(n)
-    test, others, rest = reference.choose(n, settings.seed)
-    chosen = choose_extractor(extractor, test, others, rest, settings.seed, best_device())
-    conditions = conditions_of(test, kind_of(pipeline))
-    seeds = list(range(settings.seed, settings.seed + n))
-    samples = sample_pixels(pipeline, conditions, seeds, settings.steps, settings.guidance, quiet=False)
-    report = measure(test.tensor(), samples, others.tensor(), chosen)
-    if chosen.accuracy is not None:
-        report["extractor_accuracy"] = {**chosen.accuracy, "extractor": chosen.name}
-    pool, suspects = training_pool(reference), samples
-    if kind_of(pipeline) == "text":  # what is stored comes out at the captions it was stored with
-        captions = conditions_of(Subset(others, range(min(n, SUSPECTS))), "text")
-        suspects = sample_pixels(pipeline, captions, seeds[: len(captions)], settings.steps, settings.guidance)
+    prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
+    chosen, accuracy = _extractor(extractor, sets, settings.seed)
+    judge = _judge(prompt.name, chosen, sets, settings.seed)
+    draw = partial(sample_pixels, pipeline, steps=settings.steps, guidance=settings.guidance)
+    seeds, values = range(settings.seed, settings.seed + n), prompt.of_all(sets[0])
+    samples = suspects = draw(values, seeds, quiet=False)
+    report = {}
+    if judge is not None:
+        report[NAMES[prompt.name]] = own_condition(judge, prompt.name, samples, sets[0].tensor(), values)
+    if prompt.name == "text":  # what is stored comes out at the captions it was stored with
+        known = Subset(sets[1], range(min(n, SUSPECTS)))
+        suspects, values = draw(prompt.of_all(known), seeds[: len(known)]), prompt.of_all(known)
+        if judge is not None and learns_from_rest(sets[2]):
+            found = own_condition(judge, prompt.name, suspects, known.tensor(), values)
+            report[f"{NAMES[prompt.name]}_of_training_captions"] = found
+    if chosen is not None:
+        report |= measure(sets[0].tensor(), samples, sets[1].tensor(), chosen)
+    report |= accuracy
+    pool = training_pool(reference)
     copies = near_copies(suspects, reference, pool)
     report["near_copies"] = copies.to_json()
     losses = loss_gap(pipeline, reference, settings.seed)
@@ -89,6 +102,33 @@ def evaluate(
         _draw(samples, losses, pictures)
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
+
+
+def _extractor(name: str | None, sets: tuple[Subset, ...], seed: int) -> tuple[Extractor | None, dict]:
+    """The extractor and what there is to report of it; none where nothing could be learned, with the reason."""
+    try:
+        chosen = choose_extractor(name, *sets, seed, best_device())
+    except NothingLearned as refusal:
+        best = max(refusal.results.values(), key=lambda result: result["value"] - result["floor"])
+        entry = {**best, "extractor": "attndiff-classifier", "pretexts": refusal.results, "refused": str(refusal)}
+        return None, {"extractor_accuracy": entry}
+    if chosen.accuracy is None:
+        return chosen, {}
+    return chosen, {"extractor_accuracy": {**chosen.accuracy, "extractor": chosen.name}}
+
+
+def _judge(kind: str, chosen: Extractor | None, sets: tuple[Subset, ...], seed: int) -> Extractor | None:
+    """What knows captions or classes: the extractor itself if it has learned them, else one trained for that."""
+    if kind == "none" or chosen is None:
+        return None
+    tried = (chosen.accuracy or {}).get("pretexts", {})
+    if kind in chosen.own or PRETEXTS[kind] in tried:  # what was tried and not learned is not tried again
+        return chosen if kind in chosen.own else None
+    try:
+        trained = train_extractor(*sets, seed, best_device())
+    except NothingLearned:
+        return None
+    return trained if kind in trained.own else None
 
 
 @torch.no_grad()
@@ -117,7 +157,7 @@ def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
 
 def _errors(pipeline, images: Subset) -> Validation:
     """Errors per noise level on real images with their own conditions."""
-    kind = kind_of(pipeline)
+    kind = prompt_of(pipeline).name
     conditioning = Conditioning(kind, pipeline.tokenizer, pipeline.text_encoder)
     model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
     accelerator = Accelerator(cpu=pipeline.device.type == "cpu")
@@ -134,12 +174,34 @@ def _draw(samples: torch.Tensor, losses: dict | None, folder: Path) -> None:
         level_curves(losses["noise_over_signal"], curves, folder / "error_by_noise.png")
 
 
+COLUMNS = (*CONTROLS, "other_captions", "other_classes")
+
+
 def as_text(report: dict[str, dict]) -> str:
-    """The report as a table to read."""
-    rows = [("metric", "value", "real images", "n", "extractor")]
-    rows += [
-        (name, f"{entry['value']:.5g}", f"{entry['floor']:.5g}", str(entry["n"]), entry["extractor"])
+    """The report as a table to read: first what judges, then in sentences what does not."""
+    judging = {name: entry for name, entry in report.items() if entry.get("judges", "refused" not in entry)}
+    spoilt = [name for name in COLUMNS if any(name in entry.get("controls", {}) for entry in judging.values())]
+    rows = [("metric", "value", "real images", *(name.replace("_", " ") for name in spoilt), "n", "extractor")]
+    for name, entry in judging.items():
+        controls = entry.get("controls", {})
+        beside = [f"{controls[control]:.4g}" if control in controls else "" for control in spoilt]
+        rows.append((name, _number(entry), f"{entry['floor']:.5g}", *beside, str(entry["n"]), entry["extractor"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]) for row in rows]
+    return "\n".join([*lines, *_sentences(report)])
+
+
+def _number(entry: dict) -> str:
+    """A value, with its interval if it has one."""
+    low, high = entry.get("interval", (None, None))
+    return f"{entry['value']:.5g}" if low is None else f"{entry['value']:.3g} [{low:.2g}, {high:.2g}]"
+
+
+def _sentences(report: dict[str, dict]) -> list[str]:
+    """One on every number that is not a judgement, and one where none could be had."""
+    lines = [
+        f"{name} {entry['value']:.4g} (real images {entry['floor']:.4g}) is not a judgement: {entry['why_not']}"
         for name, entry in report.items()
+        if not entry.get("judges", True)
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]) for row in rows)
+    return lines + [f"{name}: {entry['refused']}" for name, entry in report.items() if "refused" in entry]

@@ -15,7 +15,7 @@ from attndiff.lens.pictures import save_attention_pictures
 from attndiff.lens.record import AttentionMaps
 from attndiff.pipelines.call_checks import check_numbers
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.tasks.conditions import call_arguments, tokens_of
+from attndiff.tasks.prompts import prompt_of
 from attndiff.viewing import as_picture, contact_sheet
 
 ROW = 8  # images of an unconditional model in a row
@@ -75,7 +75,7 @@ def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
     Raises:
         UserError: If the request does not fit the model.
     """
-    arguments = call_arguments(pipeline, request.prompts)
+    arguments = prompt_of(pipeline).read(pipeline, request.prompts)
     if not arguments and request.attention:
         raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
     rows = []
@@ -129,7 +129,7 @@ def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> in
 
 def save_attention(pipeline: AttnDiffPipeline, rows: list[Row], prompts: list[str], folder: Path) -> list[Path]:
     """Write a picture of the attention for every image; further rows go to folders of their own."""
-    tokens = [tokens_of(pipeline, prompt) for prompt in prompts]
+    tokens = [prompt_of(pipeline).tokens(pipeline, text) for text in prompts]
     paths = []
     for i, row in enumerate(rows):
         target = folder if len(rows) == 1 else folder / f"row-{i:02d}"

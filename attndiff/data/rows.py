@@ -54,5 +54,5 @@ def clean_captions(value: str | list[str] | None) -> list[str]:
 def class_order(values: Iterable[object]) -> list[str]:
     """Names of the classes among label values: sorted, by number if they are numbers."""
     names = {str(value) for value in values}
-    numeric = all(name.lstrip("-").isdigit() for name in names)
+    numeric = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=int if numeric else str)

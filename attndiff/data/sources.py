@@ -206,6 +206,13 @@ class ImageSet:
         """All columns of an image's row but the image."""
         return self.table.details[self._rows[i]]
 
+    def texts(self) -> dict[str, list[str]]:
+        """What each column of texts, whole numbers or truth values says of every image, as text, by column."""
+        kinds = {name: str(getattr(self.table.rows.features[name], "dtype", "")) for name in self.table.columns}
+        said = [name for name, kind in kinds.items() if kind in ("string", "large_string", "bool") or "int" in kind]
+        columns = {name: self.table.column(name) for name in said}
+        return {name: [str(values[row]) for row in self._rows] for name, values in columns.items()}
+
     def describe(self) -> dict:
         """What a pipeline keeps about its data, see `Normalizer.describe`."""
         return self.normalizer.describe(self._bit_depth, self.class_names)

@@ -90,11 +90,13 @@ class EncodedImages:
             return None
         name, row = self.rows[i]
         value = row[self.config.label_column]
-        if isinstance(value, int) and 0 <= value < len(self.class_names):
-            return value
-        if value not in self.class_names:
+        if str(value) in self.class_names:
+            return self.class_names.index(str(value))
+        # A number is one of the names where these are numbers too, and else a place among them.
+        numbered = isinstance(value, int) and not any(other.isdecimal() for other in self.class_names)
+        if not numbered or not 0 <= value < len(self.class_names):
             raise UserError(f"{name}: class {value!r} is not one of the {len(self.class_names)} classes named")
-        return self.class_names.index(value)
+        return value
 
     def name(self, i: int) -> str:
         """Shard and row of an image."""
@@ -221,7 +223,16 @@ class Stream:
         for place, row in enumerate(self._shard(number)):
             known = {c: names[row[c]] if names and row[c] is not None else row[c] for c, names in labels.items()}
             if is_kept(known, self.config.where, self.config.exclude):
-                yield f"shard {number} row {place}", row
+                yield f"shard {number} row {place}", self._with_class(row)
+
+    def _with_class(self, row: dict) -> dict:
+        """A row with the name of its class, where the column stores the number of one that it names."""
+        column = self.config.label_column
+        stored = getattr(self.features[column], "names", None) if column else None
+        if not stored or row[column] is None:
+            return row
+        names = self.config.class_names or stored
+        return {**row, column: names[row[column]] if row[column] < len(names) else row[column]}
 
     def _shard(self, number: int) -> Iterator[dict]:
         """Rows of a shard; raises `UserError` if it is broken."""

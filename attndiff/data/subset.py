@@ -35,6 +35,10 @@ class Subset:
         """Number of an image's class."""
         return self.images.label(self.indices[i])
 
+    def texts(self) -> dict[str, list[str]]:
+        """What columns say of each image; see `ImageSet.texts`."""
+        return {name: [values[i] for i in self.indices] for name, values in self.images.texts().items()}
+
     def tensor(self, side: int | None = None) -> torch.Tensor:
         """All images ``(N, C, H, W)`` float32 in [-1, 1], averaged down to at most ``side`` pixels a side."""
         images = (torch.from_numpy(self.pixels(i)) for i in range(len(self)))

@@ -12,17 +12,18 @@ def frechet_needs(features: int) -> int:
     return features + 1
 
 
-def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
+def frechet_distance(real: torch.Tensor, generated: torch.Tensor, singular: bool = False) -> float:
     """The squared Fréchet distance of the Gaussians fitted to two sets, in float64.
 
     Args:
         real: Features ``(N, F)``.
         generated: Features ``(M, F)``.
+        singular: Two rows a set will do: for differences between equally small sets, which are biased alike.
 
     Raises:
         ValueError: If a set has fewer than ``F + 1`` rows, or the features differ in number.
     """
-    (mean1, cov1), (mean2, cov2) = _moments(real), _moments(generated)
+    (mean1, cov1), (mean2, cov2) = _moments(real, singular), _moments(generated, singular)
     if mean1.shape != mean2.shape:
         raise ValueError(f"features of {len(mean1)} and of {len(mean2)} numbers cannot be compared")
     # (C1 C2)^(1/2) has the trace of (S C2 S)^(1/2) with S = C1^(1/2): symmetric, so that no complex root appears.
@@ -34,11 +35,12 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     return max(0.0, distance.item())
 
 
-def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(features: torch.Tensor, singular: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean ``(F,)`` and covariance ``(F, F)`` in float64."""
     n, width = features.shape
-    if n < frechet_needs(width):
-        raise ValueError(f"{n} images are too few for {width} features: at least {frechet_needs(width)} are needed")
+    needed = 2 if singular else frechet_needs(width)
+    if n < needed:
+        raise ValueError(f"{n} images are too few for {width} features: at least {needed} are needed")
     features = features.double()
     mean = features.mean(0)
     centred = features - mean

@@ -9,6 +9,7 @@ from PIL import Image
 from attndiff.data.subset import Subset, shrink, spread_over
 from attndiff.metrics.neighbours import SHIFT, nearest_images, neighbour_sheet
 from attndiff.metrics.reference import Reference
+from attndiff.metrics.shares import share
 
 QUANTILE = 0.05  # of real held-out images, the nearest to a training image; closer than these is a near-copy
 COMPARED = 32  # pixels a side at which images are compared
@@ -41,8 +42,10 @@ class NearCopies:
 
     def to_json(self) -> dict:
         """The share as a metric."""
+        found = share(self.distances < self.threshold)
         return {
             "value": self.share,
+            "interval": found["interval"],
             "n": self.n,
             "extractor": f"pixels at {COMPARED} px or less",
             "floor": self.floor,
@@ -75,9 +78,14 @@ def near_copies(samples: torch.Tensor, reference: Reference, pool: Subset) -> Ne
     real = spread_over(reference.test, n).tensor(COMPARED)
     # A real image of the halves is in the pool itself; what counts is the nearest one but it.
     beside = nearest_images(real, training, k=2 if reference.halves else 1)[1][:, -1]
-    threshold = beside.quantile(QUANTILE).item()
+    threshold = copy_threshold(beside)
     shares = [(found < threshold).double().mean().item() for found in (distances[:, 0], beside)]
     return NearCopies(*shares, threshold, n, len(training), indices[:, 0], distances[:, 0])
+
+
+def copy_threshold(real: torch.Tensor) -> float:
+    """The distance below which a sample is a near-copy, of the distances ``(N,)`` of real held-out images."""
+    return real.quantile(QUANTILE).item()
 
 
 def draw_neighbours(samples: torch.Tensor, found: NearCopies, pool: Subset) -> Image.Image:

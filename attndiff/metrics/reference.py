@@ -9,7 +9,7 @@ from attndiff.data.sources import ImageSet, open_images, open_table_of, open_val
 from attndiff.data.subset import Subset
 from attndiff.data.tables import MissingPart
 from attndiff.errors import UserError
-from attndiff.tasks.conditions import kind_of
+from attndiff.tasks.prompts import prompt_of
 
 CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")
 LABEL_COLUMN = "label"
@@ -81,7 +81,7 @@ def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
         UserError: If data and model do not go together.
     """
     config = fit_data(config, pipeline)
-    names = (pipeline.config.data or {}).get("class_names") if kind_of(pipeline) == "class" else None
+    names = (pipeline.config.data or {}).get("class_names") if prompt_of(pipeline).name == "class" else None
     train = open_images(config, names)
     test = _open_test(config, train.class_names)
     if test is not None:
@@ -128,7 +128,7 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:
     """The configuration with the columns that the model's condition and the classifier need."""
-    kind = kind_of(pipeline)
+    kind = prompt_of(pipeline).name
     table = open_table_of(config)
     caption, label = config.caption_column, config.label_column
     if kind == "text" and caption is None:

@@ -51,7 +51,7 @@ class CaptionRetrieval(nn.Module):
     def similarity(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
         """Cosine ``(N, P)`` of every image with every caption."""
         seen = torch.cat([self.image(chunk) for chunk in images.split(256)])
-        return seen @ self.text(self.ids(captions)).T
+        return seen @ self.text(self.ids(captions).to(seen.device)).T
 
 
 def contrastive_loss(similarity: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -65,12 +65,19 @@ def contrastive_loss(similarity: torch.Tensor, same: torch.Tensor) -> torch.Tens
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
-def new_retrieval(names: list[str], captions: list[list[str]], channels: int, seed: int = 0) -> CaptionRetrieval:
-    """An untrained model whose tokenizer knows the captions."""
-    tokenizer = train_tokenizer([*names, *(c for several in captions for c in several)], max_length=16)
+def new_retrieval(
+    names: list[str],
+    captions: list[list[str]],
+    channels: int,
+    seed: int = 0,
+    max_length: int = 16,
+    width: int = 48,
+) -> CaptionRetrieval:
+    """An untrained model whose tokenizer knows the captions and reads ``max_length`` tokens of each."""
+    tokenizer = train_tokenizer([*names, *(c for several in captions for c in several)], max_length=max_length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CaptionRetrieval(tokenizer, channels).eval()
+        return CaptionRetrieval(tokenizer, channels, width).eval()
 
 
 def train_retrieval(
@@ -132,3 +139,19 @@ def caption_ranks(
     order[torch.arange(n), own] = 2.0
     others = similarity.gather(1, order.argsort(1)[:, : candidates - 1])
     return 1 + (others >= similarity.gather(1, own[:, None])).sum(1)
+
+
+def own_caption_ranks(
+    model: CaptionRetrieval, images: torch.Tensor, captions: list[str], pool: list[str], seed: int = 0
+) -> torch.Tensor:
+    """Rank ``(N,)`` of each image's caption among it and others of a pool, `CANDIDATES` or as many as there are.
+
+    Args:
+        model: What judges.
+        images: ``(N, C, H, W)`` in [-1, 1].
+        captions: One an image, each in the pool.
+        pool: Different captions.
+        seed: Of the draw of the others.
+    """
+    own = torch.tensor([pool.index(caption) for caption in captions])
+    return caption_ranks(model.similarity(images, pool).cpu(), own, min(CANDIDATES, len(pool)), seed)

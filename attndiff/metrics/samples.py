@@ -1,16 +1,17 @@
-"""Samples to be measured: one for each condition, as tensors of the data's own depth."""
+"""Samples to be measured: one for each prompt, as tensors of the data's own depth."""
 
 import torch
 from tqdm import tqdm
 
 from attndiff.errors import UserError
+from attndiff.tasks.prompts import Value, prompt_of
 
 BATCH = 50
 
 
 def sample_pixels(
     pipeline,
-    conditions: list[str | int | None],
+    values: list[Value],
     seeds: list[int],
     steps: int | None,
     guidance: float | None,
@@ -20,24 +21,23 @@ def sample_pixels(
 
     Args:
         pipeline: An `AttnDiffPipeline`.
-        conditions: Captions, class numbers or None, one an image, all of one kind.
+        values: What to draw, one an image, as the model's kind of `Prompt` has them.
         seeds: One an image, so that an image does not depend on those beside it.
         steps: Sampling steps; None for the model's own number.
         guidance: Guidance scale; likewise.
         quiet: Show no progress.
 
     Raises:
-        UserError: If the model does not know a condition.
+        UserError: If the model cannot draw one of them.
     """
     pipeline.set_progress_bar_config(disable=True)
-    argument = {str: "prompt", int: "class_labels", type(None): None}[type(conditions[0])]
+    prompt = prompt_of(pipeline)
     batches = []
     for start in tqdm(range(0, len(seeds), BATCH), "Sampling", disable=quiet, leave=False):
-        seeds_now, now = seeds[start : start + BATCH], conditions[start : start + BATCH]
-        condition = {"num_images_per_prompt": len(now)} if argument is None else {argument: now}
+        seeds_now, now = seeds[start : start + BATCH], values[start : start + BATCH]
         try:
             images = pipeline(
-                **condition,
+                **prompt.arguments(now),
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds_now],

@@ -132,7 +132,7 @@ def make_batch(count: int, size: int = SIZE, device: str | torch.device = "cpu")
     batch = {
         "images": torch.randn(shape),
         "noise": torch.randn(shape),
-        "level": torch.randn(count),
+        "normal": torch.randn(count),
         "drop": torch.zeros(count, dtype=torch.bool),
         "input_ids": torch.randint(2, VOCABULARY, (count, TOKENS)),
         "attention_mask": torch.ones(count, TOKENS, dtype=torch.int64),

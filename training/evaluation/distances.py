@@ -4,14 +4,14 @@ import torch
 from accelerate import Accelerator
 
 from attndiff.errors import UserError
-from attndiff.metrics.extractors.base import Extractor
+from attndiff.metrics.extractors.base import NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.extractors.trained import FEATURES
 from attndiff.metrics.frechet import frechet_needs
-from attndiff.metrics.measure import distances, measure
+from attndiff.metrics.measure import Yardstick, distances
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.conditions import conditions_of
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.samples import make_pipeline, swapped
@@ -50,7 +50,8 @@ class Distances:
         images, validation = images_of(parts.images), images_of(parts.validation)
         reference = Reference(images.table.origin, images, validation, halves=False)
         self.test, self.others, self.rest = reference.choose(n, config.seed)
-        self._extractor: Extractor | None = None
+        self._yardstick: Yardstick | None = None
+        self._refusal: str | None = None
 
     def measure(self, state: RunState) -> dict:
         """A log entry: the distances of the longest average, the numbers on the main process only."""
@@ -62,20 +63,24 @@ class Distances:
         model.train(was_training)
         entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
         if self.accelerator.is_main_process:
-            extractor = self._extractor or self._make_extractor()
-            metrics = measure(self.test.tensor(), samples, self.others.tensor(), extractor, distances)
-            entry["distances"] = {"weights": f"ema_{longest:.3f}", **metrics}
+            entry["distances"] = {"weights": f"ema_{longest:.3f}", **self._measured(samples)}
         return entry
 
-    def _make_extractor(self) -> Extractor:
-        device = self.accelerator.device
-        self._extractor = choose_extractor("classifier", self.test, self.others, self.rest, self.config.seed, device)
-        return self._extractor
+    def _measured(self, samples: torch.Tensor) -> dict:
+        """The distances of samples, or in ``refused`` why there can be none."""
+        if self._yardstick is None and self._refusal is None:
+            sets, device = (self.test, self.others, self.rest), self.accelerator.device
+            try:
+                extractor = choose_extractor("classifier", *sets, self.config.seed, device)
+                self._yardstick = Yardstick(self.test.tensor(), self.others.tensor(), extractor, distances)
+            except NothingLearned as refusal:  # a run goes on without
+                self._refusal = str(refusal)
+        return {"refused": self._refusal} if self._yardstick is None else self._yardstick.measure(samples)
 
     def _sample(self) -> torch.Tensor:
         """All samples ``(n, C, H, W)`` on every process, each drawn by one of them from a seed of its own."""
         rank, world, n = self.accelerator.process_index, self.accelerator.num_processes, len(self.test)
-        every = conditions_of(self.test, self.parts.conditioning.kind)
+        every = PROMPTS[self.parts.conditioning.kind].of_all(self.test)
         padded = -(-n // world) * world  # gathering takes equal shares; the last ones wrap around
         mine = [i % n for i in range(rank, padded, world)]
         how = self.parts.model.preview_steps, self.config.log.guidance_scale
@@ -87,6 +92,12 @@ class Distances:
 def in_words(entry: dict) -> str:
     """An entry with its distances as one line."""
     found = {name: value for name, value in entry["distances"].items() if isinstance(value, dict)}
-    shown = [f"{name.replace('_', ' ')} {m['value']:.4g} (real images {m['floor']:.4g})" for name, m in found.items()]
+    if not found:
+        return f"step {entry['step']}: {entry['distances']['refused']}"
+    shown = [
+        f"{name.replace('_', ' ')} {m['value']:.4g} (real images {m['floor']:.4g}"
+        f"{'' if m['judges'] else '; not a judgement: ' + m['why_not']})"
+        for name, m in found.items()
+    ]
     n = next(iter(found.values()))["n"]
     return f"step {entry['step']}: {', '.join(shown)}, n={n}, {entry['distances']['weights']}"

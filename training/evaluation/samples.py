@@ -4,35 +4,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-import attndiff
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.build import Parts
-from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads import Head
 from attndiff.training.state.averages import PowerEMA
 from attndiff.viewing import contact_sheet
 
 
-def make_pipeline(parts: Parts) -> "attndiff.AttnDiffPipeline":
+def make_pipeline(parts: Parts) -> DiffusionPipeline:
     """A pipeline around the modules that are being trained."""
-    model, conditioning = parts.model, parts.conditioning
-    return attndiff.AttnDiffPipeline(
-        unet=model.unet,
-        scheduler=model.make_scheduler(),
-        condition_encoder=model.condition_encoder,
-        tokenizer=conditioning.tokenizer,
-        text_encoder=conditioning.text_encoder,
-        vae=parts.vae,
-        objective=model.objective.to_config(),
-        data=parts.learned.data,
-        student=model.student,
-    )
+    given = {"tokenizer": parts.conditioning.tokenizer, "text_encoder": parts.conditioning.text_encoder}
+    return parts.model.to_pipeline(**given, vae=parts.vae, data=parts.learned.data)
 
 
 @contextmanager
-def swapped(model: DenoisingModel, ema: PowerEMA, sigma_rel: float):
-    """The model with averaged weights inside the ``with`` block and its own again after it."""
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+def swapped(model: Head, ema: PowerEMA, sigma_rel: float):
+    """The model with averaged weights inside the ``with`` block and its own again after it.
+
+    Its own wait in main memory, so that a device holds weights once.
+    """
+    own = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
     try:
         copy_into(model, ema.state_dict(sigma_rel))
         yield model
@@ -41,7 +35,7 @@ def swapped(model: DenoisingModel, ema: PowerEMA, sigma_rel: float):
 
 
 @torch.no_grad()
-def copy_into(model: DenoisingModel, state: dict[str, torch.Tensor]) -> None:
+def copy_into(model: Head, state: dict[str, torch.Tensor]) -> None:
     """Copy parameters by name."""
     for name, parameter in model.named_parameters():
         parameter.copy_(state[name])
@@ -49,15 +43,8 @@ def copy_into(model: DenoisingModel, state: dict[str, torch.Tensor]) -> None:
 
 def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
     """What to sample: the config's prompts, else some held-out captions, class names or nothing."""
-    kind = parts.conditioning.kind
-    if kind == "none":
-        return [None] * n
-    if prompts:
-        return prompts
-    if kind == "class":
-        names = parts.learned.class_names
-        return [names[i % len(names)] for i in range(n)]
-    return parts.learned.prompts[:n]
+    is_given = PROMPTS[parts.conditioning.kind].is_given
+    return prompts if prompts and is_given else parts.learned.prompts[:n]
 
 
 def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:
@@ -65,8 +52,7 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    condition = {"none": {"num_images_per_prompt": len(prompts)}, "class": {"class_labels": prompts}}
-    arguments = condition.get(parts.conditioning.kind, {"prompt": prompts})
+    arguments = PROMPTS[parts.conditioning.kind].arguments(prompts)
     steps = parts.model.preview_steps
     return pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).images
 

@@ -6,11 +6,12 @@ The same images, noise and levels at every call, so that two evaluations differ 
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
-from attndiff.training.batches import DrawnDataset, collate_by_shape
-from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.batches import Batch, DrawnDataset, collate_by_shape
+from attndiff.training.heads import Head
 
 LEVELS = 8
 SEED = 20
@@ -44,8 +45,8 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
-    """Evaluate on the first `AT_MOST` held-out images, shared out over all processes.
+def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
+    """Evaluate on `AT_MOST` held-out images, evenly spread over them and shared out over all processes.
 
     Args:
         model: Encoder, network and loss head, unwrapped.
@@ -55,32 +56,29 @@ def validate(model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelera
     quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
     normals = [NormalDist().inv_cdf(q) for q in quantiles]
     n = min(AT_MOST, len(dataset))
-    mine = range(accelerator.process_index, n, accelerator.num_processes)
-    sums = torch.zeros(2, LEVELS, dtype=torch.float64, device=accelerator.device)
+    # The first ones would be of one kind where files lie in folders by class.
+    chosen = np.linspace(0, len(dataset) - 1, n).round().astype(int).tolist()
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    sums = torch.zeros(2, LEVELS, dtype=torch.float64)  # on the CPU: Apple's GPUs have no float64
     was_training = model.training
     model.eval()
     for start in range(0, len(mine), 64):
         for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
             batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
-            for i, normal in enumerate(normals):
-                loss, error = _errors(model, batch, normal, accelerator)
-                sums[0, i] += loss
-                sums[1, i] += error
+            sums += _sums(model, batch, normals, accelerator)
     model.train(was_training)
-    sums = accelerator.reduce(sums, "sum") / n
-    level = model.objective.draw_levels(torch.tensor(normals))
-    ratios = model.objective.log_ratio(level).exp().tolist()
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+    sums /= n
+    ratios = model.noise_over_signal(torch.tensor(normals)).tolist()
     return Validation(sums[0].mean().item(), sums[1].tolist(), ratios, n)
 
 
-def _errors(model: DenoisingModel, batch: dict, normal: float, accelerator: Accelerator) -> tuple[float, float]:
-    """Summed weighted loss and summed x0 error of a batch at one level."""
-    objective, x0, noise = model.objective, batch["images"], batch["noise"]
-    level = objective.draw_levels(torch.full((x0.shape[0],), normal, device=x0.device))
-    x = objective.add_noise(x0, noise, level)
-    with accelerator.autocast():
-        prediction = model.predict(x, level, {**batch, "drop": torch.zeros_like(batch["drop"])})
-    prediction = prediction.float()
-    loss = (prediction - objective.target(x0, noise, level)).square().mean(dim=(1, 2, 3)) * objective.weight(level)
-    error = (objective.denoised(x, prediction, level) - x0).square().mean(dim=(1, 2, 3))
-    return loss.sum().item(), error.sum().item()
+def _sums(model: Head, batch: Batch, normals: list[float], accelerator: Accelerator) -> torch.Tensor:
+    """Losses and x0 errors ``(2, levels)`` of a batch at every level, summed over its samples; float64, on the CPU."""
+    columns = []
+    for normal in normals:
+        with accelerator.autocast():
+            measured = model.measures(batch, normal)
+        columns.append(torch.stack([measured["loss"].sum(), measured["x0_error"].sum()]))
+    return torch.stack(columns, dim=1).cpu().double()

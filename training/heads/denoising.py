@@ -1,19 +1,27 @@
 """Encoder, network and loss head as the one module that is prepared, averaged and stored; packaging splits it."""
 
+import copy
+from pathlib import Path
+
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft import LoraConfig
 from torch import nn
 
+import attndiff
 from attndiff.diffusion.objectives import Objective
 from attndiff.diffusion.schedules import default_scheduler
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.training.batches import Batch
 
+ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # layers that an adapter is added to
 CONDITION_KEYS = ("input_ids", "attention_mask", "class_labels", "pixel_values", "context", "context_mask")
 
 
 class DenoisingModel(nn.Module):
-    """From a batch to its loss.
+    """The `Head` that learns to remove noise.
 
     Args:
         unet: The network.
@@ -21,7 +29,7 @@ class DenoisingModel(nn.Module):
         objective: What the network predicts.
     """
 
-    preview_steps: int | None = 16  # of the samples drawn while training; None: as many as its pipeline takes
+    preview_steps: int | None = 16
     student: dict | None = None  # what a pipeline stores of a few-step student
 
     def __init__(self, unet: AttentionUNet2DModel, condition_encoder: ConditionEncoder | None, objective: Objective):
@@ -35,21 +43,16 @@ class DenoisingModel(nn.Module):
     def set_progress(self, share: float) -> None:
         """Be told before a step what share of the run is done; nothing depends on it here."""
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Weighted squared error of every sample, ``(B,)`` float32.
-
-        Args:
-            batch: ``images`` and ``noise`` ``(B, C, H, W)``, ``level`` standard normal ``(B,)``, ``drop`` ``(B,)``
-                bool, and the condition's tensors.
-        """
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Weighted squared error of every sample, ``(B,)`` float32."""
         x0, noise = batch["images"], batch["noise"]
-        level = self.objective.draw_levels(batch["level"])
+        level = self.objective.draw_levels(batch["normal"])
         x = self.objective.add_noise(x0, noise, level)
         prediction = self.predict(x, level, batch)
-        error = (prediction.float() - self.objective.target(x0, noise, level)).square().mean(dim=(1, 2, 3))
+        error = mean_of_samples((prediction.float() - self.objective.target(x0, noise, level)).square())
         return error * self.objective.weight(level)
 
-    def predict(self, x: torch.Tensor, level: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's prediction at noisy images ``x (B, C, H, W)`` of native levels ``(B,)``."""
         condition = {}
         if self.condition_encoder is not None:
@@ -62,3 +65,94 @@ class DenoisingModel(nn.Module):
             }
         scaled, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
         return self.unet(scaled, coordinate, **condition).sample
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the network drops activations."""
+        return bool(self.unet.config.dropout)
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Compute the network's activations again in the backward pass, or keep them."""
+        self.unet.gradient_checkpointing = False
+        if on:
+            self.unet.enable_gradient_checkpointing()
+
+    def blocks(self) -> list[nn.Module]:
+        """Those of network and encoder."""
+        runs = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        if self.condition_encoder is not None:
+            runs.append(self.condition_encoder.blocks)
+        return [block for run in runs for block in run]
+
+    # Measuring
+
+    def measures(self, batch: Batch, normal: float) -> dict[str, torch.Tensor]:
+        """``loss`` and ``x0_error`` of every sample at one noise level, ``(B,)`` float32 each."""
+        objective, x0, noise = self.objective, batch["images"], batch["noise"]
+        level = objective.draw_levels(torch.full((x0.shape[0],), normal, device=x0.device))
+        x = objective.add_noise(x0, noise, level)
+        prediction = self.predict(x, level, {**batch, "drop": torch.zeros_like(batch["drop"])}).float()
+        loss = mean_of_samples((prediction - objective.target(x0, noise, level)).square()) * objective.weight(level)
+        error = mean_of_samples((objective.denoised(x, prediction, level) - x0).square())
+        return {"loss": loss, "x0_error": error}
+
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """Native levels ``(B,)`` of the objective."""
+        return self.objective.draw_levels(normal)
+
+    def noise_over_signal(self, normal: torch.Tensor) -> torch.Tensor:
+        """Ratios ``(B,)`` of noise to signal."""
+        return self.objective.log_ratio(self.noise_levels(normal)).exp()
+
+    # What becomes of it
+
+    def components(self, plain: bool = False) -> dict[str, nn.Module]:
+        """``unet``, and ``condition_encoder`` where there is one."""
+        found = {"unet": without_adapter(self.unet) if plain else self.unet}
+        return found if self.condition_encoder is None else {**found, "condition_encoder": self.condition_encoder}
+
+    def to_pipeline(self, **others) -> DiffusionPipeline:
+        """A pipeline around the networks, which are shared with it."""
+        own = {"objective": self.objective.to_config(), "student": self.student}
+        return attndiff.AttnDiffPipeline(**self.components(), scheduler=self.make_scheduler(), **own, **others)
+
+    def add_adapter(self, rank: int) -> None:
+        """Freeze all weights and train low-rank adapters beside those of the network's attention."""
+        self.requires_grad_(False)
+        self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the network's adapter, if it has one."""
+        if has_adapter(self.unet):
+            self.unet.save_lora_adapter(folder)
+
+    @property
+    def size_multiple(self) -> int:
+        """Of the network's heights and widths."""
+        return self.unet.size_multiple
+
+    @property
+    def looks_at_words(self) -> bool:
+        """Whether a level of the network attends to the condition's tokens."""
+        return any(level.get("cross_attention") for level in self.unet.config.levels)
+
+
+def mean_of_samples(x: torch.Tensor) -> torch.Tensor:
+    """``(B, ...)`` as a mean over everything in a sample, ``(B,)``."""
+    return x.mean(dim=tuple(range(1, x.ndim)))
+
+
+def has_adapter(network: nn.Module) -> bool:
+    """Whether a network has low-rank adapters."""
+    return bool(getattr(network, "peft_config", None))
+
+
+def without_adapter(network: nn.Module) -> nn.Module:
+    """A copy of the network with its adapter added to its weights; without one, itself."""
+    if not has_adapter(network):
+        return network
+    plain = copy.deepcopy(network)
+    plain.fuse_lora()
+    plain = recurse_remove_peft_layers(plain)
+    del plain.peft_config
+    return plain

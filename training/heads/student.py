@@ -24,9 +24,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from attndiff.diffusion.objectives import expand
 from attndiff.errors import UserError
+from attndiff.training.batches import Batch
 from attndiff.training.config import DistillConfig
 from attndiff.training.heads.adversary import Adversary, tap
-from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads.denoising import DenoisingModel, mean_of_samples
 
 JUDGED_AT = -1.0  # mean logit of the noise under which images are judged, most often a quarter of the whole
 HUBER = 0.00054  # of pseudo-Huber distances, a root mean square over pixels (arXiv 2310.14189, section 3.3)
@@ -95,7 +96,7 @@ class StudentModel(DenoisingModel):
         first, last = self.settings.first_gap, self.settings.last_gap
         self.gap.fill_(math.exp((1 - share) * math.log(first) + share * math.log(last)))
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         """Loss of every sample, ``(B,)`` float32; the batch is that of `DenoisingModel`."""
         loss = self.consistency_loss(batch)
         if self.adversary is None:
@@ -104,24 +105,24 @@ class StudentModel(DenoisingModel):
             return loss + 0.0 * sum(p.sum() for p in self.adversary.parameters())
         return loss + self.adversarial_loss(batch)
 
-    def consistency_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def consistency_loss(self, batch: Batch) -> torch.Tensor:
         """Distance ``(B,)`` of the ends that ``x_t`` and a slightly cleaner ``x_r`` of its path lead to."""
         x0, noise = batch["images"], batch["noise"]
-        t = self.objective.draw_levels(batch["level"])  # (B,)
+        t = self.objective.draw_levels(batch["normal"])  # (B,)
         r = t * (1 - self.gap)
         x_t = self.objective.add_noise(x0, noise, t)
         end = self.end_of_path(x_t, t, batch)
         with torch.no_grad():
             x_r = x_t + expand(r - t, x_t) * self._velocity(x_t, t, batch)
             target = self.end_of_path(x_r, r, batch)
-        distance = ((end - target).square().mean(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
+        distance = (mean_of_samples((end - target).square()) + HUBER**2).sqrt() - HUBER
         return distance / (t - r)
 
-    def end_of_path(self, x: torch.Tensor, level: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def end_of_path(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The consistency function: the clean image ``(B, C, H, W)`` float32 that a noisy one leads to."""
         return self.objective.denoised(x, self.predict(x, level, batch).float(), level)
 
-    def _velocity(self, x: torch.Tensor, level: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _velocity(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Direction of the path ``(B, C, H, W)``: towards the noise, or as the guided teacher has it."""
         scale = self.settings.guidance_scale
         if scale == 1:
@@ -131,22 +132,22 @@ class StudentModel(DenoisingModel):
         led, _ = self._ask_teacher(x, level, {**batch, "drop": ~everything})
         return plain + scale * (led - plain)
 
-    def _ask_teacher(self, x: torch.Tensor, level: torch.Tensor, batch: dict[str, torch.Tensor]):
+    def _ask_teacher(self, x: torch.Tensor, level: torch.Tensor, batch: Batch):
         """The teacher's prediction ``(B, C, H, W)`` float32, and its tapped features, ``(B, H, W, C)`` each."""
         prediction, features = self.teacher.predict(x, level, batch).float(), list(self._features)
         self._features.clear()
         return prediction, features
 
-    def adversarial_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def adversarial_loss(self, batch: Batch) -> torch.Tensor:
         """Hinge losses ``(B,)`` of the student and of the discriminator together.
 
         Both see images under new noise through the frozen teacher's features (LADD, arXiv 2403.12015, section 3). Each
         loss reaches its own parameters only, so that one backward pass serves the two.
         """
         x0, noise = batch["images"], batch["noise"]
-        fake = self.end_of_path(noise, torch.ones_like(batch["level"]), batch)
+        fake = self.end_of_path(noise, torch.ones_like(batch["normal"]), batch)
         # Another sample's draws are as good as new ones, and leave no random state to restore.
-        level, fresh = torch.sigmoid(batch["level"].roll(1) + JUDGED_AT), noise.roll(1, dims=0)
+        level, fresh = torch.sigmoid(batch["normal"].roll(1) + JUDGED_AT), noise.roll(1, dims=0)
         shown = {**batch, "drop": torch.zeros_like(batch["drop"])}
 
         def features(images: torch.Tensor) -> list[torch.Tensor]:

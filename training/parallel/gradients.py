@@ -38,9 +38,9 @@ class Gradients:
         """Add the gradients of a loss."""
         self.accelerator.backward(loss)
 
-    def clipped_norm(self) -> float:
-        """The norm of all gradients together, the same on every process; they are clipped to ``clip``."""
-        return whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)).item()
+    def clipped_norm(self) -> torch.Tensor:
+        """The norm ``()`` of all gradients together, the same on every process; they are clipped to ``clip``."""
+        return whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip))
 
     def apply(self) -> None:
         """Change the weights."""

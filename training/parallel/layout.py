@@ -1,16 +1,23 @@
-"""How a run is spread over processes and micro-batches: what a resumed run must share beyond its config.
+"""How a run is laid out over processes and micro-batches: what a resumed run must share beyond its config.
 
 The images of a step, their order and their noise follow from the config alone. Sums of floats do not: with other
 processes or micro-batches they are made in another order, and losses agree within rounding.
 """
 
+import os
 from dataclasses import dataclass
 
 from attndiff.errors import UserError
 
 
+def asked_of_launcher(name: str) -> bool:
+    """Whether Accelerate's launcher was told to use something, as ``FSDP`` or ``DEEPSPEED``, on several processes."""
+    asked = os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+    return asked and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 @dataclass(frozen=True)
-class Spread:
+class ParallelLayout:
     """Who handles what of a global batch.
 
     Args:
@@ -54,7 +61,7 @@ class Spread:
         """Whether no process has all of the state."""
         return self.sharded or self.zero
 
-    def same_sums(self, other: "Spread") -> bool:
+    def same_sums(self, other: "ParallelLayout") -> bool:
         """Whether floats are summed in the same order."""
         mine, theirs = ((s.processes, s.micro_batch, s.sharded, s.zero) for s in (self, other))
         return mine == theirs
@@ -74,8 +81,8 @@ def smaller(share: int, micro_batch: int) -> int:
     return next(size for size in range(micro_batch // 2, 0, -1) if share % size == 0)
 
 
-def check_resumed(then: Spread, now: Spread, out: str, elastic: bool) -> None:
-    """Refuse to go on with other data, or unless ``elastic`` is set, with another spread.
+def check_resumed(then: ParallelLayout, now: ParallelLayout, out: str, elastic: bool) -> None:
+    """Refuse to go on with other data, or unless ``elastic`` is set, with another layout.
 
     Raises:
         UserError: With the difference.

@@ -1,12 +1,11 @@
-"""Sharding (FSDP2): every process keeps a share of the weights, gradients, moments and averages.
+"""Sharding (FSDP2): every process trains a share of the weights, with its gradients, moments and averages.
 
 Asked for by Accelerate's own setting (``accelerate launch --config_file training/launch/fsdp2.yaml``), done by torch's
 `fully_shard`: Accelerate shards on GPUs only, and what runs there should be what the tests run on a CPU.
 
-Validation, sample grids and pipelines take the whole weights, in a replica that all processes fill together.
+Validation, sample grids and pipelines take the whole weights, in a replica that all processes fill together: a device
+is spared gradients, moments and averages, some five times the weights, and has to hold the weights.
 """
-
-import os
 
 import torch
 from torch import nn
@@ -15,16 +14,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def asked_for() -> bool:
-    """Whether the launcher was told to shard."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def shard(module: nn.Module, device: torch.device) -> nn.Module:
     """Shard a module in place over all processes, block by block.
 
     Args:
-        module: A `DenoisingModel` with the same weights on every process.
+        module: A `Head` with the same weights on every process.
         device: Of this process.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -32,17 +26,9 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
         if getattr(part, "is_cross_attention", False):  # asked for keys and values before its block is called
             fully_shard(part, mesh=mesh)
             register_fsdp_forward_method(part, "key_value")
-    for block in blocks(module):
+    for block in module.blocks():
         fully_shard(block, mesh=mesh)
     return fully_shard(module, mesh=mesh)
-
-
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of network and encoder, which hold nearly all of the weights."""
-    runs = [*module.unet.down_blocks, module.unet.mid_block, *module.unet.up_blocks]
-    if module.condition_encoder is not None:
-        runs.append(module.condition_encoder.blocks)
-    return [block for run in runs for block in run]
 
 
 def reshard(module: nn.Module) -> None:
@@ -55,6 +41,11 @@ def reshard(module: nn.Module) -> None:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; of a sharded one, all processes ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a sharded tensor, in main memory; all processes ask together. Another tensor is given back as it is."""
+    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: torch.Tensor, sharded: torch.Tensor) -> torch.Tensor:

@@ -22,11 +22,6 @@ PREFIX = "ACCELERATE_DEEPSPEED_"
 Moments = dict[nn.Parameter, dict[str, torch.Tensor]]
 
 
-def asked_for() -> bool:
-    """Whether the launcher was told to use DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def zero_stage(config: OptimConfig) -> int:
     """The stage asked for.
 
@@ -97,10 +92,11 @@ class ZeroGradients(Gradients):
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def clipped_norm(self) -> float:
-        """The norm of all gradients together, the same on every process; they are clipped as they are applied."""
+    def clipped_norm(self) -> torch.Tensor:
+        """The norm ``()`` of all gradients together, the same on every process; applying them clips them."""
         norm = float(self.zero.scaled_global_norm())
-        return norm if norm >= 0 else float("nan")  # DeepSpeed says -1 of what is not finite
+        # DeepSpeed says -1 of what is not finite.
+        return torch.tensor(norm if norm >= 0 else float("nan"), dtype=torch.float64)
 
     def apply(self) -> None:
         self.model.step()
@@ -114,13 +110,13 @@ class ZeroGradients(Gradients):
         return safe_get_full_grad(parameter)
 
     def moments(self) -> Moments:
-        """AdamW's state by parameter, each as a whole; all processes ask together."""
+        """AdamW's state by parameter, each as a whole, in main memory; all processes ask together."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state = self.adamw.state.get(self._flat(), {})
         return {
             p: {
-                key: value.clone() if key == "step" else safe_get_full_optimizer_state(p, key)
+                key: value.clone() if key == "step" else safe_get_full_optimizer_state(p, key).cpu()
                 for key, value in state.items()
             }
             for p in self.trained

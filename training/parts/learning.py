@@ -9,13 +9,14 @@ from attndiff.data.sources import ImageSet
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
 from attndiff.training.state.learned import Learned
 
-PROMPTS = 8  # held-out captions kept for samples
+EXAMPLES = 8  # of what to draw
 MEASURED = 512  # images that sigma_data is measured on, spread over all
 
 
@@ -43,7 +44,7 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
         fingerprint=images.fingerprint,
         skipped=None if stream else len(images.skipped),
         licences=_licences(images),
-        prompts=_prompts(validation) if kind == "text" else [],
+        prompts=PROMPTS[kind].examples(images, validation, EXAMPLES),
         notes=list(opened.notes),
     )
 
@@ -58,12 +59,6 @@ def _licences(images: ImageSet) -> list[tuple[str, int]]:
     if not len(images) or "license" not in images.row(0):
         return []
     return Counter(str(images.row(i)["license"]) for i in range(len(images))).most_common()
-
-
-def _prompts(validation: ImageSet) -> list[str]:
-    """The first caption of images from all over the held-out ones."""
-    picks = range(0, len(validation), max(1, len(validation) // PROMPTS))
-    return [validation.captions(i)[0] for i in list(picks)[:PROMPTS]]
 
 
 def learn_objective(config: TrainConfig, given: Given, images: ImageSet | LatentSet) -> dict:

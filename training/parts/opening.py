@@ -5,15 +5,13 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_images, open_validation
+from attndiff.data.parts import open_parts
+from attndiff.data.sources import ImageSet
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import FOLDER, LatentSet
 from attndiff.training.streams import open_streamed
-
-HELD_OUT_SHARE = 0.05
 
 
 @dataclass
@@ -42,25 +40,10 @@ def open_data(config: TrainConfig, class_names: list[str] | None = None) -> Open
         UserError: If it cannot be used, or has no captions where the condition is text.
     """
     data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
-    opened = Opened(*(open_streamed(data, config, class_names) if data.stream else _open(data)))
+    opened = Opened(*(open_streamed(data, config, class_names) if data.stream else open_parts(data)))
     if config.condition.kind == "text" and not opened.images.captions(0):
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     return opened
-
-
-def _open(data: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
-    """Training and held-out images; where the data names no held-out ones, a twentieth of it."""
-    images = open_images(data)
-    held_out = open_validation(data, images.class_names)
-    if held_out is not None:
-        return images, held_out, []
-    try:
-        divided = replace(data, validation=HELD_OUT_SHARE)
-        rest = open_images(divided, images.class_names)
-        note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
-        return rest, open_validation(divided, images.class_names), [note]
-    except UserError:
-        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
 
 
 def encoded(config: TrainConfig, opened: Opened, vae: AutoencoderKL) -> Opened:

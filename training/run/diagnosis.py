@@ -7,14 +7,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from attndiff.diffusion.objectives import Objective
+from attndiff.training.batches import Batch
+from attndiff.training.heads import Head
 from attndiff.training.parallel.sharding import reshard
 
 SHOWN = 8  # samples that a report names
 
 
 @dataclass(frozen=True)
-class Seen:
+class MicroBatchResult:
     """A micro-batch that was passed.
 
     Args:
@@ -22,7 +23,7 @@ class Seen:
         errors: Loss of each sample, ``(B,)``.
     """
 
-    batch: dict[str, torch.Tensor]
+    batch: Batch
     errors: torch.Tensor
 
     @property
@@ -31,11 +32,11 @@ class Seen:
         return bool(self.errors.isfinite().all())
 
 
-def worst_samples(accelerator: Accelerator, objective: Objective, seen: list[Seen]) -> str:
+def worst_samples(accelerator: Accelerator, head: Head, seen: list[MicroBatchResult]) -> str:
     """The samples of a step whose errors are not finite, or else the largest; all processes ask together."""
     device = accelerator.device
     ids = torch.cat([s.batch["ids"] for s in seen]).to(device)
-    noise = objective.draw_levels(torch.cat([s.batch["level"] for s in seen]).to(device))
+    noise = head.noise_levels(torch.cat([s.batch["normal"] for s in seen]).to(device))
     columns = [accelerator.gather(x).tolist() for x in (ids, noise, torch.cat([s.errors for s in seen]))]
     rows = list(zip(*columns, strict=True))
     bad = [row for row in rows if not math.isfinite(row[2])]
@@ -46,13 +47,13 @@ def worst_samples(accelerator: Accelerator, objective: Objective, seen: list[See
     return f"{len(bad)} of {len(rows)} samples not finite; the worst: {named}"
 
 
-def first_not_finite(module: nn.Module, batch: dict[str, torch.Tensor]) -> str | None:
+def first_not_finite(module: nn.Module, batch: Batch) -> str | None:
     """The first layer of a forward pass whose output holds a NaN or an infinity; None if none does.
 
     A layer is a module of ``module``, and one inside another comes first. Hooks are not compiled, so that compiled code
     is left aside. Of a sharded module, all processes pass together, whatever each of them finds.
     """
-    found = [f"the batch's {name}" for name in ("images", "noise") if not batch[name].isfinite().all()]
+    found = [f"the batch's {name}" for name, value in batch.items() if not value.isfinite().all()]
 
     def looking(name: str):
         def hook(_module, _inputs, output) -> None:

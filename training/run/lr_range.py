@@ -171,7 +171,7 @@ def fixed_batch(trainer: Trainer) -> dict[str, torch.Tensor]:
     batch = default_collate([data[(int(alike[i * len(alike) // n]), i)] for i in range(n)])
     # An odd stride over a power of two visits every quantile once, unrelated to the order of the images.
     quantiles = [(29 * i % n + 0.5) / n for i in range(n)]
-    batch["level"] = torch.tensor([NormalDist().inv_cdf(q) for q in quantiles])
+    batch["normal"] = torch.tensor([NormalDist().inv_cdf(q) for q in quantiles])
     return data.conditioning.embed({key: value.to(trainer.accelerator.device) for key, value in batch.items()})
 
 

@@ -12,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from attndiff.training.batches import DrawnDataset, commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.evaluation.validation import LEVELS
-from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads import Head
 from attndiff.training.optim import make_optimizers, set_lr
-from attndiff.training.parallel.layout import Spread
+from attndiff.training.parallel.layout import ParallelLayout
 
 UNTIMED = 1.15  # a step in a run over the least that it took alone: averages, samples, checkpoints, other programs
 
 
 @dataclass
-class Plan:
+class RunPlan:
     """A run in numbers.
 
     Args:
@@ -64,7 +64,7 @@ class Plan:
         ]
 
 
-def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float:
+def count_flops(model: Head, sample: dict[str, torch.Tensor]) -> float:
     """FLOPs of the forward pass of one sample (a batch of one)."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -73,21 +73,21 @@ def count_flops(model: DenoisingModel, sample: dict[str, torch.Tensor]) -> float
 
 
 def make_plan(
-    model: DenoisingModel, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, spread: Spread
-) -> Plan:
+    model: Head, dataset: DrawnDataset, config: TrainConfig, accelerator: Accelerator, layout: ParallelLayout
+) -> RunPlan:
     """Count and time; weights stay as they are, gradients are cleared again."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     one = first_samples(dataset, 1, accelerator)
-    passes = time_passes(model, dataset, accelerator, spread.micro_batch)
-    passes *= spread.accumulation(config.optim.batch_size)
-    optimizers = 0.0 if spread.shared_out else time_optimizers(model, config.optim)
+    passes = time_passes(model, dataset, accelerator, layout.micro_batch)
+    passes *= layout.accumulation(config.optim.batch_size)
+    optimizers = 0.0 if layout.shared_out else time_optimizers(model, config.optim)
     copies = 4 + len(config.optim.ema)
     shape = tuple(one["images"].shape[-2:])
-    return Plan(trainable, shape, count_flops(model, one), passes, optimizers, 4 * copies * trainable)
+    return RunPlan(trainable, shape, count_flops(model, one), passes, optimizers, 4 * copies * trainable)
 
 
 def time_passes(
-    model: DenoisingModel, dataset: DrawnDataset, accelerator: Accelerator, micro_batch: int, repeats: int = 3
+    model: Head, dataset: DrawnDataset, accelerator: Accelerator, micro_batch: int, repeats: int = 3
 ) -> float:
     """Seconds of one micro-batch's forward and backward passes on this process, after a warm-up."""
     times = []
@@ -102,7 +102,7 @@ def time_passes(
     return min(times[1:])  # the least: whatever else the machine did meanwhile only adds
 
 
-def time_optimizers(model: DenoisingModel, config: OptimConfig) -> float:
+def time_optimizers(model: Head, config: OptimConfig) -> float:
     """Seconds of an optimizer step that changes nothing: gradients and rates are zero."""
     optimizers = make_optimizers(model, config)
     set_lr(optimizers, 0.0)
@@ -127,14 +127,14 @@ def first_samples(dataset: DrawnDataset, count: int, accelerator: Accelerator) -
     return dataset.conditioning.embed({key: value.to(accelerator.device) for key, value in batch.items()})
 
 
-def passes(model: DenoisingModel, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
+def passes(model: Head, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> None:
     """Forward and backward pass of a batch; gradients are added to those that are there."""
     with accelerator.autocast():
         loss = model(batch).mean()
     loss.backward()
 
 
-def saved_bytes(model: DenoisingModel, batch: dict[str, torch.Tensor]) -> int:
+def saved_bytes(model: Head, batch: dict[str, torch.Tensor]) -> int:
     """Memory that a forward pass keeps for the backward pass: every storage once, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
@@ -152,7 +152,7 @@ def saved_bytes(model: DenoisingModel, batch: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def fit_steps(config: TrainConfig, plan: Plan, held_out: int) -> int:
+def fit_steps(config: TrainConfig, plan: RunPlan, held_out: int) -> int:
     """Steps that fit into ``optim.minutes``.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from attndiff.training.run.step import Taken
+from attndiff.training.run.step import StepResult
 
 OTHER = {"distances", "skipped", "checkpoint_seconds"}  # in the log's entries that are neither steps nor validations
 
@@ -39,7 +39,7 @@ class Progress:
         if main and log.is_file():
             drop_torn_line(log)
 
-    def step(self, step: int, taken: Taken, lr: float, store: bool) -> dict | None:
+    def step(self, step: int, taken: StepResult, lr: float, store: bool) -> dict | None:
         """Note that ``step`` (from 1) is done; returns the log entry when it is stored."""
         self.bar.update(step - self.bar.n)
         if not store:

@@ -11,13 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from attndiff.errors import UserError
+from attndiff.training.batches import Batch
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
 from attndiff.training.parallel.gradients import Gradients
-from attndiff.training.run.diagnosis import Seen, first_not_finite, worst_samples
+from attndiff.training.run.diagnosis import MicroBatchResult, first_not_finite, worst_samples
 from attndiff.training.state.checkpoint import RunState
-
-Batch = dict[str, torch.Tensor]
 
 
 class SkippedStep(UserError):
@@ -34,7 +33,7 @@ class SkippedStep(UserError):
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """A step that was taken.
 
     Args:
@@ -74,7 +73,7 @@ class Stepper:
         """Let go of the batches: loader workers end with their iterator, and Python waits for them at its end."""
         self.batches = iter(())
 
-    def take(self, state: RunState, step: int) -> Taken:
+    def take(self, state: RunState, step: int) -> StepResult:
         """One step, counted from 0.
 
         Raises:
@@ -85,27 +84,27 @@ class Stepper:
         state.module.set_progress(step / self.config.optim.steps)
         total, seen = self._pass_all(step)
         norm = self.gradients.clipped_norm()
-        taken = Taken(self.accelerator.reduce(total, "mean").item(), norm)
+        taken = StepResult(*together(self.accelerator.reduce(total, "mean"), norm))
         # The norm covers synchronised gradients and the loss is reduced: every process decides alike.
-        if not math.isfinite(taken.loss) or not math.isfinite(norm):
+        if not math.isfinite(taken.loss) or not math.isfinite(taken.gradient_norm):
             what = self._report(step, taken, seen) + self._where(state, step, seen)
             self._skip(what, "lower optim.lr or set optim.precision=fp32")
         limit = self.config.optim.skip_above
-        if limit is not None and norm > limit:
+        if limit is not None and taken.gradient_norm > limit:
             self._skip(f"{self._report(step, taken, seen)}; above {limit:g}", "raise optim.skip_above")
         self.gradients.apply()
         return taken
 
-    def _pass_all(self, step: int) -> tuple[torch.Tensor, list[Seen]]:
+    def _pass_all(self, step: int) -> tuple[torch.Tensor, list[MicroBatchResult]]:
         """Forward and backward over all micro-batches: the loss of this process's share, and what was seen."""
         total = torch.zeros((), device=self.accelerator.device)
-        seen: list[Seen] = []
+        seen: list[MicroBatchResult] = []
         try:
             for micro in range(self.accumulation):
                 drawn = next(self.batches)
                 errors = self._pass(self._ready(drawn, step, micro), last=micro == self.accumulation - 1)
                 total += errors.mean() / self.accumulation
-                seen.append(Seen(drawn, errors))
+                seen.append(MicroBatchResult(drawn, errors))
         except RuntimeError:
             self.gradients.drop()
             raise
@@ -113,7 +112,9 @@ class Stepper:
 
     def _ready(self, drawn: Batch, step: int, micro: int) -> Batch:
         """A micro-batch on the device, embedded, with dropout seeded for it."""
-        batch = {key: value.to(self.accelerator.device) for key, value in drawn.items()}
+        device = self.accelerator.device
+        pinned = device.type == "cuda"  # by the loader: the copy goes on beside what the device computes
+        batch = {key: value.to(device, non_blocking=pinned) for key, value in drawn.items()}
         batch = self.parts.conditioning.embed(batch)
         self._seed_dropout(step, micro)
         return batch
@@ -128,7 +129,7 @@ class Stepper:
 
     def _seed_dropout(self, step: int, micro: int) -> None:
         """Make dropout inside the network follow from the step, so that a resumed run drops what it would have."""
-        if self.parts.model.unet.config.dropout:
+        if self.parts.model.has_dropout:
             key = [self.config.seed, step, micro, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
@@ -138,11 +139,11 @@ class Stepper:
         self.gradients.drop()
         raise SkippedStep(what, advice)
 
-    def _report(self, step: int, taken: Taken, seen: list[Seen]) -> str:
-        samples = worst_samples(self.accelerator, self.parts.model.objective, seen)
+    def _report(self, step: int, taken: StepResult, seen: list[MicroBatchResult]) -> str:
+        samples = worst_samples(self.accelerator, self.parts.model, seen)
         return f"step {step + 1}: loss {taken.loss:.4g}, gradient norm {taken.gradient_norm:.4g}; {samples}"
 
-    def _where(self, state: RunState, step: int, seen: list[Seen]) -> str:
+    def _where(self, state: RunState, step: int, seen: list[MicroBatchResult]) -> str:
         """The first layer that is not finite, on whichever process, found by passing one micro-batch again."""
         micro = next((i for i, s in enumerate(seen) if not s.finite), 0)
         with self.accelerator.autocast():
@@ -151,3 +152,8 @@ class Stepper:
         if layer:
             return f"; first non-finite output in {layer}"
         return f"; finite but for gradients, first in {self.gradients.not_finite(state.module)}"
+
+
+def together(loss: torch.Tensor, norm: torch.Tensor) -> list[float]:
+    """Two numbers of a device in one transfer: each of them would wait for it anew."""
+    return torch.stack([loss, norm.to(loss.device)]).tolist()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.training.parallel.sharding import like, whole
+from attndiff.training.parallel.sharding import gathered_on_host, like
 
 
 def sigma_rel_to_gamma(sigma_rel: float) -> float:
@@ -59,9 +59,9 @@ class PowerEMA:
         self.averages[sigma_rel] = [like(state[name].detach().clone().float(), average) for name, average in own]
 
     def whole(self) -> "PowerEMA":
-        """A copy whose averages are unsharded; all processes ask together."""
+        """A copy whose averages are unsharded and lie in main memory; all processes ask together."""
         unsharded = copy.copy(self)
-        unsharded.averages = {sigma: [whole(a) for a in averages] for sigma, averages in self.averages.items()}
+        unsharded.averages = {sigma: list(map(gathered_on_host, own)) for sigma, own in self.averages.items()}
         return unsharded
 
     def save_snapshots(self, folder: Path | str, step: int) -> None:

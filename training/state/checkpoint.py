@@ -18,37 +18,49 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from attndiff.errors import UserError
-from attndiff.training.parallel.layout import Spread
-from attndiff.training.parallel.sharding import like, whole
+from attndiff.training.parallel.layout import ParallelLayout
+from attndiff.training.parallel.sharding import gathered_on_host, like, whole
 from attndiff.training.parallel.zero import ZeroGradients
 from attndiff.training.state.averages import PowerEMA
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+LAYOUT = "spread"  # the key of a `ParallelLayout` in progress.json, as the first checkpoints have it
 NAME = re.compile(r"step_\d{8,}")
 
 
 @dataclass
 class RunState:
-    """What a checkpoint holds: the trained module, its averages, its optimizers, how far it is and how spread out."""
+    """What a checkpoint holds: the trained module, its averages, its optimizers, how far it is and on which layout."""
 
     module: nn.Module
     ema: PowerEMA
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
-    spread: Spread | None = None
+    layout: ParallelLayout | None = None
     replica: nn.Module | None = None  # of a sharded module, for the whole weights
     zero: ZeroGradients | None = None  # that has the moments of DeepSpeed's optimizer
     learned: str | None = None  # SHA-256 of what the run learned from its data
 
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Every tensor by file and name; where it is shared out, all processes ask together."""
+    def tensors(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+        """Every tensor by file and name; where it is shared out, all processes ask together.
+
+        Args:
+            keep: Whether this process wants them. What is shared out is put together one tensor at a time and then lies
+                in main memory: no device has to hold all of it.
+        """
         files = {"weights": {n: p.detach() for n, p in self.module.named_parameters()}}
         for sigma in self.ema.averages:
             files[f"ema_{sigma:.3f}"] = self.ema.state_dict(sigma)
         files["optimizer"] = {key: value for key, value in self._moments() if torch.is_tensor(value)}
-        return {file: {k: whole(v).contiguous() for k, v in group.items()} for file, group in files.items()}
+        gathered: dict[str, dict[str, torch.Tensor]] = {file: {} for file in files}
+        for file, group in files.items():
+            for name, value in group.items():
+                tensor = gathered_on_host(value)
+                if keep:
+                    gathered[file][name] = tensor.contiguous()
+        return gathered
 
     @torch.no_grad()
     def whole(self) -> "RunState":
@@ -101,7 +113,7 @@ def save_checkpoint(root: Path, state: RunState, keep: int, main: bool = True) -
     Raises:
         UserError: If the disk is full or cannot be written; older checkpoints are as they were.
     """
-    final, files = root / f"step_{state.step:08d}", state.tensors()
+    final, files = root / f"step_{state.step:08d}", state.tensors(keep=main)
     if not main:
         return final
     temporary = root / f"tmp_{state.step:08d}"
@@ -131,13 +143,13 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
     for name, tensors in files.items():
         save_file(tensors, folder / f"{name}.safetensors")
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
-    if state.spread:
-        progress["spread"] = asdict(state.spread)
+    if state.layout:
+        progress[LAYOUT] = asdict(state.layout)
     if state.learned:
         progress["learned"] = state.learned
-    (folder / "progress.json").write_text(json.dumps(progress))
+    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in folder.iterdir():
         sync(file)
     sync(folder)
@@ -162,15 +174,16 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int, float]:
     """Tensors by file, step and seconds of a checkpoint; raises `UserError` if it is of another format."""
     progress = _progress(folder)
-    names = [Path(name) for name in json.loads((folder / MANIFEST).read_text())]  # what else lies there is none of it
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    names = [Path(name) for name in manifest]  # what else lies there is none of it
     files = {name.stem: load_file(folder / name) for name in names if name.suffix == ".safetensors"}
     return files, progress["step"], progress["seconds"]
 
 
-def read_spread(folder: Path) -> Spread | None:
-    """How the run of a checkpoint was spread out, if it says so."""
-    kept = _progress(folder).get("spread")
-    return Spread(**kept) if kept else None
+def read_layout(folder: Path) -> ParallelLayout | None:
+    """How the run of a checkpoint was laid out, if it says so."""
+    kept = _progress(folder).get(LAYOUT)
+    return ParallelLayout(**kept) if kept else None
 
 
 def read_learned_name(folder: Path) -> str | None:
@@ -183,7 +196,7 @@ def named_learned(root: Path) -> str | None:
     for folder in reversed(checkpoints(root)):
         file = folder / "progress.json"
         try:
-            sound = json.loads((folder / MANIFEST).read_text())[file.name] == _sha256(file)
+            sound = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[file.name] == _sha256(file)
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if sound and (name := read_learned_name(folder)):
@@ -192,7 +205,7 @@ def named_learned(root: Path) -> str | None:
 
 
 def _progress(folder: Path) -> dict:
-    progress = json.loads((folder / "progress.json").read_text())
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     if progress["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{folder} is a checkpoint of format {progress['format_version']}, and this attndiff reads "
@@ -204,7 +217,7 @@ def _progress(folder: Path) -> dict:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"{MANIFEST} is missing or unreadable."
     for name, digest in manifest.items():
@@ -221,8 +234,13 @@ def _sha256(file: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the disk store a file's content, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the disk store a file's content, or a folder's names.
+
+    Windows opens no folders, whose names its file system keeps by itself, and stores what was opened for writing only.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -36,7 +36,7 @@ class Learned:
         fingerprint: Of the training images with their captions or classes; of a stream, of its head.
         skipped: Number of images left out as unreadable; None of a stream, which finds out on the way.
         licences: That the rows name, each with its number of rows, most first.
-        prompts: Captions of some held-out images, for samples.
+        prompts: What to draw while training and on the card: captions of held-out images, or classes.
         notes: What is to be said of the data, a sentence each.
         intake: Version of how files become tensors.
         digest: SHA-256 of the folder that holds all this; None before it is written.
@@ -50,7 +50,7 @@ class Learned:
     fingerprint: str | None = None
     skipped: int | None = None
     licences: list[tuple[str, int]] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[str | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     intake: int = INTAKE
     digest: str | None = None

@@ -8,12 +8,12 @@ from pathlib import Path
 from attndiff.errors import UserError
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.latents import FOLDER as LATENTS
-from attndiff.training.parallel.layout import Spread, check_resumed
+from attndiff.training.parallel.layout import ParallelLayout, check_resumed
 from attndiff.training.state.checkpoint import (
     named_learned,
     newest_checkpoint,
+    read_layout,
     read_learned_name,
-    read_spread,
     sync,
 )
 from attndiff.training.state.learned import INTAKE, Learned, read_learned
@@ -23,7 +23,7 @@ SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sec
 LEARNED_FROM = ("data", "condition", "model", "objective", "distill")  # sections on which it depends what is learned
 PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
-Say = Callable[[str], None]
+Printer = Callable[[str], None]
 
 
 def check_run_folder(out: Path) -> None:
@@ -81,7 +81,7 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
 
 def stored_settings(out: Path) -> dict:
     """The settings of the run that a folder holds; those that it does not know of yet were at their defaults."""
-    return make_config(json.loads((out / "config.json").read_text())).model_dump(mode="json")
+    return make_config(json.loads((out / "config.json").read_text(encoding="utf-8"))).model_dump(mode="json")
 
 
 def kept_learned(config: TrainConfig, out: Path) -> Learned | None:
@@ -108,7 +108,7 @@ def kept_learned(config: TrainConfig, out: Path) -> Learned | None:
     return learned
 
 
-def check_learned(checkpoint: Path, learned: Learned, out: Path, say: Say) -> None:
+def check_learned(checkpoint: Path, learned: Learned, out: Path, say: Printer) -> None:
     """Refuse to go on with weights that name another ``learned/``; say so if they name none.
 
     Raises:
@@ -124,7 +124,7 @@ def check_learned(checkpoint: Path, learned: Learned, out: Path, say: Say) -> No
         raise UserError(f"another process has taken the run in {out} further meanwhile; run the same command again.")
 
 
-def newest_of(out: Path, say: Say) -> Path | None:
+def newest_of(out: Path, say: Printer) -> Path | None:
     """The newest whole checkpoint of a run, if it has come to one.
 
     Raises:
@@ -143,13 +143,13 @@ def newest_of(out: Path, say: Say) -> Path | None:
     return newest
 
 
-def adopt_spread(checkpoint: Path, now: Spread, out: Path, elastic: bool, say: Say) -> Spread:
-    """How the work is spread from here on: a micro-batch that was lowered stays so.
+def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool, say: Printer) -> ParallelLayout:
+    """How the work is laid out from here on: a micro-batch that was lowered stays so.
 
     Raises:
-        UserError: If the run was spread otherwise and ``elastic`` was not asked for, or its data has changed.
+        UserError: If the run was laid out otherwise and ``elastic`` was not asked for, or its data has changed.
     """
-    then = read_spread(checkpoint)
+    then = read_layout(checkpoint)
     if then is None:
         return now
     if then.lowered and then.processes == now.processes and then.micro_batch < now.micro_batch:

@@ -31,7 +31,7 @@ def distill(
     """Make a student of a model, which samples in one to four steps, and compare the two."""
     from attndiff.apps.sample import open_model
     from attndiff.errors import UserError
-    from attndiff.tasks.conditions import kind_of
+    from attndiff.tasks.prompts import prompt_of
 
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of them.")
@@ -39,7 +39,7 @@ def distill(
     if teacher.config.student:
         raise UserError(f"{model} is a few-step student already; distil the model it was made of.")
     if guidance is None:
-        guidance = 1.0 if kind_of(teacher) == "none" else 3.0
+        guidance = prompt_of(teacher).guidance
     from attndiff.apps.cli.doctor import data_config
     from attndiff.metrics.reference import model_settings, open_reference
     from attndiff.training.distill import as_text, comparable, compare, student_config

@@ -23,8 +23,9 @@ def evaluate(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="What images are compared by: inception (FID), classifier (trained here on the data), or the folder "
-            "or Hub id of a vision model. By default inception if its weights are there, else classifier."
+            help="What images are compared by: inception (FID), classifier (trained here on what the data says of its "
+            "images), unnamed (on what they show by themselves), or the folder or Hub id of a vision model. By default "
+            "inception if its weights are there, else classifier."
         ),
     ] = None,
     steps: Annotated[

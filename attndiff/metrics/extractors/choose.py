@@ -8,6 +8,8 @@ from attndiff.data.subset import Subset
 from attndiff.errors import UserError
 from attndiff.metrics.extractors import inception, trained
 from attndiff.metrics.extractors.base import Extractor, check_enough
+from attndiff.metrics.extractors.named import say_the_same
+from attndiff.metrics.extractors.pretext import Material
 
 # As many training images beside those of the floor make a classifier that has not seen the floor's.
 ENOUGH_TO_TRAIN_ON = 500
@@ -19,11 +21,12 @@ def choose_extractor(
     """Open or train an extractor.
 
     A classifier is trained on ``rest`` if that is large enough, so that the floor's images are as new to it as the
-    test images are; else on ``others`` and ``rest``.
+    test images are; else on ``others`` and ``rest``. It learns what is said of the images, and ``"unnamed"`` what
+    they show by themselves.
 
     Args:
-        name: ``"inception"``, ``"classifier"``, a folder or Hub id; None: Inception where it is at hand and the images
-            are RGB, else the classifier.
+        name: ``"inception"``, ``"classifier"``, ``"unnamed"``, a folder or Hub id; None: Inception where it is at hand
+            and the images are RGB, else the classifier.
         test: Images to compare samples with.
         others: As many training images, those of the floor.
         rest: All other training images.
@@ -32,7 +35,8 @@ def choose_extractor(
         argument: The settings that decide how many images there are, as a message names them.
 
     Raises:
-        UserError: If there are too few images, or the network cannot be had.
+        UserError: If there are too few images, or the network cannot be had; `NothingLearned` if a trained one is
+            near chance.
     """
     n = len(test)
     if name is None:
@@ -42,12 +46,13 @@ def choose_extractor(
     if name == "inception":
         check_enough(n, inception.FEATURES, name, argument)
         return inception.inception_extractor(device)
-    if name == "classifier":
+    if name in ("classifier", "unnamed"):
         check_enough(n, trained.FEATURES, name, argument)
-        return _train(test, others, rest, seed, device)
+        return train_extractor(test, others, rest, seed, device, named=name == "classifier")
     if "/" not in name and not Path(name).is_dir():
         raise UserError(
-            f"--extractor {name} is unknown; give inception, classifier, or the folder or Hub id of a vision model."
+            f"--extractor {name} is unknown; give inception, classifier, unnamed, or the folder or Hub id of a vision "
+            "model."
         )
     from attndiff.metrics.extractors.hub_vision import hub_extractor  # transformers takes seconds to import
 
@@ -56,12 +61,31 @@ def choose_extractor(
     return extractor
 
 
-def _train(test: Subset, others: Subset, rest: Subset, seed: int, device: str) -> Extractor:
-    """The classifier, of classes where the images have some."""
-    parts = [rest] if len(rest) >= ENOUGH_TO_TRAIN_ON else [others, rest]
+def train_extractor(
+    test: Subset, others: Subset, rest: Subset, seed: int, device: str, named: bool = True
+) -> Extractor:
+    """The classifier, of what can be learned; arguments as of `choose_extractor`."""
+    parts = [rest] if learns_from_rest(rest) else [others, rest]
     parts = [Subset(part, range(min(len(part), trained.AT_MOST))) for part in parts if len(part)]
-    images, held_out = torch.cat([part.tensor(trained.SIDE) for part in parts]), test.tensor(trained.SIDE)
-    labels = torch.cat([part.labels() for part in parts]) if parts[0].label(0) is not None else None
-    if labels is None or len(labels.unique()) < 2:
-        return trained.trained_extractor(images, None, held_out, None, "quarter-turns", seed, device)
-    return trained.trained_extractor(images, labels, held_out, test.labels(), "classes", seed, device)
+    return trained.trained_extractor(material_of(parts), material_of([test]), seed, device, named)
+
+
+def learns_from_rest(rest: Subset) -> bool:
+    """Whether a classifier never sees the images of the floor."""
+    return len(rest) >= ENOUGH_TO_TRAIN_ON
+
+
+def material_of(parts: list[Subset]) -> Material:
+    """Sets as one, with their captions, and their classes and other columns as texts."""
+    images = torch.cat([part.tensor(trained.SIDE) for part in parts])
+    captions = [part.captions(i) for part in parts for i in range(len(part))]
+    columns = {}
+    labels = [part.label(i) for part in parts for i in range(len(part))]
+    if None not in labels:
+        columns[trained.CLASSES] = [*map(str, labels)]
+    said = [part.texts() for part in parts]
+    for name in said[0]:
+        values = [value for texts in said for value in texts[name]]
+        if not any(say_the_same(values, other) for other in columns.values()):
+            columns[name] = values
+    return Material(images, captions if all(map(any, captions)) else None, columns)

@@ -1,4 +1,4 @@
-"""What is looked at between the steps of a run: held-out losses, samples, distances, snapshots of averages."""
+"""What is evaluated and kept between the steps of a run: held-out losses, samples, distances, snapshots."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +15,11 @@ from attndiff.training.run.progress import Progress
 from attndiff.training.state.checkpoint import RunState
 
 
-class Looks:
-    """Looks at a run whenever the settings under ``log`` say so, and at its end.
+class EvalHooks:
+    """Called after a step whenever the settings under ``log`` say so, and at the end of the run.
 
     Args:
-        accelerator: For the device and the spread of the work over processes.
+        accelerator: For the device and the sharing of the work among processes.
         config: The run's settings, its number of steps settled.
         parts: Its modules and data.
         held_out: Held-out images with their conditions.
@@ -42,12 +42,12 @@ class Looks:
         return bool(every) and (step % every == 0 or step == self.config.optim.steps)
 
     def any_due(self, step: int) -> bool:
-        """Whether there is anything to look at after a step."""
+        """Whether there is anything to do after a step."""
         log = self.config.log
-        looks = (log.validate_every, log.sample_every, log.evaluate_every, log.snapshot_every)
-        return any(self.due(every, step) for every in looks)
+        intervals = (log.validate_every, log.sample_every, log.evaluate_every, log.snapshot_every)
+        return any(self.due(every, step) for every in intervals)
 
-    def take(self, state: RunState, progress: Progress) -> None:
+    def run(self, state: RunState, progress: Progress) -> None:
         """Validate, sample, measure and keep averages, whatever is due."""
         log, out, step = self.config.log, Path(self.config.out), state.step
         main = self.accelerator.is_main_process

@@ -1,0 +1,46 @@
+"""The part of the data that is trained on and the part that is held out, each image decoded once."""
+
+from dataclasses import replace
+
+from attndiff.data.config import DataConfig
+from attndiff.data.sources import ImageSet, open_table_of, open_validation
+from attndiff.data.tables import MissingPart
+from attndiff.errors import UserError
+
+HELD_OUT_SHARE = 0.05
+
+
+def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
+    """Training and held-out images; where the data names no held-out ones, a twentieth of it.
+
+    Returns:
+        The two sets, which are one where the data is too small to be divided, and notes of what was decided.
+
+    Raises:
+        UserError: If the data cannot be used.
+    """
+    if config.validation is None and not _has_validation(config):
+        return _divided(replace(config, validation=HELD_OUT_SHARE), config)
+    images = ImageSet(config)
+    return images, open_validation(config, images.class_names), []
+
+
+def _has_validation(config: DataConfig) -> bool:
+    """Whether the data has a part of that name."""
+    try:
+        open_table_of(replace(config, split="validation"))
+    except MissingPart:
+        return False
+    return True
+
+
+def _divided(divided: DataConfig, whole: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
+    """The two parts of data that names none; the whole data twice if one of them would be empty."""
+    try:
+        rest = ImageSet(divided)
+        held_out = open_validation(divided, rest.class_names)
+    except UserError:
+        images = ImageSet(whole)
+        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
+    note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
+    return rest, held_out, [note]
