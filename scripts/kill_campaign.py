@@ -7,7 +7,7 @@ A run is killed with SIGKILL one to three times at random, with all its loader w
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
 there. Some runs are of two processes, killed together or one alone, and further ones die at every single operation of a
-commit on the disk.
+commit on the disk, or of writing what was learned from the data before step 1.
 The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
@@ -34,6 +34,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,7 +48,7 @@ from attndiff.training.card import hardware
 from attndiff.training.config import make_config
 from attndiff.training.run import loop
 from attndiff.training.run.loop import Trainer
-from attndiff.training.state import checkpoint
+from attndiff.training.state import checkpoint, learned
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import newest_checkpoint, save_checkpoint
 
@@ -69,6 +70,13 @@ OPERATIONS = [  # of a commit on the disk: who does it, under which name
     (os, "fsync"),
     (checkpoint.Path, "rename"),
     (checkpoint.shutil, "rmtree"),
+]
+LEARNING = [  # of writing what was learned from the data
+    (learned.Path, "mkdir"),
+    (learned.Path, "write_text"),
+    (learned.PreTrainedTokenizerFast, "save_pretrained"),
+    (os, "fsync"),
+    (learned.Path, "rename"),
 ]
 
 Patch = Callable[[], None]  # what to change in the process of a run
@@ -259,13 +267,23 @@ def random_trial(
 
 def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch: Patch | None = None) -> Trial:
     """Have a run die at one operation of its second commit, then let it end."""
+    return dying_trial(root, images, expected, partial(die_in_save, operation), patch)
+
+
+def learning_trial(root: Path, images: Path, expected: dict, operation: int) -> Trial:
+    """Have a run die at one operation of writing what it learned, then let it end."""
+    return dying_trial(root, images, expected, partial(die_in, "write_learned", LEARNING, operation))
+
+
+def dying_trial(root: Path, images: Path, expected: dict, death: Patch, patch: Patch | None = None) -> Trial:
+    """Have a run die as ``death`` has prepared it, then let it end."""
     root.mkdir(parents=True)
     values, trial = settings(images, root / "run", "plain"), Trial()
 
     def die() -> None:
         if patch is not None:
             patch()
-        die_in_save(operation)
+        death()
 
     code = start(values, die).wait(TOO_LONG)
     if code == -signal.SIGKILL:
@@ -301,15 +319,20 @@ def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None = Non
 # Ways to die, and ways to get it wrong
 
 
-def die_in_save(operation: int, save: int = 2) -> None:
-    """Make this process kill itself right before the given operation of the given commit."""
-    state = {"saves": 0, "done": 0}
+def die_in_save(operation: int) -> None:
+    """Make this process kill itself right before the given operation of its second commit."""
+    die_in("save_checkpoint", OPERATIONS, operation, call=2)
+
+
+def die_in(writer: str, operations: list, operation: int, call: int = 1) -> None:
+    """Make this process kill itself right before an operation of a call of a function that the loop writes with."""
+    state = {"calls": 0, "done": 0}
 
     def watched(owner, name: str) -> None:
         inner = getattr(owner, name)
 
         def with_death(*arguments, **keywords):
-            if state["saves"] == save:
+            if state["calls"] == call:
                 if state["done"] == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
                 state["done"] += 1
@@ -317,17 +340,17 @@ def die_in_save(operation: int, save: int = 2) -> None:
 
         setattr(owner, name, with_death)
 
-    write = loop.save_checkpoint
+    write = getattr(loop, writer)
 
     def counted(*arguments):
-        state["saves"] += 1
+        state["calls"] += 1
         try:
             return write(*arguments)
         finally:
-            state["saves"] += state["saves"] == save  # what others write later is not of this commit
+            state["calls"] += state["calls"] == call  # what others write later is not of this call
 
-    loop.save_checkpoint = counted
-    for owner, name in OPERATIONS:
+    setattr(loop, writer, counted)
+    for owner, name in operations:
         watched(owner, name)
 
 
@@ -411,6 +434,7 @@ class Count:
         one_process_runs: Of them, killed at random.
         two_process_runs: Of them, of two processes.
         operations_of_a_commit: Of them, those that died at one operation each; 0 as long as none was tried.
+        operations_of_learning: Of them, those that died at one operation each of writing what was learned.
         negative_controls: What became of each.
         problems: Of those that did not end so, in words.
         seconds: That all this took.
@@ -425,6 +449,7 @@ class Count:
     one_process_runs: int = 0
     two_process_runs: int = 0
     operations_of_a_commit: int = 0
+    operations_of_learning: int = 0
     negative_controls: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     seconds: int = 0
@@ -463,11 +488,11 @@ def earlier(path: Path | None) -> Count:
     return count
 
 
-def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
-    """A run for each operation of a commit, up to the first operation that none has."""
+def every_operation(trial: Callable[..., Trial], root: Path, images: Path, expected: dict) -> list[Trial]:
+    """A trial for each operation, up to the first operation that there is not."""
     trials: list[Trial] = []
     while not trials or trials[-1].kills:
-        trials.append(commit_trial(root / str(len(trials)), images, expected, len(trials)))
+        trials.append(trial(root / str(len(trials)), images, expected, len(trials)))
     return trials[:-1]
 
 
@@ -527,12 +552,18 @@ class Campaign:
             temporary.replace(self.kept)
 
     def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
-        """A run for each operation of a commit, and the negative controls."""
-        at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected)
+        """A run for each operation of a commit and of writing what was learned, and the negative controls."""
+        at_each_operation, before = (
+            pool.submit(every_operation, trial, self.folder / trial.__name__, self.images, expected)
+            for trial in (commit_trial, learning_trial)
+        )
         spoilt = {name: pool.submit(control, self.folder / "controls" / name, self.images, name) for name in CONTROLS}
         for k, trial in enumerate(at_each_operation.result()):
             self.count.add(trial, f"operation {k} of a commit")
         self.count.operations_of_a_commit = len(at_each_operation.result())
+        for k, trial in enumerate(before.result()):
+            self.count.add(trial, f"operation {k} of writing what was learned")
+        self.count.operations_of_learning = len(before.result())
         self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
         self.save()
 

@@ -10,6 +10,8 @@ An image that cannot be read is left out, noted in the run's ``stream.jsonl``, a
 one of the images known before step 1, always the same one.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader
 from attndiff.data.config import DataConfig
 from attndiff.data.sources import ImageSet, open_validation
 from attndiff.data.streams import EncodedImages, Ledger, NamedRow, Stream, lane_count, readable
-from attndiff.data.tables import SHARD_SUFFIXES, MissingPart
+from attndiff.data.tables import SHARD_SUFFIXES, MissingPart, encoded_image
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
@@ -46,20 +48,37 @@ class StreamedImages(EncodedImages):
         self.stream, self.ledger = stream, ledger
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the head's images as they are stored, with their captions or classes."""
+        total = hashlib.sha256()
+        for i, (name, row) in enumerate(self.rows):
+            image = encoded_image(row[self.config.image_column], name)
+            total.update(image if isinstance(image, bytes) else image.read_bytes())
+            total.update(json.dumps([name, self.captions(i), self.label(i)]).encode())
+        return total.hexdigest()
+
+    @property
     def skipped(self) -> list[str]:
         """Images left out so far, by all processes of the run."""
         return self.ledger.skipped()
 
 
-def open_streamed(data: DataConfig, config: TrainConfig) -> tuple[StreamedImages, EncodedImages | ImageSet, list[str]]:
+def open_streamed(
+    data: DataConfig, config: TrainConfig, class_names: list[str] | None = None
+) -> tuple[StreamedImages, EncodedImages | ImageSet, list[str]]:
     """Open a stream: its head for the training images, held-out images, and notes of what holds.
+
+    Args:
+        data: What to read and how.
+        config: The run's settings.
+        class_names: Names and order of the classes, if the run has learned them already.
 
     Raises:
         UserError: The data cannot be used.
     """
     stream = Stream(data)
     ledger = Ledger(Path(config.out) / "stream.jsonl", stream.shards)
-    class_names = stream.class_names()
+    class_names = class_names or stream.class_names()
     heads = stream.head(HEAD)
     validation = _own_validation(data, class_names)
     notes = [_order_note(stream, config.optim.batch_size)]

@@ -5,26 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from attndiff.data.subset import spread_over
 from attndiff.metrics.near_copies import as_image
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
+from attndiff.training.parts.learning import EXAMPLES, examples
 from attndiff.training.state.averages import PowerEMA
 from attndiff.viewing import contact_sheet
-
-COLUMNS = 8  # of a grid
 
 
 def make_pipeline(parts: Parts) -> DiffusionPipeline:
     """A pipeline around the modules that are being trained."""
     given = {"tokenizer": parts.conditioning.tokenizer, "text_encoder": parts.conditioning.text_encoder}
-    settings = None if parts.task is GENERATE else parts.task_settings.model_dump()
-    known = {"data": parts.images.describe(), "task": settings}
+    known = {"data": parts.learned.data, "task": None if parts.task is GENERATE else parts.learned.task}
     return parts.model.to_pipeline(parts.task.pipeline, **given, vae=parts.vae, **known)
 
 
@@ -49,20 +47,18 @@ def copy_into(model: Head, state: dict[str, torch.Tensor]) -> None:
         parameter.copy_(state[name])
 
 
-def grid_prompts(parts: Parts, prompts: list[str], n: int = COLUMNS) -> list:
+def grid_prompts(parts: Parts, prompts: list[str], n: int = EXAMPLES) -> list:
     """What to sample: the config's prompts, else some held-out captions, class names or nothing.
 
     Where the task is given images, these are held-out ones, and the prompts theirs.
     """
-    prompt = PROMPTS[parts.conditioning.kind]
-    if parts.task.given is not nothing:
-        return prompt.of_all(spread_over(parts.validation, min(n, len(parts.validation))))
-    return prompts if prompts and prompt.is_given else prompt.examples(parts.images, parts.validation, n)
+    chosen = prompts and PROMPTS[parts.conditioning.kind].is_given and parts.task.given is nothing
+    return prompts if chosen else parts.learned.prompts[:n]
 
 
 def given_images(parts: Parts, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Some held-out images ``(n, C, H, W)`` in [-1, 1], and what a call of the task is given of them."""
-    images = spread_over(parts.validation, n).tensor()
+    """The first ``n`` of the held-out `examples`, ``(n, C, H, W)`` in [-1, 1], and what a call is given of them."""
+    images = examples(parts.validation).tensor()[:n]
     return images, parts.task.given(images, np.random.default_rng(0), parts.task_settings)
 
 
@@ -71,14 +67,13 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    arguments = {"num_inference_steps": parts.model.preview_steps, "guidance_scale": guidance_scale}
-    if parts.task.given is nothing:
-        arguments |= PROMPTS[parts.conditioning.kind].arguments(prompts)
-    else:
-        told = PROMPTS[parts.conditioning.kind]
-        arguments |= told.arguments(prompts) if told.is_given else {}
-        arguments |= {"guidance_scale": 1.0, **given_images(parts, len(prompts))[1], **parts.task.arguments}
-    return pipe(**arguments, generator=generators).images
+    prompt, wishes = PROMPTS[parts.conditioning.kind], {"guidance_scale": guidance_scale}
+    arguments = prompt.arguments(prompts)
+    if parts.task.given is not nothing:
+        told = arguments if prompt.is_given else {}  # the images say how many
+        arguments, wishes = {**told, **given_images(parts, len(prompts))[1]}, parts.task.arguments
+    wishes = {"num_inference_steps": parts.model.preview_steps, **wishes}
+    return pipe(**arguments, **wishes, generator=generators).images
 
 
 def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float, path: Path) -> None:
@@ -97,13 +92,12 @@ def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: f
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:
-    """What the task is given, and the images that it was made of; nothing where it is given none."""
+    """The images that a task's samples are made of, and what it is given of them; nothing where it is given none."""
     if parts.task.given is nothing:
         return {}
     images, given = given_images(parts, n)
     shown = given["image"]
     if "mask_image" in given:
         shown = shown * (1 - given["mask_image"]) + 0.5 * given["mask_image"]
-    size = images.shape[-2:]
-    shown = torch.nn.functional.interpolate(shown, size=size, mode="nearest") * 2 - 1
+    shown = F.interpolate(shown, size=images.shape[-2:], mode="nearest") * 2 - 1
     return {name: [as_image(one) for one in row] for name, row in (("real", images), ("given", shown))}

@@ -1,0 +1,121 @@
+"""What is learned from data, before step 1 of a run that begins: tokenizer, classes, sigma_data, what the data are."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from attndiff.data.sources import ImageSet
+from attndiff.data.subset import Subset, spread_over
+from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.objectives import make_objective
+from attndiff.errors import UserError
+from attndiff.tasks.prompts import PROMPTS
+from attndiff.tasks.registry import TASKS
+from attndiff.tasks.task import GENERATE, TaskSettings, nothing
+from attndiff.training.config import TrainConfig
+from attndiff.training.latents import LatentSet
+from attndiff.training.parts.given import Given
+from attndiff.training.parts.opening import Opened
+from attndiff.training.state.learned import Learned
+
+EXAMPLES = 8  # of what to draw
+MEASURED = 512  # images that sigma_data is measured on, spread over all
+
+
+def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
+    """All but the objective, whose ``sigma_data`` is measured on latents where the run trains on those.
+
+    Args:
+        config: The run's settings.
+        opened: Its data, as images.
+        given: Models that it starts from.
+
+    Raises:
+        UserError: If the data has no classes where the condition is a class.
+    """
+    images, validation = opened.images, opened.validation
+    kind, stream = config.condition.kind, config.data.stream
+    if kind == "class" and not images.class_names:
+        raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
+    task, prompt = learn_task(config, images), PROMPTS[kind]
+    given_images = TASKS[task.name].given is not nothing
+    own_text = kind == "text" and given.conditioning is None
+    return Learned(
+        data=images.describe(),
+        images=None if stream else len(images),
+        held_out=len(validation),
+        tokenizer=_tokenizer(config, images) if own_text else None,
+        fingerprint=images.fingerprint,
+        skipped=None if stream else len(images.skipped),
+        licences=_licences(images),
+        prompts=prompt.of_all(examples(validation)) if given_images else prompt.examples(images, validation, EXAMPLES),
+        notes=list(opened.notes),
+        task=task.model_dump(),
+    )
+
+
+def _tokenizer(config: TrainConfig, images: ImageSet):
+    captions = [caption for i in range(len(images)) for caption in images.captions(i)]
+    return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
+
+
+def _licences(images: ImageSet) -> list[tuple[str, int]]:
+    """The licences that the rows name, the commonest first."""
+    if not len(images) or "license" not in images.row(0):
+        return []
+    return Counter(str(images.row(i)["license"]) for i in range(len(images))).most_common()
+
+
+def examples(validation: ImageSet | LatentSet) -> Subset:
+    """The held-out images that samples of a task are made of which is given images."""
+    return spread_over(validation, min(EXAMPLES, len(validation)))
+
+
+def learn_task(config: TrainConfig, images: ImageSet) -> TaskSettings:
+    """The settings of the task, with what is measured on some of the images.
+
+    Raises:
+        UserError: If the task does not go together with the rest.
+    """
+    settings, task = config.task, TASKS[config.task.name]
+    if task is not GENERATE and (config.model.vae or config.distill or config.data.stream):
+        raise UserError(f"task.name {task.name} goes together with no model.vae, distill or data.stream: leave it out.")
+    return settings.model_copy(update=task.learn(some_images(images), settings))
+
+
+def some_images(images: ImageSet | LatentSet) -> Iterator[torch.Tensor]:
+    """Some images ``(C, H, W)`` from all over the set, or their latents."""
+    for i in range(0, len(images), max(1, len(images) // MEASURED)):
+        yield torch.from_numpy(images.pixels(i))
+
+
+def learn_objective(config: TrainConfig, given: Given, images: ImageSet | LatentSet, task: dict) -> dict:
+    """Settings of the objective, ``sigma_data`` measured where neither the config nor the earlier model gives it.
+
+    Args:
+        config: The run's settings.
+        given: With the earlier model, whose objective is gone on with where the config does not say otherwise.
+        images: What is trained on, latents or images.
+        task: Settings of the task, which may denoise something else than the images.
+
+    Raises:
+        UserError: If the settings are no objective's.
+    """
+    earlier = (given.source.config.objective if given.source is not None else None) or {}
+    settings = {**earlier, **config.objective.model_dump()}
+    if settings.get("sigma_data") is None:
+        settings["sigma_data"] = standard_deviation(images, task)
+    try:
+        return make_objective(settings).to_config()
+    except ValueError as error:
+        raise UserError(f"config: {error}") from None
+
+
+def standard_deviation(images: ImageSet | LatentSet, task: dict) -> float:
+    """Of the values of what is denoised for some images from all over the set, to four digits."""
+    kind, generator = TASKS[task["name"]], np.random.default_rng(0)
+    settings = kind.settings(**task)
+    targets = ({"images": image, **kind.make_sample(image, generator, settings)} for image in some_images(images))
+    return round(float(torch.cat([target["images"].flatten() for target in targets]).std()), 4)
