@@ -25,7 +25,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         num_inference_steps: int = 1,
         guidance_scale: float = 1.0,
-        back_projections: int = 4,
+        back_projections: int = 8,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",

@@ -159,7 +159,16 @@ def test_the_training_script_does_not_offer_its_modules_to_everybody(tmp_path):
 def test_public_names_are_there_before_they_are_used():
     code = "import attndiff, sys; print(*dir(attndiff)); assert 'torch' not in sys.modules; print(attndiff.__version__)"
     names, version = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
-    public = {"__version__", "AttnDiffPipeline", "AttentionUNet2DModel", "ConditionEncoder", "load", "push"}
+    public = {
+        "__version__",
+        "AttnDiffInpaintPipeline",
+        "AttnDiffPipeline",
+        "AttnDiffUpscalePipeline",
+        "AttentionUNet2DModel",
+        "ConditionEncoder",
+        "load",
+        "push",
+    }
     assert set(attndiff.__all__) == public <= set(names.split())
     assert version == importlib.metadata.version("attndiff")
 

@@ -18,8 +18,11 @@ from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
 from attndiff.metrics.own_condition import NAMES, own_condition
 from attndiff.metrics.reference import Reference
+from attndiff.metrics.restoration.inpainting import measure_inpainting
+from attndiff.metrics.restoration.upscaling import measure_upscaling
 from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import prompt_of
+from attndiff.tasks.registry import task_of
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.evaluation.validation import AT_MOST, Validation, validate
@@ -28,6 +31,12 @@ from attndiff.viewing import contact_sheet, level_curves
 
 SUSPECTS = 100  # samples of training captions that are searched for copies
 SHEET = 8  # samples a row and a column of the grid
+RESTORATIONS = {  # by the name that a task gives its measure
+    "upscale": lambda pipeline, real, tell, settings: measure_upscaling(pipeline, real, tell, settings.seed),
+    "inpaint": lambda pipeline, real, tell, settings: measure_inpainting(
+        pipeline, real, tell, settings.seed, settings.steps
+    ),
+}
 
 
 @dataclass
@@ -72,6 +81,8 @@ def evaluate(
         UserError: If the reference is too small, or the extractor cannot be had.
     """
     n = reference.count(n)
+    if task_of(pipeline).measure is not None:
+        return _restoration(pipeline, reference, settings, n, pictures)
     prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
     chosen, accuracy = _extractor(extractor, sets, settings.seed)
     judge = _judge(prompt.name, chosen, sets, settings.seed)
@@ -100,6 +111,23 @@ def evaluate(
         pictures.mkdir(parents=True, exist_ok=True)
         draw_neighbours(suspects, copies, pool).save(pictures / "neighbours.png")
         _draw(samples, losses, pictures)
+    common = {**asdict(settings), "reference": reference.describe()}
+    return {name: {**entry, **common} for name, entry in report.items()}
+
+
+def _restoration(pipeline, reference: Reference, settings: Settings, n: int, pictures: Path | None) -> dict[str, dict]:
+    """The measures of a task whose right answer is known, on held-out images."""
+    test, prompt = reference.choose(n, settings.seed)[0], prompt_of(pipeline)
+    real, values = test.tensor(), prompt.of_all(test)
+
+    def tell(rows: slice) -> dict:
+        return prompt.arguments(values[rows]) if prompt.is_given else {}
+
+    report, made = RESTORATIONS[task_of(pipeline).measure](pipeline, real, tell, settings)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        rows = {name: [as_image(image) for image in images[:SHEET]] for name, images in {"real": real, **made}.items()}
+        contact_sheet(rows, [""] * min(SHEET, n)).save(pictures / "samples.png")
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
 

@@ -110,7 +110,7 @@ def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | 
 
 def _checked(config: DataConfig, pipeline) -> DataConfig:
     """Raise `UserError` unless the images are read in the model's size and channels."""
-    side, channels = side_of(pipeline), pipeline.unet.config.in_channels
+    side, channels = side_of(pipeline), pipeline.unet.config.out_channels
     if pipeline.vae is not None:
         channels = pipeline.vae.config.out_channels
     mine = config.channels if isinstance(config.channels, int) else len(config.channels)

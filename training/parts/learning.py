@@ -14,6 +14,7 @@ from attndiff.errors import UserError
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.registry import TASKS
 from attndiff.tasks.task import GENERATE, TaskSettings, nothing
+from attndiff.tasks.upscale import UPSCALE
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given
@@ -82,6 +83,8 @@ def learn_task(config: TrainConfig, images: ImageSet) -> TaskSettings:
     settings, task = config.task, TASKS[config.task.name]
     if task is not GENERATE and (config.model.vae or config.distill or config.data.stream):
         raise UserError(f"task.name {task.name} goes together with no model.vae, distill or data.stream: leave it out.")
+    if task is UPSCALE and config.objective.name not in (None, "flow"):
+        raise UserError(f"task.name {task.name} learns to do it in one call by the objective flow: leave it out.")
     return settings.model_copy(update=task.learn(some_images(images), settings))
 
 

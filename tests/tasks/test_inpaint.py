@@ -1,0 +1,121 @@
+"""Inpainting: masks, what a sample holds, and given pixels that come back to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+from commands import make_images
+from PIL import Image
+
+import attndiff
+from attndiff.apps.data_settings import data_config
+from attndiff.apps.evaluate import Settings, evaluate
+from attndiff.metrics.reference import open_reference
+from attndiff.tasks.inpaint import INPAINT, InpaintSettings
+from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
+from attndiff.training.config import make_config
+from attndiff.training.run.loop import Trainer
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"), count=24)
+
+
+@pytest.fixture(scope="module")
+def pipeline(images, tmp_path_factory):
+    """Of a run of four steps, told captions."""
+    settings = {
+        "out": str(tmp_path_factory.mktemp("inpaint") / "run"),
+        "task": {"name": "inpaint"},
+        "data": {"path": str(images), "size": 16, "validation": 0.3, "caption_column": "text"},
+        "condition": {"kind": "text", "vocab_size": 300, "max_length": 8},
+        "model": {"preset": "tiny"},
+        "optim": {"steps": 4, "batch_size": 4, "warmup": 1, "precision": "fp32"},
+        "log": {"tracker": None, "sample_every": 4},
+    }
+    pipe = attndiff.load(Trainer(make_config(settings)).run())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_masks_are_strokes_boxes_and_everything():
+    generator = np.random.default_rng(0)
+    masks = torch.stack([draw_mask(24, 32, generator) for _ in range(400)])
+    shares = masks.mean((1, 2, 3))
+    assert set(masks.unique().tolist()) == {0.0, 1.0} and shares.min() > 0
+    assert 0.18 < (shares == 1).double().mean() < 0.32
+    for draw, low, high in ((draw_strokes, 0.1, 0.5), (draw_box, 0.15, 0.4)):
+        mean = torch.stack([draw(24, 32, generator) for _ in range(200)]).mean()
+        assert low < mean < high
+
+
+def test_a_sample_knows_nothing_of_the_hole():
+    image = torch.rand(3, 16, 16) + 0.5
+    sample = INPAINT.make_sample(image, np.random.default_rng(1), InpaintSettings())
+    mask = sample["aligned"][:1]
+    assert 0 < mask.mean() < 1 and torch.equal(sample["aligned"][1:], image * (1 - mask))
+    weight = sample["pixel_weight"]
+    assert weight.mean().item() == pytest.approx(1)
+    assert (weight[mask == 1][0] / weight[mask == 0][0]).item() == pytest.approx(3)
+    assert "images" not in sample
+
+
+def hole(height: int, width: int) -> torch.Tensor:
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., 3:9, 4:11] = 1
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", "pil"])
+def test_given_pixels_come_back_to_the_last_bit(pipeline, kind):
+    numbers = np.random.default_rng(0)
+    mask = hole(13, 18)
+    if kind == "pil":
+        image = Image.fromarray(numbers.integers(0, 256, (13, 18, 3), dtype=np.uint8))
+        given, told = np.asarray(image), Image.fromarray((mask[0, 0].numpy() * 255).astype(np.uint8))
+    else:
+        given = numbers.random((1, 13, 18, 3)).astype(np.float32)
+        image, told = (torch.from_numpy(given).permute(0, 3, 1, 2), mask) if kind == "pt" else (given, mask)
+    got = pipeline(image, told, "red", num_inference_steps=2, output_type=kind).images
+    got = np.asarray(got[0]) if kind == "pil" else (got.permute(0, 2, 3, 1).numpy() if kind == "pt" else got)
+    inside = mask[0, 0].numpy() > 0.5
+    assert np.array_equal(got[..., ~inside, :], given[..., ~inside, :])
+    assert (got[..., inside, :] != given[..., inside, :]).any()
+
+
+def test_the_hole_is_not_looked_at(pipeline):
+    """What lies under the mask changes nothing."""
+    mask, image = hole(16, 16), torch.rand(1, 3, 16, 16)
+    other = torch.where(mask > 0, torch.rand(1, 3, 16, 16), image)
+    results = [
+        pipeline(x, mask, "red", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0))
+        for x in (image, other)
+    ]
+    assert torch.equal(results[0].images, results[1].images)
+
+
+def test_several_results_of_several_images(pipeline):
+    image, mask = torch.rand(2, 3, 16, 16), hole(16, 16)
+    got = pipeline(
+        image, mask, ["red", "blue"], num_inference_steps=1, num_images_per_prompt=2, output_type="pt"
+    ).images
+    assert got.shape == (4, 3, 16, 16)
+    known = (mask == 0).expand(2, 3, -1, -1)
+    for i in range(4):
+        assert torch.equal(got[i][known[0]], image[i // 2][known[0]])
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"), [(hole(8, 16), "mask_image has the shape"), (hole(16, 16).repeat(3, 1, 1, 1), "3 rows")]
+)
+def test_mistakes_are_named(pipeline, mask, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline(torch.rand(2, 3, 16, 16), mask, ["red", "blue"])
+
+
+def test_a_model_is_measured_beside_fills(pipeline, images):
+    data = data_config(str(images), ["size=16", "caption_column=text"])
+    report = evaluate(pipeline, open_reference(data, pipeline), Settings(2, 1.0), 6)
+    for kind in ("boxes", "strokes"):
+        entry = report[f"hole_psnr_{kind}"]
+        assert entry["given_pixels_kept"] and entry["floor"] == entry["ways"]["harmonic"]
