@@ -13,6 +13,8 @@ from attndiff.pipelines.call.images import as_pixels, padded, rows_for
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.tasks.resampling import back_project, enlarge_by
 
+DRAWING_STEPS = 6  # of a result that is drawn
+
 
 class AttnDiffUpscalePipeline(ImagePipeline):
     """Enlarge images by the factor that the model was made for; its arguments are those of `ImagePipeline`."""
@@ -72,6 +74,10 @@ class AttnDiffUpscalePipeline(ImagePipeline):
             large = back_project(large[..., :height, :width].clamp(-1, 1), small, back_projections)
             images = self.decode_latents(large, output_type)
         return as_output(images, None, return_dict)
+
+    def own_defaults(self, steps: int | None = None, guidance_scale: float | None = None) -> tuple[int, float]:
+        """Steps and guidance as given, else those of a result that is drawn rather than the mean of all."""
+        return DRAWING_STEPS if steps is None else steps, 1.0 if guidance_scale is None else guidance_scale
 
     @property
     def scale(self) -> int:

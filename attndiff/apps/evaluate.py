@@ -31,12 +31,7 @@ from attndiff.viewing import contact_sheet, level_curves
 
 SUSPECTS = 100  # samples of training captions that are searched for copies
 SHEET = 8  # samples a row and a column of the grid
-RESTORATIONS = {  # by the name that a task gives its measure
-    "upscale": lambda pipeline, real, tell, settings: measure_upscaling(pipeline, real, tell, settings.seed),
-    "inpaint": lambda pipeline, real, tell, settings: measure_inpainting(
-        pipeline, real, tell, settings.seed, settings.steps
-    ),
-}
+RESTORATIONS = {"upscale": measure_upscaling, "inpaint": measure_inpainting}  # by what tasks call their measure
 
 
 @dataclass
@@ -123,7 +118,7 @@ def _restoration(pipeline, reference: Reference, settings: Settings, n: int, pic
     def tell(rows: slice) -> dict:
         return prompt.arguments(values[rows]) if prompt.is_given else {}
 
-    report, made = RESTORATIONS[task_of(pipeline).measure](pipeline, real, tell, settings)
+    report, made = RESTORATIONS[task_of(pipeline).measure](pipeline, real, tell, settings.seed, settings.steps)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         rows = {name: [as_image(image) for image in images[:SHEET]] for name, images in {"real": real, **made}.items()}

@@ -16,7 +16,6 @@ from attndiff.tasks.upscale import small_of
 
 BATCH = 50
 ROUNDS = 8  # of back-projection
-STEPS = 6  # where the model samples
 
 
 def lanczos(small: torch.Tensor, scale: int) -> torch.Tensor:
@@ -30,7 +29,7 @@ def lanczos(small: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def measure_upscaling(
-    pipeline, real: torch.Tensor, tell: Callable[[slice], dict], seed: int
+    pipeline, real: torch.Tensor, tell: Callable[[slice], dict], seed: int, steps: int
 ) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
     """Measures by name, and the images they are of by the way they were made.
 
@@ -39,12 +38,13 @@ def measure_upscaling(
         real: ``(N, C, H, W)``.
         tell: Rows to the arguments of a call that say what they show.
         seed: Of the first image that is sampled.
+        steps: Of sampling.
     """
     scale = pipeline.scale
     small = small_of(real, scale)
     made = {"bicubic": enlarge_by(small, scale).clamp(-1, 1), "lanczos": lanczos(small, scale)}
     made |= {f"{name}, back-projected": back_project(images, small, ROUNDS) for name, images in made.items()}
-    for name, arguments in _ways(seed).items():
+    for name, arguments in _ways(seed, steps).items():
         made[name] = _enlarged(pipeline, small, tell, arguments)
     scores = {name: float(luma_psnr(images, real, scale).mean()) for name, images in made.items()}
     similarity = {name: float(luma_ssim(images, real, scale).mean()) for name, images in made.items()}
@@ -66,12 +66,12 @@ def measure_upscaling(
     return report, made
 
 
-def _ways(seed: int) -> dict[str, dict]:
+def _ways(seed: int, steps: int) -> dict[str, dict]:
     """How the model is called."""
     return {
         "one call, alone": {"back_projections": 0},
         "one call": {"back_projections": ROUNDS},
-        "sampled": {"back_projections": ROUNDS, "num_inference_steps": STEPS, "seed": seed},
+        "sampled": {"back_projections": ROUNDS, "num_inference_steps": steps, "seed": seed},
     }
 
 
