@@ -12,7 +12,8 @@ import pytest
 import torch
 from commands import attndiff, make_images, tree
 from PIL import Image
-from test_training import losses
+from places import TESTS
+from runs import losses
 
 from attndiff.errors import UserError
 from attndiff.folder.open import load
@@ -23,7 +24,7 @@ from attndiff.training.run.loop import Trainer
 from attndiff.training.state import learned as module
 from attndiff.training.state.learned import Learned, learned_digest, read_learned, write_learned
 
-FORMAT_1 = Path(__file__).parent / "fixtures/format_1"
+FORMAT_1 = TESTS / "fixtures/format_1"
 NOTHING_CHANGES = ("tokenizer", "unet", "condition_encoder", "scheduler", "model_index.json")
 COLUMNS = {"text": {"caption_column": "text"}, "class": {"label_column": "label"}}
 
