@@ -7,11 +7,13 @@ what is built on it (`attndiff.folder` the pipelines) without importing it.
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
+_PIPELINES = {"AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff"}
+PIPELINES = tuple(_PIPELINES)  # classes that a folder can name
 _PUBLIC = {
+    **_PIPELINES,
     "AttentionUNet2DModel": "attndiff.nn.unet",
-    "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
     "ConditionEncoder": "attndiff.nn.encoder",
-    "load": "attndiff.folder.hub",
+    "load": "attndiff.folder.open",
     "push": "attndiff.folder.hub",
 }
 _INTERNAL = {"bundle_component": "attndiff.folder.code_bundle"}

@@ -2,7 +2,7 @@
 
 import importlib
 
-_EXPORTS = {"AttnDiffPipeline": "pipeline_attndiff", "AttnDiffPipelineOutput": "pipeline_attndiff"}
+_EXPORTS = {"AttnDiffPipeline": "pipeline_attndiff", "AttnDiffPipelineOutput": "base"}
 
 __all__ = list(_EXPORTS)
 

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from bench.peers import Adapted
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attndiff.nn import blocks
 from attndiff.training.batches import DrawnDataset, training_loader
-from attndiff.training.bench.peers import Adapted
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.validation import validate
@@ -220,7 +220,7 @@ class Campaign:
 
     def __init__(self, out: Path, names: list[str], workers: int, rounds: int):
         self.out, self.workers = out, workers
-        self.found = json.loads(out.read_text()) if out.is_file() else {"step_seconds": {}, "runs": {}}
+        self.found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"step_seconds": {}, "runs": {}}
         if not self.found["step_seconds"].keys() >= set(names):
             self.found["step_seconds"] = step_seconds(names, rounds)
             self._write()
@@ -239,7 +239,7 @@ class Campaign:
         return [runs[key] for key in keys]
 
     def _write(self) -> None:
-        self.out.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
+        self.out.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def choose_rates(campaign: Campaign, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:

@@ -106,7 +106,7 @@ class Samples:
     def pipe(self):
         """The pipeline, opened when first needed."""
         if self._pipe is None:
-            from attndiff.folder.hub import load
+            from attndiff.folder.open import load
 
             self._pipe = load(self.model)
             self._pipe.set_progress_bar_config(disable=True)
@@ -193,8 +193,8 @@ def main() -> None:
     }
     report["seconds"] = round(time.perf_counter() - began, 1)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "evaluation.md").write_text(markdown(report))
+    args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (args.out / "evaluation.md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))
 
 

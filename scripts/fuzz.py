@@ -36,17 +36,16 @@ from tqdm import tqdm
 from attndiff.data.folder import folder_rows
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective
-from attndiff.diffusion.schedules import default_scheduler
 from attndiff.errors import UserError
-from attndiff.folder.check import NETWORKS, check_index, check_network, check_weights
-from attndiff.folder.hub import _read_json
+from attndiff.folder.check import NETWORKS, check_index, check_network, check_weights, read_json
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.pipelines.call_checks import as_texts
+from attndiff.pipelines.call.inputs import as_texts
+from attndiff.pipelines.call.tokenizing import tokenize
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
-from attndiff.pipelines.prompts import tokenize
 from attndiff.training.card import hardware
 from attndiff.training.config import OptimConfig
 from attndiff.training.optim import make_optimizers
@@ -146,7 +145,7 @@ def configs(folder: Path) -> Case:
             value = disturbed(value, rng)
         text = json.dumps(value).encode()
         path.write_bytes(mutated(text, rng) if rng.random() < 0.3 else text)
-        read = _read_json(path)
+        read = read_json(path)
         if name == "index":
             check_index(path, read)
         else:
@@ -412,7 +411,7 @@ def main() -> None:
     report = run({name: TARGETS[name].fast if options.fast else TARGETS[name].cases for name in names})
     print(json.dumps({**report, "seconds": round(time.monotonic() - began), "hardware": hardware()}, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if any(found["unnamed_errors"] for found in report.values()):
         raise SystemExit("there were unnamed errors; repeat one with --target NAME --seed N")
 

@@ -66,7 +66,7 @@ class Session:
     def state(self) -> dict[str, dict]:
         """What is known of each stage begun."""
         file = self.out / "session.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def left(self) -> float:
         """Seconds until the call has to end, those for ending a stage set aside."""
@@ -100,7 +100,7 @@ class Session:
     def _run(self, stage: Stage) -> str:
         self.out.mkdir(parents=True, exist_ok=True)
         start = self.clock()
-        with open(self.out / f"{stage.name}.log", "a") as log:
+        with open(self.out / f"{stage.name}.log", "a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(stage.command)}\n")
             log.flush()
             code = run_limited(stage.command, self.left(), log)
@@ -108,7 +108,7 @@ class Session:
         seconds = self.state.get(stage.name, {}).get("seconds", 0) + self.clock() - start
         state = {**self.state, stage.name: {"status": status, "code": code, "seconds": round(seconds, 1)}}
         temporary = self.out / "session.json.tmp"
-        temporary.write_text(json.dumps(state, indent=1) + "\n")
+        temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.out / "session.json")
         return status
 
@@ -141,12 +141,13 @@ def end_group(process: subprocess.Popen) -> None:
 def make_stages(out: Path, classes: Path | None, emoji: Path | None, caption_column: str) -> list[Stage]:
     """All that needs a GPU; a training whose data is not named is left out."""
     attndiff = [sys.executable, "-m", "attndiff"]
-    bench = [*attndiff, "bench", "--device", "cuda"]
+    bench = [sys.executable, str(ROOT / "scripts/bench.py"), "--device", "cuda"]
+    attention = [*attndiff, "bench", "--attention", "--device", "cuda"]
     speed = ["--json", str(out / "bench.json"), "--picture", str(out / "bench.png")]
     stages = [
         # 5: no test has the marker
         Stage("tests", [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"], (0, 5)),
-        Stage("attention", [*bench, "--attention", "--json", str(out / "attention.json")]),
+        Stage("attention", [*attention, "--json", str(out / "attention.json")]),
         Stage("speed", [*bench, *speed]),
     ]
     if classes is not None:

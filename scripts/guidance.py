@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from attndiff.apps.cli.doctor import data_config
+from attndiff.apps.data_settings import data_config
 from attndiff.apps.sample import open_model
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
@@ -145,17 +145,16 @@ def open_pipelines(model: str, guide: str | None, student: str | None) -> dict[s
     pipe.set_progress_bar_config(disable=True)
     found = dict.fromkeys(("no guidance", "guidance", "guidance in an interval"), pipe)
     if guide is not None:
-        found["autoguidance"] = type(pipe)(**{**pipe.components, "guide": open_model(guide).unet}, **known(pipe))
+        earlier = open_model(guide)
+        if earlier.tokenizer.get_vocab() != pipe.tokenizer.get_vocab():
+            raise SystemExit(f"--guide {guide} reads other tokens than {model}; give an earlier snapshot of it.")
+        parts = {"guide": earlier.unet, "guide_encoder": earlier.condition_encoder}
+        found["autoguidance"] = type(pipe).from_pipe(pipe, **parts)
     if student is not None:
         found["student"] = open_model(student)
     for each in found.values():
         each.set_progress_bar_config(disable=True)
     return found
-
-
-def known(pipe) -> dict:
-    """What a pipeline stores beside its components."""
-    return {name: pipe.config[name] for name in ("objective", "data")}
 
 
 def main() -> None:
@@ -184,7 +183,7 @@ def main() -> None:
         report["chosen"][kind] = {"scale": best.scale, "interval": best.interval}
         numbers = [int(s) for s in pipelines[kind].config.student["sigmas"]] if kind == "student" else STEPS
         report["curves"][kind] = [curves.point(best, steps, test) for steps in numbers]
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw(report["curves"], arguments.json.with_suffix(".png"))
     print(json.dumps({k: report[k] for k in ("floor", "chosen", "curves")}, indent=1))
 

@@ -114,14 +114,14 @@ def make_images(folder: Path, count: int = 16) -> Path:
         pixels = np.full((16, 16, 3), 255, np.uint8)
         pixels[2 + i % 4 : -3, 3:-2] = (200, 30, 30) if i % 2 else (30, 30, 200)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-        (folder / f"{i:02d}.txt").write_text("red" if i % 2 else "blue")
+        (folder / f"{i:02d}.txt").write_text("red" if i % 2 else "blue", encoding="utf-8")
     return folder
 
 
 def digest(out: Path) -> dict[str, str]:
     """All that a finished run has to agree in: losses by step, and hashes of its files."""
     found: dict[str, str] = {}
-    for line in (out / "log.jsonl").read_text().splitlines():
+    for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         if "loss" in entry:
             step, loss = f"loss of step {entry['step']}", entry["loss"].hex()
@@ -135,7 +135,7 @@ def digest(out: Path) -> dict[str, str]:
 def lost(out: Path) -> str | None:
     """What of the committed work is gone after a kill, in words, or None."""
     log = out / "log.jsonl"
-    whole = log.read_text().rpartition("\n")[0].splitlines() if log.is_file() else []
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if log.is_file() else []
     last = max((entry["step"] for entry in map(json.loads, whole) if "loss" in entry), default=0)
     committed = (last - 1) // SAVE_EVERY * SAVE_EVERY  # the save after the very last step may not have ended
     newest, _ = newest_checkpoint(out / "checkpoints")
@@ -208,7 +208,7 @@ def train(values: dict, patch: Patch | None, environment: dict[str, str]) -> NoR
     """Be a process of a run."""
     try:
         name = f"errors_{environment.get('RANK', 0)}.txt"
-        errors = open(Path(values["out"]).parent / name, "w")  # noqa: SIM115 - open until the process ends
+        errors = open(Path(values["out"]).parent / name, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
         os.dup2(errors.fileno(), 1)
         os.dup2(errors.fileno(), 2)
         os.environ.update(environment)
@@ -223,7 +223,7 @@ def train(values: dict, patch: Patch | None, environment: dict[str, str]) -> NoR
 
 def errors_of(root: Path) -> str:
     """The end of what a run's processes said."""
-    return " ".join(file.read_text()[-500:] for file in sorted(root.glob("errors_*.txt")))
+    return " ".join(file.read_text(encoding="utf-8")[-500:] for file in sorted(root.glob("errors_*.txt")))
 
 
 @dataclass
@@ -242,14 +242,14 @@ class Trial:
 
 
 def random_trial(
-    root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, seed: int
+    root: Path, images: Path, variant: str, world: int, expected: dict, seconds: float, rng: random.Random
 ) -> Trial:
     """Kill a run one to three times at random, then let it end; one that ends before its first kill is begun anew.
 
     Of several processes either all are killed at once or one alone; those that do not end of it within a second are
     killed then, as a launcher would.
     """
-    rng, out, trial = random.Random(seed), root / "run", Trial()
+    out, trial = root / "run", Trial()
     root.mkdir(parents=True)
     values = settings(images, out, variant)
     while not trial.kills:
@@ -480,7 +480,7 @@ def earlier(path: Path | None) -> Count:
     if path is None or not path.is_file():
         return Count()
     try:
-        count = Count(**json.loads(path.read_text()))
+        count = Count(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise SystemExit(f"--json {path} is no result of a campaign; name another file.") from None
     for what in ("hardware", "code"):
@@ -549,7 +549,7 @@ class Campaign:
         self.since = time.monotonic()
         if self.kept:
             temporary = self.kept.with_name(self.kept.name + ".tmp")
-            temporary.write_text(json.dumps(asdict(self.count), indent=1) + "\n")
+            temporary.write_text(json.dumps(asdict(self.count), indent=1) + "\n", encoding="utf-8")
             temporary.replace(self.kept)
 
     def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
@@ -579,7 +579,7 @@ class Campaign:
                 jobs = {}
                 for i in range(first, min(first + PORTION, wanted)):
                     way, where = ways[i % len(ways)], self.folder / kind / str(i)
-                    jobs[pool.submit(random_trial, where, self.images, *way, i)] = f"{kind}, {way[0]}"
+                    jobs[pool.submit(random_trial, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
                 for job in as_completed(jobs):
                     self.count.add(job.result(), jobs[job])
                     bar.update()

@@ -150,7 +150,7 @@ class Checkout(importlib.abc.MetaPathFinder):
     """Finds attndiff in one checkout, where its pyproject.toml says, whatever is installed."""
 
     def __init__(self, root: Path):
-        self.project = tomllib.loads((root / "pyproject.toml").read_text())
+        self.project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
         folders = self.project["tool"]["setuptools"].get("package-dir", {})
         self.root, self.places = root, {"attndiff": root / folders.get("", ".") / "attndiff"}
         self.places |= {package: root / folder for package, folder in folders.items() if package}
@@ -287,7 +287,7 @@ def make_data(folder: Path) -> None:
     shards(folder)
     encoder(folder / "encoder")
     autoencoder(folder / "vae")
-    (folder / "config.json").write_text(json.dumps(BASE))
+    (folder / "config.json").write_text(json.dumps(BASE), encoding="utf-8")
 
 
 def square(i: int, height: int = 16, width: int = 16) -> Image.Image:
@@ -310,7 +310,7 @@ def squares(folder: Path, count: int) -> None:
         path = folder / "ab"[i % 2] / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         square(i).save(path)
-        path.with_suffix(".txt").write_text(caption(i))
+        path.with_suffix(".txt").write_text(caption(i), encoding="utf-8")
 
 
 def shapes(folder: Path) -> None:
@@ -412,7 +412,7 @@ class Side:
         run, out = RUNS[name], self.out(name)
         if run.begun and not out.exists():
             copytree(Path(*self.words(run.begun, out)), out)
-            (out / "log.jsonl").write_text("")
+            (out / "log.jsonl").write_text("", encoding="utf-8")
         words = self.words(f"{run.command} {run.words}", out)
         if run.parts == (PIXELS,):
             words = [json.dumps({model: self.words(place, out)[0] for model, place in MODELS.items()})]
@@ -439,13 +439,15 @@ class Side:
         if process.is_alive():
             process.kill()
             return f"it takes more than {TOO_LONG} seconds"
-        said = Path(f"{self.out(name)}.err").read_text().strip().splitlines()
+        said = Path(f"{self.out(name)}.err").read_text(encoding="utf-8").strip().splitlines()
         return (said[-1].strip() if said else f"ended with {process.exitcode}") if process.exitcode else None
 
     def figures(self, name: str) -> Figures:
         """What is compared of a run that has ended."""
         if RUNS[name].parts == (PIXELS,):
-            return {PIXELS: json.loads(Path(f"{self.out(name)}.out").read_text().strip().splitlines()[-1])}
+            return {
+                PIXELS: json.loads(Path(f"{self.out(name)}.out").read_text(encoding="utf-8").strip().splitlines()[-1])
+            }
         return read_run(self.out(name))
 
     def words(self, text: str, out: Path) -> list[str]:
@@ -460,15 +462,17 @@ def forget_the_end(out: Path) -> None:
     step = int(before.name.removeprefix("step_"))
     rmtree(last)
     rmtree(out / "pipeline")
-    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
-    (out / "log.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (out / "log.jsonl").write_text(
+        "".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8"
+    )
 
 
 def read_run(out: Path) -> Figures:
     """Losses and distances of a run's log in hex, and hashes of its sample grids."""
     found: Figures = {part: {} for part in PARTS}
     log = out / "log.jsonl"
-    for line in log.read_text().splitlines() if log.is_file() else []:
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         entry = json.loads(line)
         if "loss" in entry:
             number = len(found[TRAINING]) + 1  # a step that was logged twice counts twice
@@ -646,7 +650,9 @@ def main() -> None:
     print(line(f"{len(verdicts)} runs, {seconds} s", totals, ending))
     if asked.json:
         runs = {name: vars(verdict) for name, verdict in verdicts.items()}
-        asked.json.write_text(json.dumps({"runs": runs, "wrong": wrong, "seconds": seconds}, indent=1) + "\n")
+        asked.json.write_text(
+            json.dumps({"runs": runs, "wrong": wrong, "seconds": seconds}, indent=1) + "\n", encoding="utf-8"
+        )
     raise SystemExit(bool(wrong))
 
 

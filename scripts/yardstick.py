@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from attndiff.folder.hub import load
+from attndiff.folder.open import load
 from attndiff.folder.shipped import bundled_data
 from attndiff.metrics.controls import CONTROLS, noised
 from attndiff.metrics.extractors.base import Extractor, NothingLearned
@@ -320,7 +320,7 @@ def main() -> int:
     args = parser.parse_args()
     file, report = args.out / "yardstick.json", {}
     if file.is_file():
-        report = json.loads(file.read_text())
+        report = json.loads(file.read_text(encoding="utf-8"))
     for name in args.sets:
         try:
             parts = parts_of(*READERS[name](args.data))
@@ -333,7 +333,9 @@ def main() -> int:
         print(
             f"{name}: {found.get('extractor', found.get('refused'))}; wrong: {found['wrong'] or 'nothing'}", flush=True
         )
-        file.write_text(json.dumps({key: report[key] for key in READERS if key in report}, indent=1) + "\n")
+        file.write_text(
+            json.dumps({key: report[key] for key in READERS if key in report}, indent=1) + "\n", encoding="utf-8"
+        )
     draw(report, args.out / "yardstick.png")
     return int(any(found["wrong"] for found in report.values()))
 

@@ -70,5 +70,5 @@ def make_config(path: Path, images: Path, out: Path, **sections: dict) -> Path:
     }
     for name, section in sections.items():
         config[name] = {**config[name], **section} if isinstance(config.get(name), dict) else section
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

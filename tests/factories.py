@@ -79,14 +79,14 @@ def class_pipeline(class_names: tuple[str, ...] = ("cat", "dog", "owl"), **compo
     )
 
 
-def text_pipeline(max_length: int = 8, **components):
+def text_pipeline(max_length: int = 8, seed: int = 0, **components):
     """A pipeline of captions with its own tokenizer."""
     tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=max_length)
-    encoder = tiny_encoder(vocab_size=len(tokenizer), max_length=max_length)
+    encoder = tiny_encoder(seed + 1, vocab_size=len(tokenizer), max_length=max_length)
     components = {"scheduler": tiny_scheduler(), **components}
     return quiet(
         AttnDiffPipeline(
-            tiny_unet(conditional=True),
+            tiny_unet(conditional=True, seed=seed),
             condition_encoder=encoder,
             tokenizer=tokenizer,
             objective={"name": "flow"},
@@ -94,6 +94,12 @@ def text_pipeline(max_length: int = 8, **components):
             **components,
         )
     )
+
+
+def autoguided_pipeline():
+    """A pipeline of captions that an earlier model, network and encoder, guides."""
+    earlier = text_pipeline(seed=9)
+    return text_pipeline(guide=earlier.unet, guide_encoder=earlier.condition_encoder)
 
 
 def pretrained_text_pipeline(max_length: int = 8):

@@ -1,6 +1,8 @@
 """Who imports whom, and what a cheap command must not import."""
 
 import ast
+import importlib.metadata
+import os
 import subprocess
 import sys
 import tomllib
@@ -8,19 +10,23 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
+import attndiff
+
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
 # The floors of the core: a room imports rooms of the floors before its own, and itself.
 FLOORS = (
     {"errors", "device"},
     {"viewing", "nn"},
+    {"condition"},
     {"diffusion"},
     {"data"},
     {"tasks"},
     {"metrics", "lens"},
     {"folder"},
 )
+MODULES = 13  # of a folder at most
 # What stands on the core; `attndiff.apps` is the only part of it that is above the two others.
 ABOVE = {
     "attndiff.pipelines": (),
@@ -43,7 +49,7 @@ def modules() -> dict[str, Path]:
 def imported(path: Path) -> set[str]:
     """Names of modules that a file imports anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,7 +60,7 @@ def imported(path: Path) -> set[str]:
 
 def named(path: Path) -> set[str]:
     """Names of modules that a file imports, and of what it imports from them, which may be modules too."""
-    froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    froms = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
     return imported(path) | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
@@ -105,9 +111,10 @@ def test_modules_import_each_other_in_no_circle():
 
 
 def test_rooms_are_small():
-    for folder in ("attndiff", "pipelines", "training"):
-        for room in {path.parent for path in (ROOT / folder).rglob("*.py") if not {"assets", "bench"} & {*path.parts}}:
-            assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 13, room
+    for folder in ("attndiff", "pipelines", "training", "scripts"):
+        for room in {path.parent for path in (ROOT / folder).rglob("*.py") if "assets" not in path.parts}:
+            files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
+            assert len(files) <= MODULES, room
 
 
 def test_the_wheel_has_every_package():
@@ -139,3 +146,25 @@ def test_the_doctor_imports_no_diffusers(tmp_path):
     images = make_images(tmp_path / "images", count=4)
     code = f"from attndiff.apps.cli import main\nmain(['doctor'])\nmain(['doctor', {str(images)!r}, 'size=16'])"
     assert not loaded(code) & {"diffusers", "transformers", "accelerate"}
+
+
+def test_the_training_script_does_not_offer_its_modules_to_everybody(tmp_path):
+    told = "import atexit, importlib.util as u\natexit.register(lambda: print('found:', u.find_spec('card')))\n"
+    (tmp_path / "sitecustomize.py").write_text(told)
+    command = [sys.executable, str(ROOT / "training/train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and done.stdout.endswith("found: None\n"), done.stderr
+
+
+def test_public_names_are_there_before_they_are_used():
+    code = "import attndiff, sys; print(*dir(attndiff)); assert 'torch' not in sys.modules; print(attndiff.__version__)"
+    names, version = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    public = {"__version__", "AttnDiffPipeline", "AttentionUNet2DModel", "ConditionEncoder", "load", "push"}
+    assert set(attndiff.__all__) == public <= set(names.split())
+    assert version == importlib.metadata.version("attndiff")
+
+
+def test_no_test_is_made_of_another():
+    """What two share is in a module of its own, which says what it is for."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not {name for name in imported(path) if name.split(".")[-1].startswith("test_")}, path

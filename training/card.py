@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from PIL import Image
 
+import attndiff
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
@@ -129,7 +130,8 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
     seen = state.step * config.optim.batch_size
     parameters = sum(p.numel() for p in parts.model.parameters())
     start = config.model.init_from and f"`{Path(config.model.init_from).name}`"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate"))
+    others = [f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate")]
+    packages = ", ".join([f"attndiff {attndiff.__version__}", *others])
     rate = f"{seen / state.seconds:.1f} images/s, validation and sample grids included" if state.seconds else "unknown"
     return {
         "parameters": f"{parameters / 1e6:.2f} M",
@@ -189,7 +191,7 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
+from attndiff.training.settings.plain_yaml import read_override, read_yaml, write_yaml
 
 FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"
@@ -45,6 +46,23 @@ class ModelConfig(Section):
     init_from: str | None = None  # pipeline folder whose weights to start from
     vae: str | None = None  # folder or Hub id of a frozen AutoencoderKL in whose latents to train
     lora_rank: int | None = Field(None, ge=1)  # train an adapter of this rank on init_from instead of all weights
+
+
+class ObjectiveConfig(Section):
+    """What the network learns to predict; what is not given is as in the model that the run starts from.
+
+    It is stored as it was given, so that a run knows later what it was told and what it measured.
+    """
+
+    name: Literal["flow", "edm", "epsilon", "v"] | None = None  # flow where it is given nowhere
+    sigma_data: float | None = Field(None, gt=0, allow_inf_nan=False)  # of the training images; None: measured
+    noise_mean: float = Field(0.0, allow_inf_nan=False)  # of ln(noise / signal) over training samples
+    noise_std: float = Field(1.4, gt=0, allow_inf_nan=False)
+    min_snr_gamma: float | None = Field(None, gt=0)  # cap of the signal-to-noise weight; None: the objective's own
+
+    @model_serializer(mode="wrap")
+    def _given(self, dump) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
 
 
 class OptimConfig(Section):
@@ -107,7 +125,7 @@ class TrainConfig(Section):
     data: DataConfig
     condition: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()
-    objective: dict[str, Any] = {"name": "flow"}
+    objective: ObjectiveConfig = ObjectiveConfig(name="flow")
     optim: OptimConfig = OptimConfig()
     distill: DistillConfig | None = None
     log: LogConfig = LogConfig()
@@ -126,7 +144,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise UserError(f"config {path} does not exist; give a YAML file or one of the bundled recipes: {bundled}.")
     try:
-        values = yaml.safe_load(file.read_text()) or {}
+        values = read_yaml(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -152,14 +170,16 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
         config = TrainConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"config: {'.'.join(map(str, first['loc']))}: {_sentence(first['msg'])}") from None
+        raise UserError(f"config: {'.'.join(map(str, first['loc']))}: {_sentence(first)}") from None
     return _check_values(config)
 
 
-def _sentence(message: str) -> str:
-    """A validator's message as the end of a sentence."""
-    message = message.removeprefix("Value error, ").rstrip(".")
-    return message[:1].lower() + message[1:] + "."
+def _sentence(error: dict) -> str:
+    """A validator's message as the end of a sentence, with the value that it is about."""
+    message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    value = error["input"]
+    about = f", not {value!r}" if error["type"] != "value_error" and isinstance(value, (str, int, float)) else ""
+    return f"{message[:1].lower()}{message[1:]}{about}."
 
 
 def _check_values(config: TrainConfig) -> TrainConfig:
@@ -187,20 +207,18 @@ def _check_student(config: TrainConfig) -> None:
 
 def store_config(config: TrainConfig, path: Path) -> None:
     """Write the resolved settings as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    path.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Put one ``a.b=value`` into nested settings."""
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r} must have the form KEY=VALUE, such as optim.steps=2000.")
+    key, value = read_override(override, "optim.steps=2000")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise UserError(f"override {override!r}: {parent} is a single value and has no {last!r}.")
-    values[last] = yaml.safe_load(text)
+            raise UserError(f"setting {override!r}: {parent} is a single value and has no {last!r}.")
+    values[last] = value
 
 
 def _check_keys(values: Any, kind: type, prefix: str) -> None:

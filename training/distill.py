@@ -153,7 +153,7 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
         _add_ratios(report)
     captions = ["" if value is None else str(value) for value in values[:SHOWN]]
     contact_sheet(rows, captions).save(folder / "distill.png")
-    (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 

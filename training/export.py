@@ -84,7 +84,7 @@ def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -
         raise UserError(f"{run} is not a training run; give the folder named by 'out' in its config.")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new folder.")
-    config = make_config(json.loads((run / "config.json").read_text()) | {"out": str(run)})
+    config = make_config(json.loads((run / "config.json").read_text(encoding="utf-8")) | {"out": str(run)})
     if sigma_rel is not None:
         return _export_average(config, run, folder, sigma_rel)
     newest, _ = newest_checkpoint(run / "checkpoints")

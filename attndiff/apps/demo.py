@@ -73,7 +73,7 @@ def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
         pipeline: The model.
         name: Its name, the page's title.
     """
-    steps, guidance = defaults(pipeline)
+    steps, guidance = pipeline.own_defaults()
 
     def answer(*arguments):
         try:
@@ -96,13 +96,6 @@ def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
                 maps = gr.Gallery(label="where the words act", columns=1, format="png")
         button.click(answer, [prompt, images, *more, attention], [samples, maps], api_name="draw")
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
-
-
-def defaults(pipeline: AttnDiffPipeline) -> tuple[int, float]:
-    """Steps and guidance that the sliders begin with."""
-    if pipeline.config.student:
-        return max(map(int, pipeline.config.student["sigmas"])), 1.0
-    return 20, prompt_of(pipeline).guidance
 
 
 def prompt_field(pipeline: AttnDiffPipeline) -> gr.components.Component:

@@ -40,8 +40,8 @@ class Settings:
         seed: Of the first sample, of the choice of real images, and of the classifier.
     """
 
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int
+    guidance: float
     seed: int = 0
 
 

@@ -44,7 +44,7 @@ class Tour:
         style_recipe: Recipe, by name or file, that adapts the model to a style which it has not seen.
         class_recipe: Recipe that trains a class model from random weights.
         overrides: ``KEY=VALUE`` settings by recipe.
-        steps: Sampling steps.
+        steps: Sampling steps; None for the model's own number.
     """
 
     model: str = "emoji-xs"
@@ -55,7 +55,7 @@ class Tour:
     style_recipe: str = "emoji-style"
     class_recipe: str = "faces"
     overrides: dict[str, list[str]] = field(default_factory=dict)
-    steps: int = 20
+    steps: int | None = None
 
     def config(self, recipe: str, out: Path) -> TrainConfig:
         """A recipe's settings with the run in ``out``."""
@@ -155,7 +155,7 @@ class Quickstart:
         start = time.perf_counter()
         sample_rows(student, Request(prompts))
         seconds = round(time.perf_counter() - start, 2)
-        steps = max(map(int, student.config.student["sigmas"]))
+        steps, _ = student.own_defaults()
         self.report |= {"student_samples": "student-samples.png"}
         self.report["student"] = {"images": TIMED, "steps": steps, "seconds": seconds}
 

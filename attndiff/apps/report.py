@@ -22,7 +22,7 @@ def write_report(report: dict, out: Path) -> Path:
     """
     report["next"] = next_commands(report, out)
     report["environment"] = describe_environment()
-    (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     markdown = out / "report.md"
     markdown.write_text("\n".join(_lines(report)) + "\n", encoding="utf-8")
     return markdown

@@ -10,10 +10,10 @@ from PIL import Image
 from attndiff.data.pixels.writers import save_image
 from attndiff.device import best_device
 from attndiff.errors import UserError
-from attndiff.folder.hub import load_quietly
+from attndiff.folder.open import load_quietly
 from attndiff.lens.pictures import save_attention_pictures
 from attndiff.lens.record import AttentionMaps
-from attndiff.pipelines.call_checks import check_numbers
+from attndiff.pipelines.call.checks import check_numbers
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import prompt_of
 from attndiff.viewing import as_picture, contact_sheet

@@ -14,7 +14,7 @@ pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 kind = "class_labels" if pipeline.tokenizer is None else "prompt"
 generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
-images = pipeline(**{kind: prompts}, num_inference_steps=20, guidance_scale=3.0, generator=generators).images
+images = pipeline(**{kind: prompts}, generator=generators).images
 if "attndiff" in sys.modules:
     raise SystemExit("the folder is not self-contained: attndiff was imported")
 Path(out).mkdir(parents=True, exist_ok=True)

@@ -167,12 +167,12 @@ class Ledger:
 
     def _add(self, entry: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             # It begins with the end of a line: the line before may have been cut short.
             file.write("\n" + json.dumps({"shards": self.shards, **entry}))
 
     def _entries(self) -> Iterator[dict]:
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -1,15 +1,16 @@
-"""The network's prediction under guidance, with the condition's keys and values computed once.
+"""The network's prediction, led away from another: classifier-free guidance and autoguidance.
 
-Shapes: B images, S condition tokens, C channels, h and w of the latents.
+Shapes: B images, C channels, H and W of the latents.
 """
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin
 
-from attndiff.nn.encoder import pool_tokens
+from attndiff.condition import Condition
+from attndiff.diffusion.conditioned import ConditionedNetwork
+from attndiff.diffusion.objectives import Objective
 
-Embeds = tuple[torch.Tensor, torch.Tensor | None]  # tokens (B, S, C); mask (B, S), true for tokens that count
+EVERYWHERE = (0.0, 1.0)
 
 
 class GuidedNetwork:
@@ -17,83 +18,73 @@ class GuidedNetwork:
 
     Args:
         unet: The network.
+        objective: What it predicts.
         guide: A worse version of it, to lead away from instead of from another condition; or None.
+        interval: Noise levels at which to lead, as noise / (noise + signal).
+
+    Attributes:
+        scale: Guidance scale; 1 is none. It may change between calls.
     """
 
-    def __init__(self, unet: ModelMixin, guide: ModelMixin | None):
-        self.networks = {"unet": unet} if guide is None else {"unet": unet, "guide": guide}
-        self._embeds: list[torch.Tensor | None] = []
-        self._mask: torch.Tensor | None = None  # of the condition, then of what to lead away from, as all below
-        self._pooled: torch.Tensor | None = None
-        self._caches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    def __init__(
+        self,
+        unet: ModelMixin,
+        objective: Objective,
+        guide: ModelMixin | None = None,
+        interval: tuple[float, float] = EVERYWHERE,
+    ):
+        self.objective, self.interval, self.scale = objective, tuple(interval), 1.0
+        self.main = ConditionedNetwork(unet)
+        self.guide = None if guide is None else ConditionedNetwork(guide)
+        self._given: list[torch.Tensor] = []
 
-    def prepare(self, condition: Embeds | None, negative: Embeds | None) -> None:
-        """Take a condition and the one to lead away from, of B rows each; the same tensors again cost nothing.
-
-        Raises:
-            ValueError: If the two have different numbers of rows.
-        """
-        given = [*(condition or ()), *(negative or ())]
-        if len(given) == len(self._embeds) and all(a is b for a, b in zip(given, self._embeds)):
-            return
-        self._embeds = given
-        if negative is not None and len(negative[0]) != len(condition[0]):
-            raise ValueError(
-                f"prompt_embeds has {len(condition[0])} rows, but negative_prompt_embeds has {len(negative[0])}."
-            )
-        tokens, self._mask = join_embeds(condition, negative)
-        self._pooled = pool_tokens(tokens, self._mask)
-        self._caches = {
-            name: network(None, encoder_hidden_states=tokens, return_condition_cache=True)
-            for name, network in self.networks.items()
-        }
-
-    def predict(self, x: torch.Tensor, coordinate: torch.Tensor, scale: float) -> torch.Tensor:
-        """Prediction for scaled noisy images at one noise coordinate.
+    def prepare(
+        self,
+        condition: Condition,
+        negative: Condition | None = None,
+        of_guide: Condition | None = None,
+    ) -> None:
+        """Take conditions of B rows each; the same tensors again cost nothing.
 
         Args:
-            x: ``(B, C, h, w)``.
-            coordinate: Scalar noise coordinate.
-            scale: Guidance scale; 1 is none.
+            condition: What the network is told.
+            negative: What it is told to lead away from.
+            of_guide: What the guide is told, in its own terms.
 
-        Returns:
-            ``(B, C, h, w)`` float32.
+        Raises:
+            ValueError: If the first two have different numbers of rows.
         """
-        can_lead = "guide" in self.networks or (self._mask is not None and len(self._mask) == 2 * len(x))
+        given = [part for each in (condition, negative, of_guide) if each is not None for part in each.parts.values()]
+        if self._given and len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given)):
+            return
+        self._given = given
+        if negative is not None and negative.rows != condition.rows:
+            raise ValueError(
+                f"prompt_embeds has {condition.rows} rows, but negative_prompt_embeds has {negative.rows}."
+            )
+        self.main.prepare(condition if negative is None else condition.join(negative))
+        if self.guide is not None:
+            self.guide.prepare(of_guide or condition)
+
+    def __call__(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The prediction ``(B, C, H, W)`` float32 for noisy images of the objective at one native level, a scalar."""
+        scale = self._scale_at(level)
+        x, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
+        can_lead = self.guide is not None or self.main.condition.rows == 2 * len(x)
         if scale == 1 or not can_lead:
-            return self._call("unet", x, coordinate)
-        if "guide" in self.networks:
-            good, plain = self._call("unet", x, coordinate), self._call("guide", x, coordinate)
+            return self.main(x, coordinate)
+        if self.guide is not None:
+            good, plain = self.main(x, coordinate), self.guide(x, coordinate)
         else:
-            good, plain = self._call("unet", torch.cat([x, x]), coordinate).chunk(2)
+            good, plain = self.main(torch.cat([x, x]), coordinate).chunk(2)
         return plain + scale * (good - plain)
 
-    def _call(self, name: str, x: torch.Tensor, coordinate: torch.Tensor) -> torch.Tensor:
-        """A network's prediction for the first rows of the condition."""
-        network, rows = self.networks[name], len(x)
-        condition = {}
-        if self._mask is not None:
-            if len(self._mask) < rows:
-                raise ValueError(f"prompt_embeds has {len(self._mask)} rows for {rows} images.")
-            condition = {
-                "condition_cache": [(key[:rows], value[:rows]) for key, value in self._caches[name]],
-                "encoder_attention_mask": self._mask[:rows],
-                "pooled_projections": self._pooled[:rows],
-            }
-        return network(x.to(network.dtype), coordinate.expand(rows), **condition).sample.float()
-
-
-def join_embeds(condition: Embeds, negative: Embeds | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and mask of a condition and then its negative, in one batch; masked tokens fill up the shorter ones."""
-    parts = [condition] if negative is None else [condition, negative]
-    length = max(tokens.shape[1] for tokens, _ in parts)
-    masks = [t.new_ones(t.shape[:2], dtype=torch.bool) if mask is None else mask.bool() for t, mask in parts]
-    tokens = torch.cat([F.pad(t, (0, 0, 0, length - t.shape[1])) for t, _ in parts])
-    return tokens, torch.cat([F.pad(mask, (0, length - mask.shape[1])) for mask in masks])
-
-
-def repeat_embeds(tokens: torch.Tensor | None, mask: torch.Tensor | None, times: int) -> tuple:
-    """Every prompt's tokens and mask ``times`` times in a row."""
-    if times == 1:
-        return tokens, mask
-    return tuple(None if part is None else part.repeat_interleave(times, dim=0) for part in (tokens, mask))
+    def _scale_at(self, level: torch.Tensor) -> float:
+        """The guidance scale at a noise level; 1 where there is none."""
+        if self.scale <= 1:
+            return 1.0
+        if self.interval != EVERYWHERE:  # looking at a level waits for the device
+            noise_share = self.objective.log_ratio(level).sigmoid().item()
+            if not self.interval[0] <= noise_share <= self.interval[1]:
+                return 1.0
+        return self.scale

@@ -1,14 +1,14 @@
-"""What the network learns to predict, and how that maps to the state of a stock scheduler.
+"""What the network learns to predict of a noisy image, and at which noise levels it is trained.
 
-Every objective noises an image at a level ``s`` that its schedulers call ``sigma``, and hands the network one
-coordinate of noise, ``ln(sigma / signal) / 4``, whatever the objective:
+An objective is a path from image to noise and a kind of prediction on it. Whatever the objective, the network is
+handed one coordinate of noise, ``ln(noise / signal) / 4``.
 
-| name      | noisy image                              | level s              | network predicts             |
-|-----------|------------------------------------------|----------------------|------------------------------|
-| `flow`    | ``(1 - s) x0 + s n``                     | time in [0, 1]       | velocity ``n - x0``          |
-| `edm`     | ``x0 + s n``                             | noise std            | preconditioned ``F``         |
-| `epsilon` | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | noise ``n``                  |
-| `v`       | ``(x0 + s n) / sqrt(1 + s^2)``           | noise over signal    | ``(n - s x0)/sqrt(1 + s^2)`` |
+| name      | path                | network predicts             |
+|-----------|---------------------|------------------------------|
+| `flow`    | straight            | velocity ``n - x0``          |
+| `edm`     | variance exploding  | preconditioned ``F``         |
+| `epsilon` | variance preserving | noise ``n``                  |
+| `v`       | variance preserving | ``(n - s x0)/sqrt(1 + s^2)`` |
 
 Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); EDM arXiv 2206.00364 Table 1;
 epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 2303.09556 Eq. 7.
@@ -16,22 +16,24 @@ epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 23
 Shapes: x (B, C, H, W), levels (B,).
 """
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 
-LOG_RATIO_LIMIT = math.log(1000.0)  # |ln(noise / signal)| that the coordinate is clamped to
-
-
-def expand(level: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``(B,)`` as ``(B, 1, 1, 1)`` in the dtype of ``like``."""
-    return level.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+from attndiff.diffusion.paths import (
+    NoisePath,
+    StraightPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+    expand,
+)
 
 
 @dataclass
-class Objective:
-    """What all objectives share: flow matching is the plain case, and the default.
+class Objective(ABC):
+    """What all objectives share.
 
     Args:
         sigma_data: Standard deviation of the normalised training images.
@@ -45,22 +47,22 @@ class Objective:
     noise_std: float = 1.4
     min_snr_gamma: float | None = None
 
-    name = "flow"
+    name: ClassVar[str]
+    path: ClassVar[NoisePath]
 
     def to_config(self) -> dict:
         """The objective as JSON, the contract that a pipeline folder stores."""
         return {"name": self.name, **asdict(self)}
 
-    # Noise levels
+    # The path
 
     def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
         """Native level of ``ln(noise / signal)``."""
-        return torch.sigmoid(log_ratio)
+        return self.path.level_from_log_ratio(log_ratio)
 
     def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
         """``ln(noise / signal)`` of a native level, float32 and clamped to a finite range."""
-        level = level.float()
-        return (level.log() - (-level).log1p()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return self.path.log_ratio(level)
 
     def draw_levels(self, standard_normal: torch.Tensor) -> torch.Tensor:
         """Training levels ``(B,)`` from standard normal numbers ``(B,)``."""
@@ -70,25 +72,27 @@ class Objective:
         """The network's noise coordinate of a native level."""
         return self.log_ratio(level) / 4
 
-    # The map between images and the network
-
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The noisy image at ``level``."""
-        s = expand(level, x0)
-        return (1 - s) * x0 + s * noise
+        return self.path.add_noise(x0, noise, level)
 
     def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """A noisy image scaled to about unit variance, as the network takes it."""
-        s = expand(level, x)
-        return x / ((1 - s) ** 2 * self.sigma_data**2 + s**2).sqrt()
+        return self.path.to_unit_variance(x, level, self.sigma_data)
 
+    # The prediction
+
+    @abstractmethod
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """What the network should predict."""
-        return noise - x0
 
+    @abstractmethod
     def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The clean image that a prediction at a noisy image implies."""
-        return x - expand(level, x) * prediction
+
+    @abstractmethod
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        """``|d denoised / d prediction|``: turns an error of the prediction into one of the clean image."""
 
     def weight(self, level: torch.Tensor) -> torch.Tensor:
         """Loss weight ``(B,)`` of the squared error of the prediction."""
@@ -97,31 +101,28 @@ class Objective:
         snr = (-2 * self.log_ratio(level)).exp()
         return snr.clamp(max=self.min_snr_gamma) * self._error_scale(level) ** 2
 
-    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
-        """``|d denoised / d prediction|``: turns an error of the prediction into one of the clean image."""
-        return level.float()
-
 
 class FlowMatching(Objective):
-    """Rectified flow: the velocity from image to noise."""
+    """The velocity from image to noise; the default."""
+
+    name = "flow"
+    path = StraightPath()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return noise - x0
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x - expand(level, x) * prediction
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        return level.float()
 
 
 class EDM(Objective):
     """Preconditioned denoising of Karras et al. (arXiv 2206.00364): unit-variance input, target and loss weight."""
 
     name = "edm"
-
-    def level_from_log_ratio(self, log_ratio: torch.Tensor) -> torch.Tensor:
-        return log_ratio.exp()
-
-    def log_ratio(self, level: torch.Tensor) -> torch.Tensor:
-        return level.float().log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-
-    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x0 + expand(level, x0) * noise
-
-    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x / (expand(level, x) ** 2 + self.sigma_data**2).sqrt()
+    path = VarianceExplodingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         c_skip, c_out = self._skip_out(x0, level)
@@ -141,17 +142,11 @@ class EDM(Objective):
         return s * sd / (s**2 + sd**2).sqrt()
 
 
-class Epsilon(EDM):
-    """The noise itself, in variance-preserving form."""
+class Epsilon(Objective):
+    """The noise itself."""
 
     name = "epsilon"
-
-    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        s = expand(level, x0)
-        return (x0 + s * noise) / (1 + s**2).sqrt()
-
-    def scale_input(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        return x
+    path = VariancePreservingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         return noise
@@ -164,10 +159,11 @@ class Epsilon(EDM):
         return level.float()
 
 
-class VPrediction(Epsilon):
-    """Salimans and Ho's velocity, in variance-preserving form."""
+class VPrediction(Objective):
+    """Salimans and Ho's velocity."""
 
     name = "v"
+    path = VariancePreservingPath()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         s = expand(level, x0)

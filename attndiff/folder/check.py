@@ -14,7 +14,9 @@ import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 
+import attndiff  # its names of pipelines
 from attndiff.errors import UserError
+from attndiff.folder.index import INDEX, VERSION_KEY, check_format, stored_class
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel, Level
 
@@ -25,10 +27,57 @@ LONGEST = 32  # entries of any list in one
 STRICT = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
+def check_folder(folder: Path) -> str:
+    """Look through a pipeline folder for what would not open.
+
+    Returns:
+        Name of the pipeline's class, one of `attndiff.PIPELINES`.
+
+    Raises:
+        UserError: Naming the file that is missing, damaged, or not what attndiff wrote.
+    """
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no pipeline folder: it has no {INDEX}; give one that was saved or exported.")
+    for path in sorted([folder / INDEX, *folder.glob("*/*.json")]):
+        read_json(path)
+    index = read_json(folder / INDEX)
+    check_index(folder / INDEX, index)
+    parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"}
+    for part, (library, _) in parts.items():
+        if library and not (folder / part).is_dir():
+            raise UserError(f"{folder} is incomplete: its folder {part} is missing; copy or download it again.")
+    networks = {part: name for part, (_, name) in parts.items() if name in NETWORKS}
+    for part, name in networks.items():
+        check_network(folder / part, name)
+    for path in sorted(folder.glob("*/*.safetensors")):
+        if path.parent.name not in networks:
+            _check_header(path)
+    return stored_class(index)
+
+
+def check_class(folder: Path, index: dict) -> None:
+    """Raise `UserError` unless this attndiff has the pipeline's class, and reads the folder's format."""
+    name, version = stored_class(index), index.get(VERSION_KEY)
+    try:
+        check_format(str(folder), index)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if name in attndiff.PIPELINES:
+        return
+    if not name.startswith("AttnDiff"):
+        raise UserError(f"{folder} holds a {name}, not a pipeline of attndiff's; open it with diffusers.")
+    by = f", which attndiff {version} wrote" if isinstance(version, str) else ""
+    raise UserError(
+        f"{folder} holds an {name}{by}; this is attndiff {attndiff.__version__}, which has "
+        f"{', '.join(attndiff.PIPELINES)}: install a version that has it, or take another folder."
+    )
+
+
 def check_index(path: Path, index) -> None:
-    """Raise `UserError` unless every component is of a class that pipelines are made of."""
+    """Raise `UserError` unless the pipeline, and every component, is of a class that is known here."""
     if not isinstance(index, dict):
         raise UserError(f"{path} must hold components by name, not a {type(index).__name__}.")
+    check_class(path.parent, index)
     for part, entry in index.items():
         if part == "_class_name" or not isinstance(entry, list):
             continue
@@ -105,3 +154,19 @@ def check_weights(file: Path, shapes: dict[str, list[int]]) -> None:
                     raise UserError(f"{file}: {key} holds numbers that are not finite; take an earlier version of it.")
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); copy or download it again.") from None
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no valid JSON; copy or download it again.") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise UserError unless the file's header is sound and all of its data is there."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy or download it again.") from error

@@ -1,6 +1,5 @@
-"""Opening a pipeline from a folder or the Hugging Face Hub, and sharing one."""
+"""Pipelines on the Hugging Face Hub: upload and download."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -9,53 +8,13 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError, safe_open
 
-import attndiff  # its pipelines are imported when they are asked for: diffusers takes seconds
 from attndiff.errors import UserError
-from attndiff.folder.shipped import bundled_model
+from attndiff.folder.fetch import fetch_without_code
 
-INDEX = "model_index.json"
 BUSY = (429, 500, 502, 503, 504)  # HTTP status of a server that may take the same request a moment later
 WAITS_S = (2, 8)  # before a busy server is asked again
 Answer = TypeVar("Answer")
-
-
-def load(path_or_hub_id: str | os.PathLike, **kwargs):
-    """Open a pipeline that attndiff saved; no code that comes with it is run, or even fetched.
-
-    Args:
-        path_or_hub_id: A folder, a Hub repository such as ``"user/name"``, or the name of a bundled model.
-        kwargs: As for `diffusers.DiffusionPipeline.from_pretrained`, such as ``dtype``, ``variant``, ``revision``,
-            ``token``.
-
-    Returns:
-        The pipeline, an `AttnDiffPipeline`.
-
-    Raises:
-        UserError: If there is no such folder or repository, or something in it is missing or damaged.
-    """
-    folder = bundled_model(str(path_or_hub_id)) or Path(path_or_hub_id)
-    if not folder.is_dir():
-        if "/" not in folder.as_posix():
-            raise UserError(f"{folder}: no such folder; name a Hub repository user/name or the bundled emoji-xs.")
-        folder = _download(str(path_or_hub_id), kwargs)
-    check_folder(folder)
-    try:
-        return attndiff.AttnDiffPipeline.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path_or_hub_id} could not be opened: {_one_line(error)}") from error
-
-
-def load_quietly(path_or_hub_id: str | os.PathLike):
-    """As `load`, without the progress bar, which would stand above every answer of a command."""
-    from diffusers.utils import logging  # diffusers takes seconds to import
-
-    logging.disable_progress_bar()
-    try:
-        return load(path_or_hub_id)
-    finally:
-        logging.enable_progress_bar()
 
 
 def push(
@@ -83,6 +42,8 @@ def push(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a saved pipeline.")
+    from attndiff.folder.check import check_folder  # diffusers takes seconds to import
+
     check_folder(folder)
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder} has no README.md; write its model card before sharing it.")
@@ -98,10 +59,10 @@ def push(
             )
         )
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no name of a Hub repository: {_one_line(error)}") from error
+        raise UserError(f"{repo_id!r} is no name of a Hub repository: {one_line(error)}") from error
     except Exception as error:  # of whichever HTTP client huggingface_hub uses
         raise UserError(
-            f"{repo_id}: the Hub did not take the upload ({_one_line(error)}); log in with `hf auth login` or give a "
+            f"{repo_id}: the Hub did not take the upload ({one_line(error)}); log in with `hf auth login` or give a "
             "token that may write there."
         ) from error
     return f"{api.endpoint}/{repo_id}"
@@ -119,56 +80,18 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def check_folder(folder: Path) -> None:
-    """Look through a pipeline folder for what would not open.
+def download(repo_id: str, kwargs: dict) -> Path:
+    """A repository's weights and configs in the local cache, all of one commit.
+
+    Args:
+        repo_id: ``"user/name"``.
+        kwargs: As for `attndiff.folder.fetch.fetch_without_code`.
 
     Raises:
-        UserError: Naming the file that is missing, damaged, or not what attndiff wrote.
+        UserError: If there is no such repository, or no answer.
     """
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} is no pipeline folder: it has no {INDEX}; give one that was saved or exported.")
-    for path in sorted([folder / INDEX, *folder.glob("*/*.json")]):
-        _read_json(path)
-    index = _read_json(folder / INDEX)
-    name = index.get("_class_name") if isinstance(index, dict) else None
-    name = name[-1] if isinstance(name, list) and name else name
-    if not str(name).startswith("AttnDiff"):
-        raise UserError(f"{folder} holds a {name}, not a pipeline of attndiff's; open it with diffusers.")
-    from attndiff.folder.check import NETWORKS, check_index, check_network  # diffusers takes seconds to import
-
-    check_index(folder / INDEX, index)
-    parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"}
-    for part, (library, _) in parts.items():
-        if library and not (folder / part).is_dir():
-            raise UserError(f"{folder} is incomplete: its folder {part} is missing; copy or download it again.")
-    networks = {part: name for part, (_, name) in parts.items() if name in NETWORKS}
-    for part, name in networks.items():
-        check_network(folder / part, name)
-    for path in sorted(folder.glob("*/*.safetensors")):
-        if path.parent.name not in networks:
-            _check_weights(path)
-
-
-def _read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is no valid JSON; copy or download it again.") from error
-
-
-def _check_weights(path: Path) -> None:
-    """Raise UserError unless the file's header is sound and all of its data is there."""
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); copy or download it again.") from error
-
-
-def _download(repo_id: str, kwargs: dict) -> Path:
-    """A repository's weights and configs in the local cache, all of one commit."""
-    try:
-        return Path(_patiently(lambda: attndiff.AttnDiffPipeline.download(repo_id, **kwargs)))
+        return Path(_patiently(lambda: fetch_without_code(repo_id, **kwargs)))
     except HFValidationError as error:
         raise UserError(f"{repo_id}: there is no such folder.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -176,9 +99,9 @@ def _download(repo_id: str, kwargs: dict) -> Path:
         what = f"revision {kwargs.get('revision')} of it" if isinstance(error, RevisionNotFoundError) else what
         raise UserError(f"{repo_id} is no folder here, and the Hub has no {what}.") from error
     except Exception as error:  # of whichever HTTP client huggingface_hub uses
-        raise UserError(f"{repo_id} is no folder here, and the Hub could not be reached: {_one_line(error)}") from error
+        raise UserError(f"{repo_id} is no folder here, and the Hub could not be reached: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message of an error without its line breaks."""
     return " ".join(str(error).split())[:300] or type(error).__name__

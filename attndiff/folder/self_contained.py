@@ -5,42 +5,15 @@ of its content in its name. `diffusers.DiffusionPipeline` runs them when it is t
 here never do, they take the classes of their own module. (diffusers' ``AutoPipeline`` classes do not read this form.)
 """
 
-import importlib
 import json
 import os
-import sys
-import threading
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
 
-from attndiff.folder.code_names import CODE_FILE, code_hash
-
-
-def code_file(cls: type) -> tuple[str, str]:
-    """Name and source of the self-contained file that defines a class.
-
-    A class that came out of such a file keeps it; for any other, attndiff bundles one.
-    """
-    path = Path(sys.modules[cls.__module__].__file__)
-    match = CODE_FILE.fullmatch(path.name)
-    if match:
-        source = path.read_text(encoding="utf-8")
-        if code_hash(source) == match[2]:
-            return path.name, source
-    return importlib.import_module("attndiff").bundle_component(cls)
-
-
-def write_code(folder: Path, cls: type) -> None:
-    """Put the code file of a class into a folder, in place of earlier versions of it."""
-    name, source = code_file(cls)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.py"):
-        match = CODE_FILE.fullmatch(old.name)
-        if match and match[1] == CODE_FILE.fullmatch(name)[1]:
-            old.unlink()
-    (folder / name).write_text(source, encoding="utf-8", newline="\n")
+from attndiff.folder.code_files import code_file, write_code, written_by
+from attndiff.folder.fetch import fetch_without_code
+from attndiff.folder.index import FOLDER_FORMAT, FORMAT_KEY, check_format, stored_class
 
 
 def forget_origin(config: Path) -> None:
@@ -48,22 +21,6 @@ def forget_origin(config: Path) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-class CallLock:
-    """A lock that makes calls wait for each other; a copied or pickled pipeline gets a new one."""
-
-    def __init__(self):
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exception) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple:
-        return CallLock, ()
 
 
 class SelfContainedPipeline(DiffusionPipeline):
@@ -99,6 +56,7 @@ class SelfContainedPipeline(DiffusionPipeline):
         index.pop("_name_or_path", None)
         for name, cls in {"_class_name": type(self), **self._networks()}.items():
             index[name] = [code_file(cls)[0].removesuffix(".py"), cls.__name__]
+        index |= {FORMAT_KEY: FOLDER_FORMAT, **written_by(type(self))}
         for name, entry in index.items():
             if entry == ["transformers", "TokenizersBackend"]:  # a name that transformers before 5 does not know
                 index[name] = ["transformers", "PreTrainedTokenizerFast"]
@@ -119,7 +77,7 @@ class SelfContainedPipeline(DiffusionPipeline):
         Takes the arguments of `diffusers.DiffusionPipeline.from_pretrained`; ``trust_remote_code`` changes nothing.
 
         Raises:
-            ValueError: If it holds no pipeline of attndiff's.
+            ValueError: If it holds another pipeline, or one of a later format.
         """
         kwargs.pop("trust_remote_code", None)
         return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
@@ -129,13 +87,11 @@ class SelfContainedPipeline(DiffusionPipeline):
         """The stored index, with the classes of this module in place of the folder's code."""
         loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
-        stored = index.get("_class_name")
-        stored = stored[-1] if isinstance(stored, list) else stored
-        if not str(stored).startswith("AttnDiff"):
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {stored}, not a pipeline of attndiff's; open it with "
-                "diffusers.DiffusionPipeline.from_pretrained."
-            )
+        stored = stored_class(index)
+        if stored != cls.__name__:
+            by = "attndiff.load" if stored.startswith("AttnDiff") else "diffusers.DiffusionPipeline.from_pretrained"
+            raise ValueError(f"{pretrained_model_name_or_path} holds {stored}, not {cls.__name__}; open it with {by}.")
+        check_format(str(pretrained_model_name_or_path), index)
         index["_class_name"] = cls.__name__
         networks = {network.__name__: network for network in cls._network_classes}
         for name, entry in index.items():
@@ -146,30 +102,4 @@ class SelfContainedPipeline(DiffusionPipeline):
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
         """Fetch weights and configs of a Hub repository, all at one commit, and none of its code."""
-        variant = kwargs.get("variant")
-        return snapshot_download(
-            pretrained_model_name,
-            revision=kwargs.get("revision"),
-            cache_dir=kwargs.get("cache_dir"),
-            token=kwargs.get("token"),
-            force_download=kwargs.get("force_download") or False,
-            local_files_only=kwargs.get("local_files_only") or False,
-            allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"],
-            ignore_patterns=None if variant else ["*/*.*.safetensors", "*/*.index.*.json"],
-        )
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
-        """A second pipeline on the same weights, each in its precision; threads need one each.
-
-        Args:
-            pipeline: Any pipeline that has the components.
-            kwargs: Components and settings to replace, and ``dtype`` to cast to.
-        """
-        # The stock method casts shared weights to float32, and drops networks whose class is a folder's own.
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        components, settings = cls._get_signature_keys(cls)
-        parts = {name: part for name, part in pipeline.components.items() if name in components}
-        stored = {name: pipeline.config[name] for name in settings if name in pipeline.config}
-        made = cls(**{**parts, **stored, **kwargs})
-        return made if dtype is None else made.to(dtype=dtype)
+        return fetch_without_code(pretrained_model_name, **kwargs)

@@ -17,14 +17,12 @@ class Prompt:
     Attributes:
         name: As ``condition.kind`` has it.
         setting: The setting under ``data`` that names its column, or None.
-        guidance: Guidance scale where none is asked for.
         hub_tag: The Hub's name of what such a model does.
         summary: What it does, as the end of a sentence.
     """
 
     name = "none"
     setting: str | None = None
-    guidance = 1.0
     hub_tag = "unconditional-image-generation"
     summary = "makes images from nothing but noise"
 
@@ -83,7 +81,6 @@ class ClassPrompt(Prompt):
 
     name = "class"
     setting = "label_column"
-    guidance = 3.0
     summary = "makes images of a class"
 
     def of(self, images, i: int) -> Value:
@@ -118,7 +115,6 @@ class TextPrompt(Prompt):
 
     name = "text"
     setting = "caption_column"
-    guidance = 3.0
     hub_tag = "text-to-image"
     summary = "makes images from text"
 

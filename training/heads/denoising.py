@@ -10,8 +10,9 @@ from peft import LoraConfig
 from torch import nn
 
 import attndiff
+from attndiff.condition import Condition
+from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import Objective
-from attndiff.diffusion.schedules import default_scheduler
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.batches import Batch
@@ -54,17 +55,12 @@ class DenoisingModel(nn.Module):
 
     def predict(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's prediction at noisy images ``x (B, C, H, W)`` of native levels ``(B,)``."""
-        condition = {}
+        condition = Condition()
         if self.condition_encoder is not None:
             streams = {key: batch[key] for key in CONDITION_KEYS if key in batch}
-            encoded = self.condition_encoder(**streams, drop=batch.get("drop"))
-            condition = {
-                "encoder_hidden_states": encoded.tokens,
-                "encoder_attention_mask": encoded.mask,
-                "pooled_projections": encoded.pooled,
-            }
+            condition = Condition.encoded(self.condition_encoder, **streams, drop=batch.get("drop"))
         scaled, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
-        return self.unet(scaled, coordinate, **condition).sample
+        return self.unet(condition.beside(scaled), coordinate, **condition.arguments()).sample
 
     @property
     def has_dropout(self) -> bool:

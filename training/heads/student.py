@@ -22,7 +22,7 @@ import math
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from attndiff.diffusion.objectives import expand
+from attndiff.diffusion.paths import expand
 from attndiff.errors import UserError
 from attndiff.training.batches import Batch
 from attndiff.training.config import DistillConfig

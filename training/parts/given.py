@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 
 from attndiff.data.sources import ImageSet
 from attndiff.errors import UserError
-from attndiff.folder.hub import load_quietly
+from attndiff.folder.open import load_quietly
 from attndiff.training.conditioning import Conditioning, open_pretrained
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import check_channels, freeze, open_vae

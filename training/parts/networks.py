@@ -16,6 +16,7 @@ from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import vae_factor
 from attndiff.training.parts.given import Given
+from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.state.learned import Learned
 
 
@@ -95,6 +96,7 @@ def _make_unet(settings: dict, encoder: ConditionEncoder | None) -> AttentionUNe
 
 def _make(cls: type, settings: dict, section: str):
     """Construct a network, turning a bad setting into one sentence."""
+    check_network_settings(cls, settings, section)
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:

@@ -138,7 +138,7 @@ def range_test(trainer: Trainer) -> LRRange:
     if main:
         trainer.out.mkdir(parents=True, exist_ok=True)
         picture, table = (trainer.out / name for name in TRIAL_FILES)
-        table.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        table.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False), encoding="utf-8")
         draw(found, picture)
     return found
 

@@ -62,7 +62,7 @@ class Progress:
     def write(self, entry: dict) -> None:
         """Append an entry to the log."""
         if self.main:
-            with open(self.log, "a") as stream:
+            with open(self.log, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(entry) + "\n")
 
     def say(self, text: str) -> None:
@@ -85,7 +85,7 @@ def read_log(log: Path) -> tuple[list[dict], list[dict]]:
     """Training entries and validations of a log, each step once (the last time it ran)."""
     steps, validations = {}, {}
     if log.is_file():
-        for line in log.read_text().splitlines():
+        for line in log.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             if not OTHER.isdisjoint(entry):
                 continue

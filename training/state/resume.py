@@ -47,7 +47,7 @@ def write_config(config: TrainConfig, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     partial = out / PARTIAL
-    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
     sync(partial)
     partial.replace(out / "config.json")
     sync(out)
@@ -135,7 +135,11 @@ def newest_of(out: Path, say: Printer) -> Path | None:
         say(f"{problem} Falling back to an older one.")
     if newest is None and problems:
         raise UserError(f"no checkpoint in {out} is whole; choose another 'out' to start anew.")
-    if newest is None and (out / "log.jsonl").is_file() and '"checkpoint_seconds"' in (out / "log.jsonl").read_text():
+    if (
+        newest is None
+        and (out / "log.jsonl").is_file()
+        and '"checkpoint_seconds"' in (out / "log.jsonl").read_text(encoding="utf-8")
+    ):
         raise UserError(
             f"the run in {out} has saved checkpoints, and {out / 'checkpoints'} holds none; put them back, or choose "
             "another 'out' to start anew."

@@ -1,9 +1,11 @@
 """The command line: one command a file, everything heavy imported by the command that needs it."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+import attndiff
 from attndiff.apps.cli.bench import bench
 from attndiff.apps.cli.demo import demo
 from attndiff.apps.cli.distill import distill
@@ -30,21 +32,42 @@ for command in (quickstart, sample, train, distill, evaluate, doctor, export, pu
     app.command()(command)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"attndiff {attndiff.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Run a command.
+    """Run a command; arguments without the program's name, those of the process by default."""
+    run(app, "attndiff", (sys.argv[1:] if argv is None else argv) or ["--help"])
+
+
+def run(program: typer.Typer, name: str, argv: list[str]) -> None:
+    """Run a program so that a mistake of the user's is one line.
 
     Args:
-        argv: Arguments without the program's name; those of the process by default.
+        program: What to run.
+        name: As the user called it.
+        argv: Arguments without the program's name.
 
     Raises:
         SystemExit: With code 2 after a mistake of the user's, told in one line on stderr, and 128 plus its number
             after a signal.
     """
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        code = app(argv or ["--help"], prog_name="attndiff", standalone_mode=False)
+        code = program(argv, prog_name=name, standalone_mode=False)
     except UsageError as error:
-        code = _refuse(f"{error.format_message()} See {error.ctx.command_path if error.ctx else 'attndiff'} --help.")
+        code = _refuse(f"{error.format_message()} See {error.ctx.command_path if error.ctx else name} --help.")
     except ClickException as error:
         code = _refuse(error.format_message())
     except UserError as error:

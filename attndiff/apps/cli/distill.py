@@ -31,7 +31,6 @@ def distill(
     """Make a student of a model, which samples in one to four steps, and compare the two."""
     from attndiff.apps.sample import open_model
     from attndiff.errors import UserError
-    from attndiff.tasks.prompts import prompt_of
 
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of them.")
@@ -39,14 +38,13 @@ def distill(
     if teacher.config.student:
         raise UserError(f"{model} is a few-step student already; distil the model it was made of.")
     if guidance is None:
-        guidance = prompt_of(teacher).guidance
-    from attndiff.apps.cli.doctor import data_config
+        guidance = teacher.own_defaults()[1]
+    from attndiff.apps.data_settings import data_config, is_config
     from attndiff.metrics.reference import model_settings, open_reference
     from attndiff.training.distill import as_text, comparable, compare, student_config
     from attndiff.training.run.loop import Trainer
 
-    own = [] if Path(data).suffix.lower() in (".yaml", ".yml") else model_settings(teacher)
-    images = data_config(data, own)
+    images = data_config(data, [] if is_config(data) else model_settings(teacher))
     reference = open_reference(images, teacher)
     n = comparable(reference, n)
     settings = {

@@ -40,17 +40,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model's samples against real images, and how much of its training images it repeats."""
-    from attndiff.apps.cli.checks import check_output_folder
+    from attndiff.apps.option_checks import check_json_file, check_output_folder
     from attndiff.errors import UserError
 
     check_output_folder("--pictures", pictures)
-    if json_file is not None:
-        if json_file.is_dir():
-            raise UserError(f"--json {json_file} is a folder: name a file in it.")
-        check_output_folder("--json", json_file.parent)
+    check_json_file(json_file)
     if n is not None and n < 1:
         raise UserError(f"--n {n}: at least one sample is needed, and more for most metrics; give a larger number.")
-    from attndiff.apps.cli.doctor import data_config
+    from attndiff.apps.data_settings import data_config, is_config
     from attndiff.apps.evaluate import Settings, as_text
     from attndiff.apps.evaluate import evaluate as measure
     from attndiff.apps.sample import Request, open_model
@@ -58,7 +55,7 @@ def evaluate(
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
-    own = [] if Path(data).suffix.lower() in (".yaml", ".yml") else model_settings(pipeline)
+    own = [] if is_config(data) else model_settings(pipeline)
     settings = Settings(*pipeline.own_defaults(steps, guidance), seed)
     reference = open_reference(data_config(data, [*own, *(overrides or [])]), pipeline, seed)
     if reference.halves:
@@ -67,7 +64,7 @@ def evaluate(
     print(as_text(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"numbers:   {json_file}")
     if pictures is not None:
         print(f"pictures:  {pictures}")

@@ -28,7 +28,7 @@ def sample(
     attention_maps: Annotated[Path | None, typer.Option(help="Folder for pictures of where each word acted.")] = None,
 ) -> None:
     """Sample images from a model."""
-    from attndiff.apps.cli.checks import check_output_file, check_output_folder, parse_size
+    from attndiff.apps.option_checks import check_output_file, check_output_folder, parse_size
 
     check_output_file("--out", out)
     for option, folder in {"--images": images, "--attention-maps": attention_maps}.items():

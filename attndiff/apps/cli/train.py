@@ -1,16 +1,10 @@
 """``attndiff train``, which `accelerate launch training/train.py` runs in each of its processes."""
 
-import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from attndiff.errors import UserError
-
-if TYPE_CHECKING:
-    from attndiff.training.config import TrainConfig
-    from attndiff.training.run.loop import Trainer
 
 
 def train(
@@ -38,61 +32,13 @@ def train(
     from attndiff.training.config import load_config
 
     settings = load_config(config, overrides or [])
+    from attndiff.apps.runs import carry_out, print_batch_sizes, print_lr, print_plan
+
     if find_lr:
-        return print_lr(settings)
-    if find_batch_size:
-        return print_batch_sizes(settings)
-    from attndiff.training.run.loop import Trainer
-
-    trainer = Trainer(settings, elastic)
-    if dry_run:
-        plan = trainer.plan()
-        trainer.accelerator.print("\n".join(plan.lines(trainer.config, len(trainer.train_set))))
-        return
-    folder = trainer.run()
-    if trainer.accelerator.is_main_process:
-        print("\n".join(summary(trainer, folder)))
-
-
-def print_lr(config: "TrainConfig") -> None:
-    """Run the learning-rate range test of a config."""
-    from attndiff.apps.cli.checks import check_output_folder
-    from attndiff.training.run.loop import Trainer
-    from attndiff.training.run.lr_range import range_config, range_test
-
-    check_output_folder("out", Path(config.out))
-    trainer = Trainer(range_config(config))
-    found = range_test(trainer)
-    trainer.accelerator.print("\n".join(found.lines(trainer.out)))
-
-
-def print_batch_sizes(config: "TrainConfig") -> None:
-    """Run the batch-size finder on a config."""
-    from rich.console import Console
-
-    from attndiff.training.run.batch_size import finder_config, try_batch_sizes
-    from attndiff.training.run.loop import Trainer
-
-    trainer = Trainer(finder_config(config))
-    found = try_batch_sizes(trainer)
-    if trainer.accelerator.is_main_process:
-        Console().print(found.table())
-        print("\n".join(found.lines()))
-
-
-def summary(trainer: "Trainer", folder: Path) -> list[str]:
-    """Where the result of a run is, and the next command to type."""
-    from attndiff.training.evaluation.samples import grid_prompts
-    from attndiff.training.export import best_weights
-    from attndiff.training.run.progress import read_log
-
-    last = read_log(trainer.out / "log.jsonl")[1][-1]
-    best = best_weights(last)
-    prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
-    command = ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]
-    return [
-        f"pipeline folder: {folder}",
-        f"best weights:    {best}, held-out loss {last[best]['loss']:.4f} at step {last['step']}",
-        f"loss curve:      {trainer.out / 'loss_curve.png'}",
-        f"next:            {shlex.join(command)}",
-    ]
+        print_lr(settings)
+    elif find_batch_size:
+        print_batch_sizes(settings)
+    elif dry_run:
+        print_plan(settings, elastic)
+    else:
+        carry_out(settings, elastic)

@@ -1,0 +1,1 @@
+"""What `attndiff bench` measures: how fast a preset is here, in how much memory, and with which attention."""

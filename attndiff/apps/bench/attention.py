@@ -1,0 +1,178 @@
+"""Every attention backend at the shapes of the presets: its error against softmax attention written out, and its time.
+
+Errors are the largest difference from `reference_attention` in float32 on the same numbers, over the largest value of
+the reference; of the gradients the worst of query, key and value.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+from attndiff.apps.bench.network import TOKENS
+from attndiff.apps.bench.timing import seconds_of
+from attndiff.nn.attention import additive_mask, reference_attention
+from attndiff.nn.presets import PRESETS
+from attndiff.nn.unet import Level, largest_divisor
+
+BACKENDS = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "xformers", "flash")
+REFERENCE = "reference"
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention call of a preset.
+
+    Args:
+        preset: Name in `PRESETS`.
+        size: Image side in pixels.
+        kind: ``"self"``, ``"window"`` or ``"cross"``.
+        groups: Sequences of an image: 1, or its windows.
+        queries: Tokens of a sequence.
+        keys: Tokens attended to.
+        heads: Heads.
+        head_dim: Channels a head.
+    """
+
+    preset: str
+    size: int
+    kind: str
+    groups: int
+    queries: int
+    keys: int
+    heads: int
+    head_dim: int
+
+
+def preset_shapes(preset: str, size: int) -> Iterator[Shape]:
+    """The attention calls of a preset at an image size, each once."""
+    unet = PRESETS[preset]["unet"]
+    side = size // unet.get("patch_size", 2)
+    for i, level in enumerate(Level(**settings) for settings in unet["levels"]):
+        rows, heads = side >> i, level.width // unet["head_dim"]
+        windowed = level.attention == "window" or rows**2 > level.max_tokens
+        window = largest_divisor(rows, level.window) if windowed else rows
+        if level.attention != "none":
+            kind, groups = ("window" if windowed else "self"), (rows // window) ** 2
+            yield Shape(preset, size, kind, groups, window**2, window**2, heads, unet["head_dim"])
+        if level.cross_attention:
+            yield Shape(preset, size, "cross", 1, rows**2, TOKENS, heads, unet["head_dim"])
+
+
+def measure_attention(
+    device: str,
+    presets: tuple[str, ...] = ("xs", "s"),
+    sizes: tuple[int, ...] = (32, 64),
+    images: int | None = None,
+    repeats: int = 10,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
+    """A row for every shape, precision and backend: ``forward_error`` and ``backward_error``, ``forward_seconds`` and
+    ``both_seconds`` (median), or why it is ``unavailable``; the fastest of a shape's backends has ``fastest``."""
+    images = images or (8 if device == "cpu" else 256)
+    rows = []
+    for shape in [shape for preset in presets for size in sizes for shape in preset_shapes(preset, size)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            block = [measure_backend(name, shape, dtype, device, images, repeats) for name in (REFERENCE, *BACKENDS)]
+            mark_fastest(block)
+            rows += block
+        say(f"{shape.preset} at {shape.size} px, {shape.kind}: {fastest_of(block)} is fastest in bfloat16")
+    return rows
+
+
+def measure_backend(backend: str, shape: Shape, dtype: torch.dtype, device: str, images: int, repeats: int) -> dict:
+    """One row of the table."""
+    row = asdict(shape) | {"backend": backend, "dtype": str(dtype).removeprefix("torch."), "images": images}
+    row["masked"] = shape.kind == "cross"
+    qkv, mask = make_inputs(shape, dtype, device, images)
+    expected = outputs(lambda q, k, v: reference_attention(q, k, v, mask), [t.detach().float() for t in qkv])
+    attend = make_attend(backend, mask, dtype)
+    try:
+        actual = outputs(attend, qkv)
+    except Exception as error:  # whatever a backend says that does not run here, or not with this mask
+        return row | {"unavailable": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+    errors = [relative_error(ours, reference) for ours, reference in zip(actual, expected, strict=True)]
+    row |= {"forward_error": errors[0], "backward_error": max(errors[1:])}
+    row["forward_seconds"] = _median(lambda: _without_gradients(attend, qkv), device, repeats)
+    row["both_seconds"] = _median(lambda: outputs(attend, qkv), device, repeats)
+    return row
+
+
+def make_inputs(shape: Shape, dtype: torch.dtype, device: str, images: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Normalised queries, keys and values ``(B, L, H, D)``, and the mask ``(B, S)`` of captions or None."""
+    generator = torch.Generator().manual_seed(0)
+    batch = images * shape.groups
+    lengths = (shape.queries, shape.keys, shape.keys)
+    qkv = [torch.randn(batch, n, shape.heads, shape.head_dim, generator=generator) for n in lengths]
+    mask = None
+    if shape.kind == "cross":
+        # Captions of all lengths, one token at least.
+        counts = 1 + torch.arange(batch) % shape.keys
+        mask = (torch.arange(shape.keys)[None] < counts[:, None]).to(device)
+    return [t.to(device, dtype).requires_grad_() for t in qkv], mask
+
+
+def make_attend(backend: str, mask: torch.Tensor | None, dtype: torch.dtype) -> Attend:
+    """A backend as a function of query, key and value."""
+    if backend == REFERENCE:
+        return lambda q, k, v: reference_attention(q, k, v, mask)
+    bias = None if mask is None else additive_mask(mask, dtype)
+    return lambda q, k, v: dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend)
+
+
+def outputs(attend: Attend, qkv: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The result and the gradients of query, key and value for one fixed upstream gradient."""
+    qkv = [t.detach().requires_grad_() for t in qkv]
+    out = attend(*qkv)
+    upstream = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype).expand_as(out)
+    return [out.detach(), *torch.autograd.grad(out, qkv, upstream)]
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((actual.float() - expected).abs().max() / expected.abs().max()).item()
+
+
+@torch.no_grad()
+def _without_gradients(attend: Attend, qkv: list[torch.Tensor]) -> torch.Tensor:
+    return attend(*qkv)
+
+
+def _median(step: Callable[[], object], device: str, repeats: int) -> float:
+    step()
+    return statistics.median(seconds_of(step, device) for _ in range(repeats))
+
+
+def mark_fastest(block: list[dict]) -> None:
+    """Note in the rows of one shape and precision which backend takes least time for both passes."""
+    timed = [row for row in block if "both_seconds" in row and row["backend"] != REFERENCE]
+    if timed:
+        min(timed, key=lambda row: row["both_seconds"])["fastest"] = True
+
+
+def fastest_of(block: list[dict]) -> str:
+    """The name of the marked backend."""
+    return next((row["backend"] for row in block if row.get("fastest")), "none")
+
+
+def attention_markdown(rows: list[dict]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| preset | px | attention | dtype | backend | forward error | backward error | forward ms | both ms |",
+        "|---" * 9 + "|",
+    ]
+    for row in rows:
+        kind = f"{row['kind']} {row['queries']}x{row['keys']}, {row['heads']} heads of {row['head_dim']}"
+        start = f"| {row['preset']} | {row['size']} | {kind} | {row['dtype']} | {row['backend']} "
+        if "unavailable" in row:
+            lines.append(f"{start}| unavailable: {row['unavailable'][:80]} | | | |")
+            continue
+        times = f"{1e3 * row['forward_seconds']:.3f} | {1e3 * row['both_seconds']:.3f}"
+        lines.append(
+            f"{start}| {row['forward_error']:.1e} | {row['backward_error']:.1e} | {times}"
+            f"{' (fastest)' if row.get('fastest') else ''} |"
+        )
+    return "\n".join(lines)

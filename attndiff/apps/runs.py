@@ -1,0 +1,61 @@
+"""What `attndiff train` does with a config: train, or say what training would cost or which settings would suit it."""
+
+import shlex
+from pathlib import Path
+
+from attndiff.apps.option_checks import check_output_folder
+from attndiff.training.config import TrainConfig
+from attndiff.training.evaluation.samples import grid_prompts
+from attndiff.training.export import best_weights
+from attndiff.training.run.batch_size import finder_config, try_batch_sizes
+from attndiff.training.run.loop import Trainer
+from attndiff.training.run.lr_range import range_config, range_test
+from attndiff.training.run.progress import read_log
+
+
+def carry_out(config: TrainConfig, elastic: bool) -> None:
+    """Train, and say where the result is."""
+    trainer = Trainer(config, elastic)
+    folder = trainer.run()
+    if trainer.accelerator.is_main_process:
+        print("\n".join(summary(trainer, folder)))
+
+
+def print_plan(config: TrainConfig, elastic: bool) -> None:
+    """What the run would cost."""
+    trainer = Trainer(config, elastic)
+    plan = trainer.plan()
+    trainer.accelerator.print("\n".join(plan.lines(trainer.config, len(trainer.train_set))))
+
+
+def print_lr(config: TrainConfig) -> None:
+    """Run the learning-rate range test of a config."""
+    check_output_folder("out", Path(config.out))
+    trainer = Trainer(range_config(config))
+    found = range_test(trainer)
+    trainer.accelerator.print("\n".join(found.lines(trainer.out)))
+
+
+def print_batch_sizes(config: TrainConfig) -> None:
+    """Run the batch-size finder on a config."""
+    from rich.console import Console
+
+    trainer = Trainer(finder_config(config))
+    found = try_batch_sizes(trainer)
+    if trainer.accelerator.is_main_process:
+        Console().print(found.table())
+        print("\n".join(found.lines()))
+
+
+def summary(trainer: Trainer, folder: Path) -> list[str]:
+    """Where the result of a run is, and the next command to type."""
+    last = read_log(trainer.out / "log.jsonl")[1][-1]
+    best = best_weights(last)
+    prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
+    command = ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]
+    return [
+        f"pipeline folder: {folder}",
+        f"best weights:    {best}, held-out loss {last[best]['loss']:.4f} at step {last['step']}",
+        f"loss curve:      {trainer.out / 'loss_curve.png'}",
+        f"next:            {shlex.join(command)}",
+    ]

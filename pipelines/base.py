@@ -1,0 +1,315 @@
+"""What every pipeline shares: its components, and a call from its checks to its images.
+
+A pipeline of a task adds a `__call__` that reads as the task does: take the options, encode what is told, make the
+latents to begin with, sample, and give back images; see `attndiff.pipelines.pipeline_attndiff`.
+
+Shapes: B images, C channels, A aligned channels, H and W of the images, h and w of the latents.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attndiff.condition import Condition
+from attndiff.diffusion.guidance import GuidedNetwork
+from attndiff.diffusion.objectives import Objective, make_objective
+from attndiff.diffusion.sampler import sampling_steps
+from attndiff.diffusion.solver import Solver
+from attndiff.diffusion.student import StudentRules
+from attndiff.lens.record import AttentionMaps, AttentionRecorder
+from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.pipelines.call.checks import check_choice, check_generators, check_latents, check_size
+from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition
+from attndiff.pipelines.call.guides import check_guide
+from attndiff.pipelines.call.lock import CallLock
+from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.call.postprocess import to_output
+
+STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
+
+
+@dataclass
+class AttnDiffPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    Args:
+        images: List of pictures or arrays, array ``(B, H, W, C)`` or tensor ``(B, C, H, W)``, as ``output_type`` says.
+        attention_maps: Where each pixel looked, if it was asked for.
+    """
+
+    images: list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor
+    attention_maps: AttentionMaps | None = None
+
+
+class ImagePipeline(ConditionedPipeline):
+    """Sample images with a denoising network.
+
+    Args:
+        unet: The denoising network, an `AttentionUNet2DModel`.
+        scheduler: A stock scheduler that samples the objective.
+        condition_encoder: Turns the condition into the tokens that the network attends to; a `ConditionEncoder`.
+        tokenizer: Of captions.
+        text_encoder: Frozen pretrained encoder whose hidden states the condition encoder takes instead of tokens.
+        vae: Decodes the latents that the network was trained on, if these are not pixels.
+        guide: A smaller or less trained network for autoguidance. It is told nothing if it is unconditional, and
+            without a ``guide_encoder`` attends to the tokens of ``condition_encoder``, which it must be trained on.
+        guide_encoder: The guide's own condition encoder, which reads what ``condition_encoder`` reads.
+        objective: What the network predicts; the config of `attndiff.diffusion.objectives.make_objective`.
+        data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
+            that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
+        student: Of a few-step student, the fields of `attndiff.diffusion.student.StudentRules`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->condition_encoder->guide_encoder->unet->vae"
+    _optional_components = ["condition_encoder", "tokenizer", "text_encoder", "vae", "guide", "guide_encoder"]
+    _exclude_from_cpu_offload = ["guide"]
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+    ]
+    _network_classes = [AttentionUNet2DModel, ConditionEncoder]
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        condition_encoder: ModelMixin | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        vae: AutoencoderKL | None = None,
+        guide: ModelMixin | None = None,
+        guide_encoder: ModelMixin | None = None,
+        objective: dict | None = None,
+        data: dict | None = None,
+        student: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            condition_encoder=condition_encoder,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            guide=guide,
+            guide_encoder=guide_encoder,
+        )
+        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data, student=student)
+        self._lock = CallLock()
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """A second pipeline on the same weights, each in its precision; threads need one each.
+
+        Args:
+            pipeline: Any pipeline that has the components.
+            kwargs: Components and settings to replace, and ``dtype`` to cast to.
+        """
+        # The stock method casts shared weights to float32, and drops networks whose class is a folder's own.
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        components, settings = cls._get_signature_keys(cls)
+        parts = {name: part for name, part in pipeline.components.items() if name in components}
+        stored = {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        made = cls(**{**parts, **stored, **kwargs})
+        return made if dtype is None else made.to(dtype=dtype)
+
+    # What is known of the model
+
+    @property
+    def objective(self) -> Objective:
+        """What the network predicts."""
+        return make_objective(self.config.objective)
+
+    @property
+    def student(self) -> StudentRules | None:
+        """How it is sampled if it is a few-step student."""
+        return StudentRules(**self.config.student) if self.config.student else None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
+
+    def own_defaults(self, steps: int | None = None, guidance_scale: float | None = None) -> tuple[int, float]:
+        """Steps and guidance as given, else as the kind of model has them."""
+        student, can_lead = self.student, self._conditional or self.guide is not None
+        if steps is None:
+            steps = student.most_steps if student else STEPS
+        if guidance_scale is None:
+            guidance_scale = GUIDANCE_SCALE if can_lead and not student else 1.0
+        return steps, guidance_scale
+
+    # What a callback may look at and change during a call
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the call under way; 1 or less is none."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call under way needs the unconditional prediction too."""
+        return self._guidance_scale > 1 and self._conditional and self.guide is None
+
+    @property
+    def do_autoguidance(self) -> bool:
+        """Whether the call under way needs the guide's prediction too."""
+        return self._guidance_scale > 1 and self.guide is not None
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call under way."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set ``_interrupt`` from a callback to leave out the steps that remain."""
+        return self._interrupt
+
+    # The parts of a call
+
+    @contextmanager
+    def calling(self, options: CallOptions) -> Iterator[Solver]:
+        """The time of a call, in which no other runs; gives its solver.
+
+        Raises:
+            ValueError: If the model cannot be sampled like this.
+        """
+        check_choice("callback_on_step_end_tensor_inputs", options.shown_tensors, self._callback_tensor_inputs)
+        check_guide(self.guide, self.guide_encoder, self.condition_encoder)
+        steps, sigmas, student = options.num_inference_steps, options.sigmas, self.student
+        with self._lock:
+            solver = Solver(self.scheduler, self.objective)
+            if student:
+                student.check(self.scheduler, options.guidance_scale)
+                sigmas = sigmas or student.levels(steps)
+            solver.set_timesteps(steps, self._execution_device, sigmas)
+            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
+            self._num_timesteps = len(solver.timesteps)
+            yield solver
+            self.maybe_free_model_hooks()
+
+    def prepare_latents(
+        self,
+        batch: int,
+        height: int | None,
+        width: int | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        noise_scale: float,
+    ) -> torch.Tensor:
+        """The noise ``(B, C, h, w)`` float32 that sampling starts from.
+
+        Args:
+            batch: B.
+            height: Pixels; those of the training images by default.
+            width: Likewise.
+            generator: Source of the noise.
+            latents: Standard normal noise to take instead.
+            noise_scale: Of the solver.
+        """
+        factor, side = self.vae_scale_factor, self.unet.config.sample_size
+        size = (self.config.data or {}).get("size") or [side * factor, side * factor]
+        height, width = size[0] if height is None else height, size[1] if width is None else width
+        check_size(height, width, self.unet.size_multiple * factor)
+        shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
+        check_latents(latents, shape)
+        check_generators(generator, batch)
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device, torch.float32) * noise_scale
+
+    def sample(
+        self,
+        solver: Solver,
+        latents: torch.Tensor,
+        encoded: EncodedCondition,
+        options: CallOptions,
+        aligned: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, AttentionMaps | None]:
+        """Go from noise to a sample.
+
+        Args:
+            solver: From `calling`.
+            latents: From `prepare_latents`.
+            encoded: From `encode`.
+            options: Of the call.
+            aligned: ``(B, A, h, w)`` channels beside the noisy image, for the network and its guide.
+
+        Returns:
+            Latents ``(B, C, h, w)``, and where each pixel looked if the options ask for it.
+        """
+        network = self.guided_network(encoded, options, aligned)
+        recorder = AttentionRecorder(self.unet, rows=slice(0, len(latents))) if options.output_attention_maps else None
+        tensors = {"latents": latents, **encoded.tensors}
+        with recorder or nullcontext(), self.progress_bar(total=self._num_timesteps) as progress:
+            for step in sampling_steps(network, solver, latents, options.generator):
+                tensors["latents"] = step.latents
+                if options.callback_on_step_end is not None:
+                    shown = {name: tensors[name] for name in options.shown_tensors}
+                    tensors |= options.callback_on_step_end(self, step.index, step.timestep, shown) or {}
+                    step.latents = tensors["latents"]
+                    self._tell(network, encoded, tensors, aligned)
+                progress.update()
+                if self.interrupt:
+                    break
+        return tensors["latents"], recorder.maps() if recorder else None
+
+    def guided_network(
+        self, encoded: EncodedCondition, options: CallOptions, aligned: torch.Tensor | None = None
+    ) -> GuidedNetwork:
+        """The network under the guidance of a call; arguments as in `sample`."""
+        can_read = self.guide_encoder is None or encoded.of_guide is not None
+        guide = self.guide if can_read else None
+        network = GuidedNetwork(self.unet, self.objective, guide, options.guidance_interval)
+        self._tell(network, encoded, encoded.tensors, aligned)
+        return network
+
+    def _tell(
+        self,
+        network: GuidedNetwork,
+        encoded: EncodedCondition,
+        tensors: dict[str, torch.Tensor | None],
+        aligned: torch.Tensor | None,
+    ) -> None:
+        """Give a network the conditions, and the guidance, as a callback has left them."""
+        network.scale = self._guidance_scale
+        positive = Condition(tensors["prompt_embeds"], tensors["prompt_attention_mask"], aligned=aligned)
+        negative = None
+        if self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is not None:
+            tokens, mask = tensors["negative_prompt_embeds"], tensors["negative_prompt_attention_mask"]
+            negative = Condition(tokens, mask, aligned=aligned)
+        of_guide = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+        network.prepare(positive, negative, of_guide)
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str):
+        """Images of sampled latents ``(B, C, h, w)``, in an output type."""
+        if output_type == "latent":
+            return latents
+        if self.vae is not None:
+            config = self.vae.config
+            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        return to_output(latents, self.config.data, output_type)
+
+
+def as_output(images, maps: AttentionMaps | None, return_dict: bool) -> AttnDiffPipelineOutput | tuple:
+    """What a call returns, as the output or as a tuple of what there is."""
+    if return_dict:
+        return AttnDiffPipelineOutput(images=images, attention_maps=maps)
+    return (images,) if maps is None else (images, maps)

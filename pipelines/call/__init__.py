@@ -1,0 +1,1 @@
+"""What the calls of all pipelines do alike."""

@@ -1,0 +1,62 @@
+"""A share of scripts/kill_campaign.py: real runs, really killed."""
+
+import itertools
+import json
+import random
+from dataclasses import asdict
+
+import kill_campaign
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="runs are forked")
+
+
+def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
+    kept = tmp_path / "kills.json"
+    report = asdict(kill_campaign.Campaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
+    assert json.loads(kept.read_text()) == report
+    assert report["problems"] == []
+    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1
+    assert report["operations_of_learning"] >= 9
+    assert report["kills"] >= 27 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
+    assert set(report["negative_controls"].values()) == {"failed as it must"}
+    assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
+
+
+class Patient(random.Random):
+    """Waits for the end of the first run, kills later ones soon, and each once."""
+
+    def __init__(self):
+        super().__init__(0)
+        self.waits = itertools.chain([3600], itertools.repeat(0.1))
+
+    def randint(self, low: int, high: int) -> int:
+        return low
+
+    def uniform(self, low: float, high: float) -> float:
+        return next(self.waits)
+
+
+def test_a_run_that_ends_before_its_kill_is_begun_anew(tmp_path):
+    images = kill_campaign.make_images(tmp_path / "images")
+    expected, _ = kill_campaign.reference(tmp_path / "whole", images, "plain")
+    trial = kill_campaign.random_trial(tmp_path / "trial", images, "plain", 1, expected, 20, Patient())
+    assert (trial.kills, trial.problem) == (1, None)
+
+
+def test_a_campaign_goes_on_from_its_result_file(tmp_path):
+    """What is there is not run again: only the last of three runs is."""
+    kept = tmp_path / "kills.json"
+    there = kill_campaign.Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
+    kept.write_text(json.dumps(asdict(there)))
+    count = kill_campaign.Campaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(runs=3, pairs=0)
+    assert (count.runs, count.identical, count.one_process_runs) == (31, 31, 3)
+    assert json.loads(kept.read_text()) == asdict(count)
+
+
+@pytest.mark.parametrize("what", ["hardware", "code"])
+def test_a_campaign_of_something_else_is_not_added_to(what, tmp_path):
+    kept = tmp_path / "kills.json"
+    kept.write_text(json.dumps({**asdict(kill_campaign.Count()), what: "another"}))
+    with pytest.raises(SystemExit, match=f"holds a campaign of other {what}"):
+        kill_campaign.earlier(kept)

@@ -1,1 +1,0 @@
-"""Measurements beside other diffusion networks; `attndiff bench` runs them."""

@@ -1,0 +1,1 @@
+"""Reading what a config says, and checking it against what it is about."""
