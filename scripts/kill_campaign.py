@@ -7,7 +7,7 @@ A run is killed with SIGKILL one to three times at random, with all its loader w
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
 there. Some runs are of two processes, killed together or one alone, and further ones die at every single operation of a
-commit on the disk, or of writing what was learned from the data before step 1.
+commit on the disk, and one at each of writing what it learned from its data before step 1.
 The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
@@ -267,30 +267,36 @@ def random_trial(
 
 def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch: Patch | None = None) -> Trial:
     """Have a run die at one operation of its second commit, then let it end."""
-    return dying_trial(root, images, expected, partial(die_in_save, operation), patch)
-
-
-def learning_trial(root: Path, images: Path, expected: dict, operation: int) -> Trial:
-    """Have a run die at one operation of writing what it learned, then let it end."""
-    return dying_trial(root, images, expected, partial(die_in, "write_learned", LEARNING, operation))
-
-
-def dying_trial(root: Path, images: Path, expected: dict, death: Patch, patch: Patch | None = None) -> Trial:
-    """Have a run die as ``death`` has prepared it, then let it end."""
     root.mkdir(parents=True)
     values, trial = settings(images, root / "run", "plain"), Trial()
 
     def die() -> None:
         if patch is not None:
             patch()
-        death()
+        die_in("save_checkpoint", OPERATIONS, operation, call=2)
 
+    start_to_die(values, die, trial)
+    return finish(trial, values, expected, patch)
+
+
+def learning_trial(root: Path, images: Path, expected: dict) -> Trial:
+    """Have a run die at every operation of writing what it learned, one after the other, then let it end."""
+    root.mkdir(parents=True)
+    values, trial = settings(images, root / "run", "plain"), Trial()
+    while start_to_die(values, partial(die_in, "write_learned", LEARNING, trial.kills), trial):
+        pass
+    return finish(trial, values, expected)
+
+
+def start_to_die(values: dict, die: Patch, trial: Trial) -> bool:
+    """Start a run that is to die, and note what became of it; whether it did die."""
+    out = Path(values["out"])
     code = start(values, die).wait(TOO_LONG)
     if code == -signal.SIGKILL:
-        note_kill(trial, root / "run")
+        note_kill(trial, out)
     elif code != 0:
-        trial.problem = errors_of(root)
-    return finish(trial, values, expected, patch)
+        trial.problem = errors_of(out.parent)
+    return code == -signal.SIGKILL
 
 
 def note_kill(trial: Trial, out: Path) -> None:
@@ -317,11 +323,6 @@ def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None = Non
 
 
 # Ways to die, and ways to get it wrong
-
-
-def die_in_save(operation: int) -> None:
-    """Make this process kill itself right before the given operation of its second commit."""
-    die_in("save_checkpoint", OPERATIONS, operation, call=2)
 
 
 def die_in(writer: str, operations: list, operation: int, call: int = 1) -> None:
@@ -434,7 +435,7 @@ class Count:
         one_process_runs: Of them, killed at random.
         two_process_runs: Of them, of two processes.
         operations_of_a_commit: Of them, those that died at one operation each; 0 as long as none was tried.
-        operations_of_learning: Of them, those that died at one operation each of writing what was learned.
+        operations_of_learning: At which one run died, one after the other: of writing what it learned from its data.
         negative_controls: What became of each.
         problems: Of those that did not end so, in words.
         seconds: That all this took.
@@ -488,11 +489,11 @@ def earlier(path: Path | None) -> Count:
     return count
 
 
-def every_operation(trial: Callable[..., Trial], root: Path, images: Path, expected: dict) -> list[Trial]:
-    """A trial for each operation, up to the first operation that there is not."""
+def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
+    """A run for each operation of a commit, up to the first operation that none has."""
     trials: list[Trial] = []
     while not trials or trials[-1].kills:
-        trials.append(trial(root / str(len(trials)), images, expected, len(trials)))
+        trials.append(commit_trial(root / str(len(trials)), images, expected, len(trials)))
     return trials[:-1]
 
 
@@ -552,18 +553,15 @@ class Campaign:
             temporary.replace(self.kept)
 
     def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
-        """A run for each operation of a commit and of writing what was learned, and the negative controls."""
-        at_each_operation, before = (
-            pool.submit(every_operation, trial, self.folder / trial.__name__, self.images, expected)
-            for trial in (commit_trial, learning_trial)
-        )
+        """A run for each operation of a commit, one for those of writing what it learned, and the negative controls."""
+        at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected)
+        before = pool.submit(learning_trial, self.folder / "learning", self.images, expected)
         spoilt = {name: pool.submit(control, self.folder / "controls" / name, self.images, name) for name in CONTROLS}
         for k, trial in enumerate(at_each_operation.result()):
             self.count.add(trial, f"operation {k} of a commit")
         self.count.operations_of_a_commit = len(at_each_operation.result())
-        for k, trial in enumerate(before.result()):
-            self.count.add(trial, f"operation {k} of writing what was learned")
-        self.count.operations_of_learning = len(before.result())
+        self.count.add(before.result(), "writing what was learned")
+        self.count.operations_of_learning = before.result().kills
         self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
         self.save()
 
