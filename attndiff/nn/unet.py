@@ -12,7 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from attndiff.nn.attention import additive_mask
@@ -25,40 +25,10 @@ from attndiff.nn.blocks import (
     depth_to_space,
     space_to_depth,
 )
-from attndiff.nn.rope import axial_angles
-
-logger = logging.get_logger(__name__)
+from attndiff.nn.kinds.arrangement import Sequences, make_sequences
+from attndiff.nn.level import Level
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass
-class Level:
-    """One resolution of the network; ``levels`` is a list of these, highest resolution first.
-
-    Args:
-        width: Channels; a multiple of ``head_dim`` where the level attends.
-        depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: ``"none"``, ``"window"`` or ``"global"`` self-attention.
-        cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
-            made of convolution blocks, any other of transformer blocks.
-        max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
-            warning.
-        window: Side of an attention window in pixels of this level.
-    """
-
-    width: int
-    depth: int = 2
-    attention: str = "none"
-    cross_attention: bool = False
-    max_tokens: int = 1024
-    window: int = 8
-
-    def __post_init__(self):
-        if self.attention not in ("none", "window", "global"):
-            raise ValueError(f"levels: attention must be 'none', 'window' or 'global', not {self.attention!r}.")
-        if self.width < 1 or self.depth < 0:
-            raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
 
 
 @dataclass
@@ -158,10 +128,10 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
 
     def _block(self, spec: Level) -> nn.Module:
         config = self.config
-        if spec.attention == "none" and not spec.cross_attention:
+        if not spec.attends:
             return ConvBlock(spec.width, config.dropout, config.seamless)
         context = config.cross_attention_dim if spec.cross_attention else None
-        return TransformerBlock(spec.width, config.head_dim, spec.attention != "none", context, config.dropout)
+        return TransformerBlock(spec.width, config.head_dim, spec.self_attention, context, config.dropout)
 
     def _stages(self) -> list[tuple[Level, nn.ModuleList]]:
         """Every run of blocks with its level, in the order of execution."""
@@ -248,35 +218,24 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
 
     def _run(self, spec: Level, blocks: nn.ModuleList, x, scales, keys, mask) -> torch.Tensor:
         """Apply the blocks of one level to ``x (B, H, W, C)``."""
-        if spec.attention == "none" and not spec.cross_attention:
-            for block in blocks:
-                x = self._call(block, x, next(scales))
-            return x
-        height, width = x.shape[1:3]
-        window = self._window(spec, height, width)
-        angles = axial_angles(height, width, self.config.head_dim, x.device)
+        sequences = self._sequences(spec, x) if spec.self_attention and len(blocks) else [None]
         for i, block in enumerate(blocks):
-            key_value = next(keys, None) if block.cross_attn is not None else None
-            x = self._call(block, x, next(scales), angles, window, i % 2 == 1, key_value, mask)
+            arguments = ()
+            if spec.attends:
+                key_value = next(keys, None) if block.cross_attn is not None else None
+                arguments = (sequences[i % len(sequences)], key_value, mask)
+            x = self._call(block, x, next(scales), *arguments)
         return x
+
+    def _sequences(self, spec: Level, x: torch.Tensor) -> list[Sequences]:
+        """What the blocks of a level take in turn for ``x (B, H, W, C)``."""
+        batch, height, width, _ = x.shape
+        return [
+            make_sequences(arrangement, batch, self.config.head_dim, x)
+            for arrangement in spec.arrangements(height, width)
+        ]
 
     def _call(self, block: nn.Module, *args) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
-
-    def _window(self, spec: Level, height: int, width: int) -> tuple[int, int] | None:
-        """Attention window of a level at this size, or None for global attention."""
-        if spec.attention == "global" and height * width <= spec.max_tokens:
-            return None
-        if spec.attention == "global" and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"A level made for {spec.max_tokens} tokens of global attention got {height * width} and attends in "
-                f"windows of {spec.window}; structure across the image may suffer."
-            )
-        return largest_divisor(height, spec.window), largest_divisor(width, spec.window)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of ``number`` that is no greater than ``at_most``."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
