@@ -235,7 +235,7 @@ def test_more_tokens_than_made_for_attend_in_windows_with_a_warning(monkeypatch)
 @torch.no_grad()
 @pytest.mark.parametrize(("size", "windows"), [(128, {64, 256}), (136, {36, 49}), (152, {49, 64}), (184, {64})])
 def test_awkward_sizes_attend_in_windows_nearly_as_large_as_any(size, windows):
-    """What layers really get, where levels are a fourth and an eighth of the image and made for 256 tokens, as in xs."""
+    """What layers really get, on levels of a fourth and an eighth of the image made for 256 tokens, as those of xs."""
     levels = [CONVOLUTIONS, *[{**GLOBAL, "max_tokens": 256}] * 2]
     unet, pixels = make_unet(levels, cross_attention_dim=None, pooled_dim=None), []
     for module in unet.modules():
