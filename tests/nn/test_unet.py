@@ -215,6 +215,26 @@ def test_condition_cache_gives_the_same_pixels_from_one_computation(monkeypatch)
     assert len(calls) == layers * (1 + len(noise_levels))
 
 
+def test_a_cache_of_another_network_is_refused():
+    unet, batch = make_unet((WINDOW, GLOBAL)), inputs()
+    cache = unet(None, encoder_hidden_states=batch.pop("encoder_hidden_states"), return_condition_cache=True)
+    with pytest.raises(ValueError, match="condition_cache has 5 entries for 6 blocks with cross-attention"):
+        unet(**batch, condition_cache=cache[:-1])
+
+
+def test_stages_are_what_is_run():
+    """Blocks by their names, in the order of execution, each at the size that its level says."""
+    unet, batch, calls = make_unet((CONVOLUTIONS, WINDOW, GLOBAL)), inputs(height=16, width=24), {}
+    for name, module in unet.named_modules():
+        if isinstance(module, ConvBlock | TransformerBlock):
+            module.register_forward_hook(lambda _, args, out, name=name: calls.update({name: out.shape[1:3]}))
+    unet(**batch)
+    blocks = [(name, stage.level) for stage in unet.stages() for name, _ in stage.named_blocks()]
+    assert list(calls) == list(unet.scale_sizes) == [name for name, _ in blocks]
+    assert calls == {name: unet.grid_size(level, 16, 24) for name, level in blocks}
+    assert unet.cross_attending() == {name: level for name, level in blocks if level}
+
+
 def test_more_tokens_than_made_for_attend_in_windows_with_a_warning(monkeypatch):
     warnings = []
     logger = diffusers_logging.get_logger("attndiff.nn.kinds.global_attention")
