@@ -6,13 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attndiff.apps.bench.attention import preset_shapes
+from attndiff.lens.record import AttentionRecorder
 from attndiff.nn.attention import Attention
 from attndiff.nn.kinds import window_attention
 from attndiff.nn.kinds.arrangement import Arrangement, make_sequences
 from attndiff.nn.kinds.global_attention import WholeImage
 from attndiff.nn.kinds.window_attention import Windows, join_windows, split_windows, window_side
 from attndiff.nn.level import ATTENTION_KINDS, Level
+from attndiff.nn.presets import PRESETS
 from attndiff.nn.rope import axial_angles, cos_sin, rotate
+from attndiff.nn.unet import AttentionUNet2DModel
 
 BATCH, CHANNELS, HEAD_DIM = 2, 16, 8
 
@@ -139,6 +143,45 @@ def test_windows_join_what_they_split(dilated):
     assert torch.equal(join_windows(windows, (6, 8), (3, 2), dilated), x)
     first = x[0, ::2, ::4] if dilated else x[0, :3, :2]
     assert torch.equal(windows[0], first.flatten(0, 1))
+
+
+class Rows(WholeImage):
+    """Each row of an image attends to itself."""
+
+    kind = "rows"
+
+    def __init__(self, height: int, width: int):
+        super().__init__(height, width)
+        self.sequences, self.length = height, width
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(0, 1)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (-1, self.height))
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        return axial_angles(self.height, self.width, head_dim, device).unflatten(0, (self.height, self.width))
+
+
+def test_a_new_kind_is_one_entry(monkeypatch):
+    """The network trains with it, the lens and the table of speeds know it."""
+    monkeypatch.setitem(ATTENTION_KINDS, "rows", lambda height, width, window, max_tokens: [Rows(height, width)])
+    levels = [{"width": 16, "depth": 2, "attention": "rows", "cross_attention": True}]
+    unet = AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=16, patch_size=1)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for conv in (unet.stem, unet.head):  # centre tap only
+            conv.weight.copy_(F.pad(conv.weight[..., 1:2, 1:2], (1, 1, 1, 1)))
+    sample = torch.randn(1, 3, 4, 6, requires_grad=True)
+    with AttentionRecorder(unet) as recorder:
+        unet(sample, torch.zeros(1), torch.randn(1, 5, 16)).sample[0, :, 1].sum().backward()
+    assert (sample.grad[0].abs().sum(0) > 0).sum(1).tolist() == [0, 6, 0, 0]
+    assert recorder.maps().averaged().shape == (1, 5, 4, 6)
+    monkeypatch.setitem(PRESETS, "rows", {"unet": {"levels": levels, "head_dim": 8, "patch_size": 1}})
+    own, cross = preset_shapes("rows", 6)
+    assert (own.kind, own.groups, own.queries, own.keys) == ("rows", 6, 6, 6) and cross.kind == "cross"
 
 
 @pytest.mark.parametrize("kind", ATTENTION_KINDS)
