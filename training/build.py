@@ -1,6 +1,6 @@
 """From a config to what is trained: data, condition, network and objective."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
+from attndiff.data.columns import CAPTION, IMAGE
+from attndiff.data.image_set import ImageSet
 from attndiff.data.parts import open_parts
-from attndiff.data.sources import ImageSet
 from attndiff.diffusion.objectives import Objective, make_objective
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
@@ -45,9 +46,9 @@ def build(config: TrainConfig) -> Parts:
     Raises:
         UserError: If data and model do not go together.
     """
-    data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
+    data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
     images, validation, notes = open_streamed(data, config) if data.stream else open_parts(data)
-    if config.condition.kind == "text" and not images.captions(0):
+    if config.condition.kind == "text" and CAPTION not in images.columns:
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)
@@ -158,7 +159,7 @@ def make_run_objective(settings: dict, images: ImageSet | LatentSet) -> Objectiv
     """The objective, with ``sigma_data`` measured on the images (or latents) where the config does not give it."""
     settings = dict(settings)
     if settings.get("sigma_data") is None:
-        sample = [images.pixels(i).ravel() for i in range(0, len(images), max(1, len(images) // 512))]
+        sample = [images[i][IMAGE.name].ravel() for i in range(0, len(images), max(1, len(images) // 512))]
         settings["sigma_data"] = round(float(torch.from_numpy(np.concatenate(sample)).std()), 4)
     try:
         return make_objective(settings)

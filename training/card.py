@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 import attndiff
+from attndiff.data.columns import IMAGE
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
@@ -114,8 +115,8 @@ def _data(config: TrainConfig, parts: Parts) -> dict:
     """What the model was trained on, with the licences that its rows name."""
     images, known = parts.images, parts.images.describe()
     licences = Counter()
-    if len(images) and "license" in images.row(0):
-        licences.update(str(images.row(i)["license"]) for i in range(len(images)))
+    if len(images) and "license" in images.cells(0):
+        licences.update(str(images.cells(i)["license"]) for i in range(len(images)))
     return {
         "source": Path(config.data.path).name,
         "images": "a stream" if config.data.stream else len(images),
@@ -249,10 +250,10 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
     images = images_of(parts.images)
     spread = spread_over(images, min(REFERENCE, len(images)))
     data = parts.images.describe()
-    reference = torch.stack([_small(torch.from_numpy(spread.pixels(i)), data) for i in range(len(spread))])
+    reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in spread])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
     indices, distances = nearest_images(pixels, reference)
-    nearest = [spread.pixels(i).transpose(1, 2, 0) for i in indices[:, 0].tolist()]
+    nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
     neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions).save(path)
     side = max(data["size"])

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import CAPTION, LABEL
+from attndiff.data.rows import Row, Rows
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.errors import UserError
 from attndiff.training.config import ConditionConfig
@@ -27,12 +28,12 @@ class Conditioning:
     text_encoder: PreTrainedModel | None = None
     encoder_settings: dict = field(default_factory=dict)
 
-    def sample(self, images: ImageSet, index: int, choice: float) -> dict[str, torch.Tensor]:
+    def sample(self, row: Row, choice: float) -> dict[str, torch.Tensor]:
         """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
         if self.kind == "class":
-            return {"class_labels": torch.tensor(images.label(index))}
+            return {"class_labels": torch.tensor(row[LABEL.name])}
         if self.kind == "text":
-            captions = images.captions(index)
+            captions = row[CAPTION.name]
             return {key: value[0] for key, value in self.tokens([captions[int(choice * len(captions))]]).items()}
         return {}
 
@@ -51,7 +52,7 @@ class Conditioning:
         return {**batch, "context": encoder(ids, attention_mask=mask).last_hidden_state, "context_mask": mask}
 
 
-def make_conditioning(config: ConditionConfig, images: ImageSet) -> Conditioning:
+def make_conditioning(config: ConditionConfig, images: Rows) -> Conditioning:
     """Learn or load what the condition needs.
 
     Raises:
@@ -66,7 +67,7 @@ def make_conditioning(config: ConditionConfig, images: ImageSet) -> Conditioning
         return Conditioning("none")
     if config.pretrained:
         return _pretrained(config)
-    captions = [caption for i in range(len(images)) for caption in images.captions(i)]
+    captions = [caption for row in images for caption in row[CAPTION.name]]
     tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
     settings = {"vocab_size": len(tokenizer), "max_length": config.max_length}
     return Conditioning("text", tokenizer, encoder_settings=settings)

@@ -11,16 +11,21 @@ one of the images known before step 1, always the same one.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
+from attndiff.data.columns import CAPTION
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_validation
-from attndiff.data.streams import EncodedImages, Ledger, NamedRow, Stream, lane_count, readable
-from attndiff.data.tables import SHARD_SUFFIXES, MissingPart
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.streams.blocks import lane_count
+from attndiff.data.streams.encoded import EncodedImages, NamedRow, readable
+from attndiff.data.streams.ledger import Ledger
+from attndiff.data.streams.stream import Stream
+from attndiff.data.tables.shards import SHARD_SUFFIXES
+from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
@@ -74,7 +79,7 @@ def open_streamed(data: DataConfig, config: TrainConfig) -> tuple[StreamedImages
             )
     rows = [row for shard in heads for row in heads[shard][stream.held_out.get(shard, 0) :]]
     images = StreamedImages(readable(EncodedImages(rows, data, class_names), data.path), stream, ledger)
-    if data.caption_column and not any(any(images.captions(i)) for i in range(len(images))):
+    if data.caption_column and not any(any(row[CAPTION.name]) for row in images):
         raise UserError(
             f"{data.path}: the first {len(images)} captions in column {data.caption_column!r} are empty; name another "
             "data.caption_column"
@@ -99,10 +104,10 @@ def _own_validation(data: DataConfig, class_names: list[str] | None) -> EncodedI
         folder = Path(data.validation).expanduser()
         if folder.is_dir() and not any(file.suffix in SHARD_SUFFIXES for file in folder.rglob("*")):
             return open_validation(data, class_names)
-        part = Stream(replace(data, path=data.validation, split="validation"), whole=True)
+        part = Stream(data.replace(path=data.validation, split="validation"), whole=True)
     else:
         try:
-            part = Stream(replace(data, split="validation"))
+            part = Stream(data.replace(split="validation"))
         except MissingPart:
             return None
     rows = [row for rows in part.head(HELD_OUT).values() for row in rows]
@@ -187,9 +192,10 @@ class StreamedDataset(DrawnDataset):
     def __getitem__(self, key: StreamRow) -> dict[str, torch.Tensor | str]:
         one, skipped = self.images.of([key.named]), ""
         try:
-            sample = self.sample(one, 0, key.epoch, key.place)
+            sample = self.sample(one[0], key.epoch, key.place)
         except UserError as error:
-            sample, skipped = self.sample(self.images, key.place % len(self.images), key.epoch, key.place), str(error)
+            spare = self.images[key.place % len(self.images)]
+            sample, skipped = self.sample(spare, key.epoch, key.place), str(error)
         return {**sample, "skipped": skipped}
 
 
