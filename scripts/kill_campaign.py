@@ -7,7 +7,7 @@ A run is killed with SIGKILL one to three times at random, with all its loader w
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
 there. Some runs are of two processes, killed together or one alone, and further ones die at every single operation of a
-commit on the disk.
+commit on the disk, and one at each of writing what it learned from its data before step 1.
 The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
@@ -34,6 +34,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,7 +48,7 @@ from attndiff.training.card import hardware
 from attndiff.training.config import make_config
 from attndiff.training.run import loop
 from attndiff.training.run.loop import Trainer
-from attndiff.training.state import checkpoint
+from attndiff.training.state import checkpoint, learned
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import newest_checkpoint, save_checkpoint
 
@@ -69,6 +70,13 @@ OPERATIONS = [  # of a commit on the disk: who does it, under which name
     (os, "fsync"),
     (checkpoint.Path, "rename"),
     (checkpoint.shutil, "rmtree"),
+]
+LEARNING = [  # of writing what was learned from the data
+    (learned.Path, "mkdir"),
+    (learned.Path, "write_text"),
+    (learned.PreTrainedTokenizerFast, "save_pretrained"),
+    (os, "fsync"),
+    (learned.Path, "rename"),
 ]
 
 Patch = Callable[[], None]  # what to change in the process of a run
@@ -265,14 +273,30 @@ def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch
     def die() -> None:
         if patch is not None:
             patch()
-        die_in_save(operation)
+        die_in("save_checkpoint", OPERATIONS, operation, call=2)
 
+    start_to_die(values, die, trial)
+    return finish(trial, values, expected, patch)
+
+
+def learning_trial(root: Path, images: Path, expected: dict) -> Trial:
+    """Have a run die at every operation of writing what it learned, one after the other, then let it end."""
+    root.mkdir(parents=True)
+    values, trial = settings(images, root / "run", "plain"), Trial()
+    while start_to_die(values, partial(die_in, "write_learned", LEARNING, trial.kills), trial):
+        pass
+    return finish(trial, values, expected)
+
+
+def start_to_die(values: dict, die: Patch, trial: Trial) -> bool:
+    """Start a run that is to die, and note what became of it; whether it did die."""
+    out = Path(values["out"])
     code = start(values, die).wait(TOO_LONG)
     if code == -signal.SIGKILL:
-        note_kill(trial, root / "run")
+        note_kill(trial, out)
     elif code != 0:
-        trial.problem = errors_of(root)
-    return finish(trial, values, expected, patch)
+        trial.problem = errors_of(out.parent)
+    return code == -signal.SIGKILL
 
 
 def note_kill(trial: Trial, out: Path) -> None:
@@ -301,15 +325,15 @@ def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None = Non
 # Ways to die, and ways to get it wrong
 
 
-def die_in_save(operation: int, save: int = 2) -> None:
-    """Make this process kill itself right before the given operation of the given commit."""
-    state = {"saves": 0, "done": 0}
+def die_in(writer: str, operations: list, operation: int, call: int = 1) -> None:
+    """Make this process kill itself right before an operation of a call of a function that the loop writes with."""
+    state = {"calls": 0, "done": 0}
 
     def watched(owner, name: str) -> None:
         inner = getattr(owner, name)
 
         def with_death(*arguments, **keywords):
-            if state["saves"] == save:
+            if state["calls"] == call:
                 if state["done"] == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
                 state["done"] += 1
@@ -317,17 +341,17 @@ def die_in_save(operation: int, save: int = 2) -> None:
 
         setattr(owner, name, with_death)
 
-    write = loop.save_checkpoint
+    write = getattr(loop, writer)
 
     def counted(*arguments):
-        state["saves"] += 1
+        state["calls"] += 1
         try:
             return write(*arguments)
         finally:
-            state["saves"] += state["saves"] == save  # what others write later is not of this commit
+            state["calls"] += state["calls"] == call  # what others write later is not of this call
 
-    loop.save_checkpoint = counted
-    for owner, name in OPERATIONS:
+    setattr(loop, writer, counted)
+    for owner, name in operations:
         watched(owner, name)
 
 
@@ -411,6 +435,7 @@ class Count:
         one_process_runs: Of them, killed at random.
         two_process_runs: Of them, of two processes.
         operations_of_a_commit: Of them, those that died at one operation each; 0 as long as none was tried.
+        operations_of_learning: At which one run died, one after the other: of writing what it learned from its data.
         negative_controls: What became of each.
         problems: Of those that did not end so, in words.
         seconds: That all this took.
@@ -425,6 +450,7 @@ class Count:
     one_process_runs: int = 0
     two_process_runs: int = 0
     operations_of_a_commit: int = 0
+    operations_of_learning: int = 0
     negative_controls: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     seconds: int = 0
@@ -527,12 +553,15 @@ class Campaign:
             temporary.replace(self.kept)
 
     def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
-        """A run for each operation of a commit, and the negative controls."""
+        """A run for each operation of a commit, one for those of writing what it learned, and the negative controls."""
         at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected)
+        before = pool.submit(learning_trial, self.folder / "learning", self.images, expected)
         spoilt = {name: pool.submit(control, self.folder / "controls" / name, self.images, name) for name in CONTROLS}
         for k, trial in enumerate(at_each_operation.result()):
             self.count.add(trial, f"operation {k} of a commit")
         self.count.operations_of_a_commit = len(at_each_operation.result())
+        self.count.add(before.result(), "writing what was learned")
+        self.count.operations_of_learning = before.result().kills
         self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
         self.save()
 

@@ -3,7 +3,6 @@
 import math
 import platform
 import shutil
-from collections import Counter
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +73,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         "student": _student(config),
         "memory": memory,
         "neighbours": neighbours,
+        "without_data": parts.without_data,
         "attention": attention,
     }
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -98,7 +98,7 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
         "guidance": f"{config.log.guidance_scale:g}",
         "call": prompt.call(grid_prompts(parts, config.log.prompts, 1)[0]),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
-        "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.images.class_names),
+        "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.learned.class_names),
         "started_anew": config.model.init_from is None,
         "multiple": parts.model.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
         "measured_on": "image, pixels in [-1, 1]" if parts.vae is None else "latents",
@@ -113,18 +113,16 @@ def _metadata(prompt: Prompt) -> str:
 
 def _data(config: TrainConfig, parts: Parts) -> dict:
     """What the model was trained on, with the licences that its rows name."""
-    images, known = parts.images, parts.images.describe()
-    licences = Counter()
-    if len(images) and "license" in images.cells(0):
-        licences.update(str(images.cells(i)["license"]) for i in range(len(images)))
+    learned = parts.learned
+    skipped = parts.images.skipped if config.data.stream and parts.images is not None else None
     return {
         "source": Path(config.data.path).name,
-        "images": "a stream" if config.data.stream else len(images),
-        "held_out": len(parts.validation),
-        "size": " x ".join(map(str, known["size"])),
-        "channels": ", ".join(map(str, known["channels"])),
-        "skipped": len(images.skipped),
-        "licences": licences.most_common(),
+        "images": "a stream" if learned.images is None else learned.images,
+        "held_out": learned.held_out,
+        "size": " x ".join(map(str, learned.data["size"])),
+        "channels": ", ".join(map(str, learned.data["channels"])),
+        "skipped": learned.skipped if skipped is None else len(skipped),
+        "licences": learned.licences,
     }
 
 
@@ -141,7 +139,7 @@ def _training(config: TrainConfig, parts: Parts, state: RunState) -> dict:
         "start": start or "random weights",
         "vae": _vae(config, parts),
         "steps": f"{state.step} of {config.optim.batch_size} images",
-        "images": f"{seen} of a stream" if config.data.stream else _visits(seen, len(parts.images)),
+        "images": f"{seen} of a stream" if config.data.stream else _visits(seen, parts.learned.images),
         "time": f"{state.seconds:.0f} s ({state.seconds / 3600:.2f} h)",
         "speed": rate,
         "hardware": hardware(),
@@ -165,7 +163,8 @@ def _vae(config: TrainConfig, parts: Parts) -> str | None:
     if parts.vae is None:
         return None
     name = config.model.vae and f"`{Path(config.model.vae).name}`"
-    shape = " x ".join(map(str, parts.images.shape))
+    sides = (side // vae_factor(parts.vae) for side in parts.learned.data["size"])
+    shape = " x ".join(map(str, (parts.vae.config.latent_channels, *sides)))
     return f"{name or 'that of the model it started from'}, frozen; an image is {shape} latents"
 
 
@@ -226,7 +225,7 @@ def _weights(parts: Parts, state: RunState, name: str):
 
 def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     """Loss on as many training images as the held-out loss was measured on."""
-    if "per_level" not in held_out or parts.validation is parts.images:
+    if "per_level" not in held_out or parts.validation is parts.images:  # both None where the data are gone
         return None
     n = min(held_out["n"], len(parts.images))
     dataset = DrawnDataset(spread_over(parts.images, n), parts.conditioning, config.seed)
@@ -243,13 +242,15 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
     return {"n": n, "training": f"{loss:.4f}", "held_out": f"{held_out['loss']:.4f}", "ratio": f"{ratio:.3f}"}
 
 
-def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict:
-    """Draw samples over their nearest training images; the distances."""
+def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
+    """Draw samples over their nearest training images; the distances, or None where there are no images."""
+    if parts.images is None:
+        return None
     prompts = grid_prompts(parts, config.log.prompts)
     samples = sample_row(parts, prompts, config.log.guidance_scale)
     images = images_of(parts.images)
     spread = spread_over(images, min(REFERENCE, len(images)))
-    data = parts.images.describe()
+    data = parts.learned.data
     reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in spread])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
     indices, distances = nearest_images(pixels, reference)

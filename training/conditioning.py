@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attndiff.data.columns import CAPTION, LABEL
-from attndiff.data.rows import Row, Rows
-from attndiff.data.tokenizer import train_tokenizer
+from attndiff.data.rows import Row
 from attndiff.errors import UserError
 from attndiff.training.config import ConditionConfig
+from attndiff.training.state.learned import Learned
 
 
 @dataclass
@@ -52,29 +52,22 @@ class Conditioning:
         return {**batch, "context": encoder(ids, attention_mask=mask).last_hidden_state, "context_mask": mask}
 
 
-def make_conditioning(config: ConditionConfig, images: Rows) -> Conditioning:
-    """Learn or load what the condition needs.
-
-    Raises:
-        UserError: If the data has no captions or classes where the config asks for them, or the pretrained encoder
-            cannot be opened.
-    """
+def make_conditioning(config: ConditionConfig, learned: Learned) -> Conditioning:
+    """The condition of a run that is given none: from the classes or the captions that it learned."""
     if config.kind == "class":
-        if not images.class_names:
-            raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
-        return Conditioning("class", encoder_settings={"num_classes": len(images.class_names)})
+        return Conditioning("class", encoder_settings={"num_classes": len(learned.class_names)})
     if config.kind == "none":
         return Conditioning("none")
-    if config.pretrained:
-        return _pretrained(config)
-    captions = [caption for row in images for caption in row[CAPTION.name]]
-    tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
-    settings = {"vocab_size": len(tokenizer), "max_length": config.max_length}
-    return Conditioning("text", tokenizer, encoder_settings=settings)
+    settings = {"vocab_size": len(learned.tokenizer), "max_length": config.max_length}
+    return Conditioning("text", learned.tokenizer, encoder_settings=settings)
 
 
-def _pretrained(config: ConditionConfig) -> Conditioning:
-    """A frozen ``transformers`` encoder; of a two-tower model (CLIP) the text tower."""
+def open_pretrained(config: ConditionConfig) -> Conditioning:
+    """A frozen ``transformers`` encoder; of a two-tower model (CLIP) the text tower.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
         encoder = AutoModel.from_pretrained(config.pretrained, use_safetensors=True)

@@ -6,13 +6,22 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from attndiff.errors import UserError
-from attndiff.training.build import Parts, build
+from attndiff.training.build import Parts, add_data, build, build_without_data
 from attndiff.training.card import write_card
 from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.evaluation.samples import copy_into, make_pipeline, swapped
 from attndiff.training.run.progress import read_log
 from attndiff.training.state.averages import PowerEMA, rebuild_average
-from attndiff.training.state.checkpoint import RunState, newest_checkpoint, read_checkpoint
+from attndiff.training.state.checkpoint import (
+    RunState,
+    named_learned,
+    newest_checkpoint,
+    read_checkpoint,
+    read_layout,
+    read_learned_name,
+)
+from attndiff.training.state.learned import FOLDER as LEARNED
+from attndiff.training.state.learned import read_learned
 
 
 def best_weights(validation: dict) -> str:
@@ -81,7 +90,9 @@ def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -
     newest, _ = newest_checkpoint(run / "checkpoints")
     if newest is None:
         raise UserError(f"{run} holds no whole checkpoint yet; the first comes after log.checkpoint_every steps.")
-    parts = build(config)
+    parts = _parts_of(config, run, read_learned_name(newest))
+    if parts.images is None and (problem := add_data(config, parts)):
+        print(f"{problem}: the card compares no samples with training images")
     state = RunState(parts.model, PowerEMA(parts.model, tuple(config.optim.ema)), [])
     files, step, seconds = read_checkpoint(newest)
     state.restore({**files, "optimizer": {}}, step, seconds)
@@ -94,7 +105,31 @@ def export_checkpoint(run: Path, folder: Path, sigma_rel: float | None = None) -
 def _export_average(config: TrainConfig, run: Path, folder: Path, sigma_rel: float) -> Path:
     """Package the average of one width."""
     average = rebuild_average(run / "snapshots", sigma_rel)
-    parts = build(config)
+    parts = _parts_of(config, run, named_learned(run / "checkpoints"))
     copy_into(parts.model, average)
     _save(parts, folder, None)
     return folder
+
+
+def _parts_of(config: TrainConfig, run: Path, named: str | None) -> Parts:
+    """The modules of a run, made from what it learned; only a run from before runs kept that needs its data.
+
+    Args:
+        config: The run's settings.
+        run: Its folder.
+        named: The hash by which its checkpoint names what it learned.
+
+    Raises:
+        UserError: If what it learned is missing or changed, or the data of a run that kept nothing have.
+    """
+    if named or (run / LEARNED).is_dir():
+        return build_without_data(config, read_learned(run, named))
+    print(f"{run} began before runs kept what they learn from their data: it is learned again, from what they are now")
+    parts, newest = build(config), newest_checkpoint(run / "checkpoints")[0]
+    then = read_layout(newest) if newest else None
+    if then is not None and then.data not in (None, parts.learned.fingerprint):
+        raise UserError(
+            f"the training images of {run}, or their captions or classes, are not those that it was trained on, and it "
+            "kept nothing of what it learned from them; restore them to export it."
+        )
+    return parts

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from attndiff.data.rows import Row, Rows
 from attndiff.errors import UserError
 
 FOLDER = "latents"  # in a run's folder
+PARTIAL = ".partial"
 FORMAT_VERSION = 1
 # Files are the unit in which processes share the work and in which damage is repaired.
 FILE_BYTES = 1 << 24
@@ -255,13 +257,19 @@ def images_of(images: ImageSet | LatentSet) -> ImageSet:
 
 def write_latents(path: Path, latents: np.ndarray) -> None:
     """Write a file that is either whole or absent; raises `UserError` if it cannot be written."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}{PARTIAL}")  # no other process writes to it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": latents}, partial, metadata={"sha256": latents_digest(latents)})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"latents could not be written to {path} ({_one_line(error)}); choose another 'out'.") from None
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what writers that were killed have left; only for who holds the run's folder."""
+    for left in folder.glob(f"*/*{PARTIAL}"):
+        left.unlink()
 
 
 def is_whole(path: Path) -> bool:

@@ -64,9 +64,12 @@ def locked(out: Path) -> Iterator[None]:
     """Hold a run's folder inside the ``with`` block; the lock goes with the process, however that ends.
 
     Raises:
-        UserError: If another process holds it.
+        UserError: If another process holds it, or it cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {out} cannot be made ({error.strerror}); choose another 'out'.") from None
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)

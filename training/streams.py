@@ -10,6 +10,8 @@ An image that cannot be read is left out, noted in the run's ``stream.jsonl``, a
 one of the images known before step 1, always the same one.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from attndiff.data.columns import CAPTION
+from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.data.streams.blocks import lane_count
@@ -26,6 +28,7 @@ from attndiff.data.streams.ledger import Ledger
 from attndiff.data.streams.stream import Stream
 from attndiff.data.tables.shards import SHARD_SUFFIXES
 from attndiff.data.tables.splits import MissingPart
+from attndiff.data.tables.table import encoded_image
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
@@ -51,20 +54,38 @@ class StreamedImages(EncodedImages):
         self.stream, self.ledger = stream, ledger
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the head's images as they are stored, with their captions or classes."""
+        total = hashlib.sha256()
+        for row, (name, cells) in zip(self, self.rows, strict=True):
+            for column in (self.config.image_column, *self.config.columns):
+                image = encoded_image(cells[column], name)
+                total.update(image if isinstance(image, bytes) else image.read_bytes())
+            total.update(json.dumps([name, row.get(CAPTION.name, []), row.get(LABEL.name)]).encode())
+        return total.hexdigest()
+
+    @property
     def skipped(self) -> list[str]:
         """Images left out so far, by all processes of the run."""
         return self.ledger.skipped()
 
 
-def open_streamed(data: DataConfig, config: TrainConfig) -> tuple[StreamedImages, EncodedImages | ImageSet, list[str]]:
+def open_streamed(
+    data: DataConfig, config: TrainConfig, class_names: list[str] | None = None
+) -> tuple[StreamedImages, EncodedImages | ImageSet, list[str]]:
     """Open a stream: its head for the training images, held-out images, and notes of what holds.
+
+    Args:
+        data: What to read and how.
+        config: The run's settings.
+        class_names: Names and order of the classes, if the run has learned them already.
 
     Raises:
         UserError: The data cannot be used.
     """
     stream = Stream(data)
     ledger = Ledger(Path(config.out) / "stream.jsonl", stream.shards)
-    class_names = stream.class_names()
+    class_names = class_names or stream.class_names()
     heads = stream.head(HEAD)
     validation = _own_validation(data, class_names)
     notes = [_order_note(stream, config.optim.batch_size)]
@@ -133,7 +154,7 @@ class StreamSampler:
     """Micro-batches of `StreamRow` for one rank, from any step on.
 
     The rows of a step's global batch come from the lanes in turn, an equal share from each; each rank takes its slice
-    of it, micro-batch by micro-batch, as in `attndiff.data.draw.BatchSampler`.
+    of it, micro-batch by micro-batch, as in `attndiff.data.order.batches.BatchSampler`.
 
     Args:
         images: The stream.

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import yardstick as script
 from places import ROOT
 
 from attndiff.apps.evaluate import as_text
@@ -108,16 +109,7 @@ def test_what_is_no_judgement_is_said_in_a_sentence_and_not_in_the_table():
 
 
 @pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import yardstick
-
-    yield yardstick
-    sys.path.remove(str(ROOT / "scripts"))
-
-
-@pytest.fixture(scope="module")
-def emoji(script):
+def emoji():
     """A thousand emoji at 16 px, with captions, styles and groups."""
     train, test = script.emoji(ROOT)
     shrunk = [script.replace(part, images=torch.nn.functional.avg_pool2d(part.images, 2)) for part in (train, test)]
@@ -129,7 +121,7 @@ def instrument(emoji):
     return trained_extractor(emoji.rest, emoji.test)
 
 
-def test_bad_models_come_after_real_images(script, emoji, instrument):
+def test_bad_models_come_after_real_images(emoji, instrument):
     """Noise for an untrained model, much noise on real images, one style alone, and others' captions."""
     assert instrument.name.startswith("attndiff-classifier:captions+")
     yardstick = Yardstick(emoji.test.images, emoji.others.images, instrument)
@@ -151,7 +143,7 @@ def test_bad_models_come_after_real_images(script, emoji, instrument):
     assert own["bad"]["untrained"] < own["floor"] and own["bad"]["other_conditions"] < own["floor_interval"][0]
 
 
-def test_a_wrong_order_is_found(script):
+def test_a_wrong_order_is_found():
     entry = {"floor": 0.5, "judges": True, "bad": {"untrained": 0.6, "one_condition": 0.7}}
     assert len(script.wrong_orders({"precision": entry})) == 1  # variety is none of its business
     assert len(script.wrong_orders({"coverage": entry})) == 2
@@ -174,7 +166,7 @@ def test_what_real_images_hardly_reach_does_not_judge():
 
 
 @pytest.mark.slow
-def test_the_order_is_right_for_every_data_set_at_hand(script, tmp_path, monkeypatch):
+def test_the_order_is_right_for_every_data_set_at_hand(tmp_path, monkeypatch):
     """The emoji, and those in a folder that the environment names."""
     import os
 

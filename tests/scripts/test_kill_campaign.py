@@ -16,8 +16,9 @@ def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(
     report = asdict(kill_campaign.Campaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
     assert json.loads(kept.read_text()) == report
     assert report["problems"] == []
-    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1
-    assert report["kills"] >= 18 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
+    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1
+    assert report["operations_of_learning"] >= 9
+    assert report["kills"] >= 27 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
     assert set(report["negative_controls"].values()) == {"failed as it must"}
     assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
 

@@ -30,6 +30,7 @@ from attndiff.training.evaluation.samples import sample_row
 from attndiff.training.export import export_checkpoint
 from attndiff.training.latents import LatentSet, encode, open_vae
 from attndiff.training.run.loop import Trainer
+from attndiff.training.stopping import LOCK, locked
 
 SIDE = 32
 
@@ -304,8 +305,40 @@ def test_a_mistake_is_one_sentence(place, mistake):
 def test_a_run_stopped_while_encoding_can_go_on(place, tmp_path):
     overrides = [f"out={tmp_path / 'run'}", "optim.steps=1"]
     assert command("train", place / "config.yaml", *overrides, "--dry-run").code == 0
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [module.FOLDER]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {module.FOLDER, LOCK}
     assert command("train", place / "config.yaml", *overrides).code == 0
+
+
+def test_nothing_is_written_into_a_folder_that_another_run_holds(place, tmp_path):
+    out = tmp_path / "run"
+    with locked(out):
+        result = command("train", place / "config.yaml", f"out={out}")
+        assert result.code == 2 and "another run is writing to" in result.err, result.err
+        assert [path.name for path in out.iterdir()] == [LOCK]
+
+
+def test_two_writers_of_the_same_latents_write_aside_in_different_files(tmp_path, monkeypatch):
+    latents, path = np.ones((1, 1, 4, 2, 2), np.float32), tmp_path / "set/000000.safetensors"
+    aside, save = [], module.save_file
+
+    def write(tensors, partial, **settings):
+        aside.append(partial)
+        if len(aside) == 1:
+            module.write_latents(path, latents)  # the other one, in the middle of this one's writing
+        save(tensors, partial, **settings)
+
+    monkeypatch.setattr(module, "save_file", write)
+    module.write_latents(path, latents)
+    assert aside[0] != aside[1] and module.is_whole(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_killed_writer_left_is_cleared(place, tmp_path):
+    left = tmp_path / "run" / module.FOLDER / "of some images/000000.1234.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert command("train", place / "config.yaml", f"out={tmp_path / 'run'}", "--dry-run").code == 0
+    assert not left.exists()
 
 
 def test_names_that_hold_an_autoencoder(folder, run, tmp_path):

@@ -17,7 +17,7 @@ from attndiff.viewing import contact_sheet
 def make_pipeline(parts: Parts) -> DiffusionPipeline:
     """A pipeline around the modules that are being trained."""
     given = {"tokenizer": parts.conditioning.tokenizer, "text_encoder": parts.conditioning.text_encoder}
-    return parts.model.to_pipeline(**given, vae=parts.vae, data=parts.images.describe())
+    return parts.model.to_pipeline(**given, vae=parts.vae, data=parts.learned.data)
 
 
 @contextmanager
@@ -43,8 +43,8 @@ def copy_into(model: Head, state: dict[str, torch.Tensor]) -> None:
 
 def grid_prompts(parts: Parts, prompts: list[str], n: int = 8) -> list:
     """What to sample: the config's prompts, else some held-out captions, class names or nothing."""
-    prompt = PROMPTS[parts.conditioning.kind]
-    return prompts if prompts and prompt.is_given else prompt.examples(parts.images, parts.validation, n)
+    is_given = PROMPTS[parts.conditioning.kind].is_given
+    return prompts if prompts and is_given else parts.learned.prompts[:n]
 
 
 def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:

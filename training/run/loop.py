@@ -7,7 +7,7 @@ import copy
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.evaluation.distances import Distances
 from attndiff.training.evaluation.validation import AT_MOST
 from attndiff.training.export import export_run
+from attndiff.training.latents import FOLDER as LATENTS
+from attndiff.training.latents import clear_partial
 from attndiff.training.optim import lr_factor, set_lr
 from attndiff.training.parallel.layout import ParallelLayout, asked_of_launcher
 from attndiff.training.parallel.prepare import compile_module, make_gradients
@@ -32,7 +34,16 @@ from attndiff.training.run.progress import Progress, read_log
 from attndiff.training.run.step import SkippedStep, Stepper, StepResult
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import RunState, read_checkpoint, save_checkpoint
-from attndiff.training.state.resume import adopt_layout, check_run_folder, newest_of, settle_by_stored, write_config
+from attndiff.training.state.learned import learned_digest, write_learned
+from attndiff.training.state.resume import (
+    adopt_layout,
+    check_learned,
+    check_run_folder,
+    kept_learned,
+    newest_of,
+    settle_by_stored,
+    write_config,
+)
 from attndiff.training.stopping import StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
 from attndiff.viewing import loss_curve
@@ -57,7 +68,7 @@ class Trainer:
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
         self.stepper: Stepper | None = None
-        self.parts: Parts = build(config)
+        self.parts: Parts = build(config, kept_learned(config, self.out), self._held)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
             self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip
@@ -122,7 +133,7 @@ class Trainer:
         plan = self.plan()
         state = self._prepare()
         start = self._resume(state, newest) if newest else 0
-        self._write_config()
+        self._write_settings(state)
         progress = self._begin(plan, start)
         self.stepper, skips = self._make_stepper(start), 0
         self.hooks = EvalHooks(self.accelerator, self.config, self.parts, self.held_out, self.distances)
@@ -167,6 +178,15 @@ class Trainer:
 
     # Before the first step
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the run's folder to write latents: the main process locks it, and the others begin after that."""
+        with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+            if self.accelerator.is_main_process:
+                clear_partial(self.out / LATENTS)
+            self.accelerator.wait_for_everyone()
+            yield
+
     def _found(self) -> Path | None:
         """The checkpoint to go on from, settings and layout taken over; None for a run that begins."""
         stored, say = settle_by_stored(self.config, self.out), self.accelerator.print
@@ -175,6 +195,7 @@ class Trainer:
         self.config = stored
         newest = newest_of(self.out, say)
         if newest is not None:
+            check_learned(newest, self.parts.learned, self.out, say)
             self.layout = adopt_layout(newest, self.layout, self.out, self.elastic, say)
         return newest
 
@@ -196,9 +217,14 @@ class Trainer:
         self.accelerator.print(f"resuming {self.out} at step {state.step}")
         return state.step
 
-    def _write_config(self) -> None:
+    def _write_settings(self, state: RunState) -> None:
+        """Store the config and what was learned from the data, which every checkpoint from here on names."""
         if self.accelerator.is_main_process:
             write_config(self.config, self.out)
+            if self.parts.learned.digest is None:
+                write_learned(self.parts.learned, self.out)
+        self.accelerator.wait_for_everyone()
+        state.learned = self.parts.learned.digest = learned_digest(self.out)
         if self.config.log.tracker:
             self.accelerator.init_trackers("tracker")
 

@@ -41,6 +41,7 @@ class RunState:
     layout: ParallelLayout | None = None
     replica: nn.Module | None = None  # of a sharded module, for the whole weights
     zero: ZeroGradients | None = None  # that has the moments of DeepSpeed's optimizer
+    learned: str | None = None  # SHA-256 of what the run learned from its data
 
     def tensors(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
         """Every tensor by file and name; where it is shared out, all processes ask together.
@@ -144,6 +145,8 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
     progress = {"format_version": FORMAT_VERSION, "step": state.step, "seconds": state.seconds}
     if state.layout:
         progress[LAYOUT] = asdict(state.layout)
+    if state.learned:
+        progress["learned"] = state.learned
     (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -181,6 +184,24 @@ def read_layout(folder: Path) -> ParallelLayout | None:
     """How the run of a checkpoint was laid out, if it says so."""
     kept = _progress(folder).get(LAYOUT)
     return ParallelLayout(**kept) if kept else None
+
+
+def read_learned_name(folder: Path) -> str | None:
+    """SHA-256 of what the run of a checkpoint learned from its data; None if it is older than such folders."""
+    return _progress(folder).get("learned")
+
+
+def named_learned(root: Path) -> str | None:
+    """The same of a run, from its newest checkpoint that names it; only the small files are read and checked."""
+    for folder in reversed(checkpoints(root)):
+        file = folder / "progress.json"
+        try:
+            sound = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[file.name] == _sha256(file)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if sound and (name := read_learned_name(folder)):
+            return name
+    return None
 
 
 def _progress(folder: Path) -> dict:

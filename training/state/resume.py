@@ -9,10 +9,18 @@ from attndiff.errors import UserError
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.latents import FOLDER as LATENTS
 from attndiff.training.parallel.layout import ParallelLayout, check_resumed
-from attndiff.training.state.checkpoint import newest_checkpoint, read_layout, sync
+from attndiff.training.state.checkpoint import (
+    named_learned,
+    newest_checkpoint,
+    read_layout,
+    read_learned_name,
+    sync,
+)
+from attndiff.training.state.learned import INTAKE, Learned, read_learned
 from attndiff.training.stopping import LOCK
 
 SETTLED = ("data", "condition", "model", "objective", "optim", "distill")  # sections that a resumed run must agree with
+LEARNED_FROM = ("data", "condition", "model", "objective", "distill")  # sections on which it depends what is learned
 PARTIAL = "config.json.partial"
 TRIAL_FILES = ("lr_range.png", "lr_range.json")  # of a learning-rate range test, which may come before the run
 Printer = Callable[[str], None]
@@ -52,11 +60,9 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
     Raises:
         UserError: If that is a run of another config; the differences are named.
     """
-    file = out / "config.json"
-    if not file.is_file():
+    if not (out / "config.json").is_file():
         return None
-    # Settings that the run does not know of yet were at their defaults.
-    stored = make_config(json.loads(file.read_text(encoding="utf-8"))).model_dump(mode="json")
+    stored = stored_settings(out)
     mine = config.model_dump(mode="json")
     if config.optim.steps is None:
         mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
@@ -71,6 +77,51 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
             "restore the settings."
         )
     return make_config(mine)
+
+
+def stored_settings(out: Path) -> dict:
+    """The settings of the run that a folder holds; those that it does not know of yet were at their defaults."""
+    return make_config(json.loads((out / "config.json").read_text(encoding="utf-8"))).model_dump(mode="json")
+
+
+def kept_learned(config: TrainConfig, out: Path) -> Learned | None:
+    """What the run that a folder holds has learned from its data; None where it is to be learned.
+
+    That is so before the first checkpoint, of runs older than such folders, and for settings that are not the run's
+    (of a trial, or of a run that `settle_by_stored` refuses).
+
+    Raises:
+        UserError: If it is missing or changed, or images were read in another way then.
+    """
+    if not (out / "config.json").is_file():
+        return None
+    stored, mine = stored_settings(out), config.model_dump(mode="json")
+    named = named_learned(out / "checkpoints")
+    if named is None or any(stored[section] != mine[section] for section in LEARNED_FROM):
+        return None
+    learned = read_learned(out, named)
+    if learned.intake != INTAKE:
+        raise UserError(
+            f"the run in {out} read its images in another way (version {learned.intake}, and this attndiff has "
+            f"{INTAKE}); go on with the version that began it."
+        )
+    return learned
+
+
+def check_learned(checkpoint: Path, learned: Learned, out: Path, say: Printer) -> None:
+    """Refuse to go on with weights that name another ``learned/``; say so if they name none.
+
+    Raises:
+        UserError: If another process has taken the run further since this one found it.
+    """
+    named = read_learned_name(checkpoint)
+    if named is None and learned.digest is None:
+        say(
+            f"the run in {out} began before runs kept what they learn from their data: it is learned again, from the "
+            "data as they are now"
+        )
+    elif named not in (None, learned.digest):
+        raise UserError(f"another process has taken the run in {out} further meanwhile; run the same command again.")
 
 
 def newest_of(out: Path, say: Printer) -> Path | None:

@@ -1,0 +1,63 @@
+"""Models that a run is given: the one to start from, a frozen autoencoder, a frozen text encoder."""
+
+from dataclasses import dataclass
+
+from diffusers import AutoencoderKL, DiffusionPipeline
+
+from attndiff.data.rows import Rows
+from attndiff.errors import UserError
+from attndiff.folder.open import load_quietly
+from attndiff.training.conditioning import Conditioning, open_pretrained
+from attndiff.training.config import TrainConfig
+from attndiff.training.latents import check_channels, freeze, open_vae
+
+
+@dataclass
+class Given:
+    """What the config names beside the data.
+
+    Args:
+        source: The earlier model to start from.
+        vae: The autoencoder in whose latents to train.
+        conditioning: Tokenizer and encoder of text; None where the run learns its own or has no text.
+    """
+
+    source: DiffusionPipeline | None
+    vae: AutoencoderKL | None
+    conditioning: Conditioning | None
+
+
+def open_given(config: TrainConfig) -> Given:
+    """Open the models that a config names.
+
+    Raises:
+        UserError: If one cannot be opened.
+    """
+    source = load_quietly(config.model.init_from) if config.model.init_from else None
+    if config.distill and source.config.student:
+        raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
+    return Given(source, _open_vae(config, source), _open_text(config, source))
+
+
+def _open_vae(config: TrainConfig, source: DiffusionPipeline | None) -> AutoencoderKL | None:
+    """The config's autoencoder, or that of the model to start from."""
+    if config.model.vae:
+        return open_vae(config.model.vae)
+    return freeze(source.vae) if source is not None and source.vae is not None else None
+
+
+def _open_text(config: TrainConfig, source: DiffusionPipeline | None) -> Conditioning | None:
+    """What reads text: the earlier model's own tokenizer and encoder, or the pretrained ones that are named."""
+    if config.condition.kind != "text":
+        return None
+    if source is not None and source.condition_encoder is not None and source.tokenizer is not None:
+        return Conditioning("text", source.tokenizer, source.text_encoder)
+    return open_pretrained(config.condition) if config.condition.pretrained else None
+
+
+def check_vae(config: TrainConfig, vae: AutoencoderKL, images: Rows) -> None:
+    """Raise `UserError` unless the images can be trained on as latents of the autoencoder."""
+    for key in ("stream", "max_aspect"):
+        if getattr(config.data, key):
+            raise UserError(f"model.vae does not go together with data.{key}: leave one of them out.")
+    check_channels(vae, images)

@@ -1,0 +1,88 @@
+"""What is learned from data, before step 1 of a run that begins: tokenizer, classes, sigma_data, what the data are."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from attndiff.data.columns import CAPTION, IMAGE
+from attndiff.data.rows import Rows
+from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.objectives import make_objective
+from attndiff.errors import UserError
+from attndiff.tasks.prompts import PROMPTS
+from attndiff.training.config import TrainConfig
+from attndiff.training.parts.given import Given
+from attndiff.training.parts.opening import Opened
+from attndiff.training.state.learned import Learned
+
+EXAMPLES = 8  # of what to draw
+MEASURED = 512  # images that sigma_data is measured on, spread over all
+
+
+def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
+    """All but the objective, whose ``sigma_data`` is measured on latents where the run trains on those.
+
+    Args:
+        config: The run's settings.
+        opened: Its data, as images.
+        given: Models that it starts from.
+
+    Raises:
+        UserError: If the data has no classes where the condition is a class.
+    """
+    images, validation = opened.images, opened.validation
+    kind, stream = config.condition.kind, config.data.stream
+    if kind == "class" and not images.class_names:
+        raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
+    own_text = kind == "text" and given.conditioning is None
+    return Learned(
+        data=images.describe(),
+        images=None if stream else len(images),
+        held_out=len(validation),
+        tokenizer=_tokenizer(config, images) if own_text else None,
+        fingerprint=images.fingerprint,
+        skipped=None if stream else len(images.skipped),
+        licences=_licences(images),
+        prompts=PROMPTS[kind].examples(images, validation, EXAMPLES),
+        notes=list(opened.notes),
+    )
+
+
+def _tokenizer(config: TrainConfig, images: Rows):
+    captions = [caption for row in images for caption in row[CAPTION.name]]
+    return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
+
+
+def _licences(images: Rows) -> list[tuple[str, int]]:
+    """The licences that the rows name, the commonest first."""
+    if not len(images) or "license" not in images.cells(0):
+        return []
+    return Counter(str(images.cells(i)["license"]) for i in range(len(images))).most_common()
+
+
+def learn_objective(config: TrainConfig, given: Given, images: Rows) -> dict:
+    """Settings of the objective, ``sigma_data`` measured where neither the config nor the earlier model gives it.
+
+    Args:
+        config: The run's settings.
+        given: With the earlier model, whose objective is gone on with where the config does not say otherwise.
+        images: What is trained on, latents or images.
+
+    Raises:
+        UserError: If the settings are no objective's.
+    """
+    earlier = (given.source.config.objective if given.source is not None else None) or {}
+    settings = {**earlier, **config.objective.model_dump()}
+    if settings.get("sigma_data") is None:
+        settings["sigma_data"] = standard_deviation(images)
+    try:
+        return make_objective(settings).to_config()
+    except ValueError as error:
+        raise UserError(f"config: {error}") from None
+
+
+def standard_deviation(images: Rows) -> float:
+    """Of the values of some images from all over the set, to four digits."""
+    sample = [images[i][IMAGE.name].ravel() for i in range(0, len(images), max(1, len(images) // MEASURED))]
+    return round(float(torch.from_numpy(np.concatenate(sample)).std()), 4)
