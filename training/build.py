@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.rows import Rows
 from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
 from attndiff.training.conditioning import Conditioning
@@ -19,7 +19,6 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
-from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.learning import learn, learn_objective
 from attndiff.training.parts.networks import Networks, make_networks
@@ -45,8 +44,8 @@ class Parts:
         without_data: What is the matter with data that are not at hand, the end of a sentence.
     """
 
-    images: ImageSet | LatentSet | None
-    validation: ImageSet | LatentSet | None
+    images: Rows | None
+    validation: Rows | None
     conditioning: Conditioning
     model: Head
     learned: Learned

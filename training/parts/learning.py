@@ -5,13 +5,13 @@ from collections import Counter
 import numpy as np
 import torch
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import CAPTION, IMAGE
+from attndiff.data.rows import Rows
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import TrainConfig
-from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
 from attndiff.training.state.learned import Learned
@@ -49,19 +49,19 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     )
 
 
-def _tokenizer(config: TrainConfig, images: ImageSet):
-    captions = [caption for i in range(len(images)) for caption in images.captions(i)]
+def _tokenizer(config: TrainConfig, images: Rows):
+    captions = [caption for row in images for caption in row[CAPTION.name]]
     return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
 
 
-def _licences(images: ImageSet) -> list[tuple[str, int]]:
+def _licences(images: Rows) -> list[tuple[str, int]]:
     """The licences that the rows name, the commonest first."""
-    if not len(images) or "license" not in images.row(0):
+    if not len(images) or "license" not in images.cells(0):
         return []
-    return Counter(str(images.row(i)["license"]) for i in range(len(images))).most_common()
+    return Counter(str(images.cells(i)["license"]) for i in range(len(images))).most_common()
 
 
-def learn_objective(config: TrainConfig, given: Given, images: ImageSet | LatentSet) -> dict:
+def learn_objective(config: TrainConfig, given: Given, images: Rows) -> dict:
     """Settings of the objective, ``sigma_data`` measured where neither the config nor the earlier model gives it.
 
     Args:
@@ -82,7 +82,7 @@ def learn_objective(config: TrainConfig, given: Given, images: ImageSet | Latent
         raise UserError(f"config: {error}") from None
 
 
-def standard_deviation(images: ImageSet | LatentSet) -> float:
+def standard_deviation(images: Rows) -> float:
     """Of the values of some images from all over the set, to four digits."""
-    sample = [images.pixels(i).ravel() for i in range(0, len(images), max(1, len(images) // MEASURED))]
+    sample = [images[i][IMAGE.name].ravel() for i in range(0, len(images), max(1, len(images) // MEASURED))]
     return round(float(torch.from_numpy(np.concatenate(sample)).std()), 4)
