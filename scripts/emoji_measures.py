@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from attndiff.data.sources import ImageSet, open_images, open_validation
+from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.folder.shipped import bundled_data
 from attndiff.metrics.extractors.classifier import ImageClassifier, classify, train_classifier
 from attndiff.metrics.near_copies import QUANTILE, copy_threshold
@@ -54,11 +54,12 @@ class Real:
 
 def read(images: ImageSet) -> Real:
     """A whole set in memory."""
-    rows = [images.row(i) for i in range(len(images))]
+    rows = [images.cells(i) for i in range(len(images))]
     captions = [
-        [caption.removesuffix(f", {row['style']}") for caption in images.captions(i)] for i, row in enumerate(rows)
+        [caption.removesuffix(f", {cells['style']}") for caption in row["caption"]]
+        for row, cells in zip(images, rows, strict=True)
     ]
-    pixels = torch.from_numpy(np.stack([images.pixels(i) for i in range(len(images))]))
+    pixels = torch.from_numpy(np.stack([row["image"] for row in images]))
     return Real(pixels, [row["caption"] for row in rows], [row["style"] for row in rows], captions)
 
 
@@ -75,12 +76,12 @@ class Emoji:
 
 def read_emoji(config: TrainConfig) -> Emoji:
     """The images that belong to a recipe."""
-    data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
-    whole = replace(data, where=None, exclude=None)
-    parts = [read(open_images(whole)), read(open_validation(whole))]
+    data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
+    whole = data.replace(where=None, exclude=None)
+    parts = [read(ImageSet(whole)), read(open_validation(whole))]
     columns = [[x for part in parts for x in getattr(part, c)] for c in ("names", "styles", "captions")]
     everything = Real(torch.cat([part.pixels for part in parts]), *columns)
-    train, held_out = read(open_images(data)), read(open_validation(data))
+    train, held_out = read(ImageSet(data)), read(open_validation(data))
     withheld = [(entry["caption"], entry["style"]) for entry in data.exclude or []]
     return Emoji(train, held_out, everything, list(data.where["style"]), withheld)
 

@@ -33,8 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from attndiff.data.folder import folder_rows
 from attndiff.data.pixels.normalize import Normalizer
+from attndiff.data.tables.folder import folder_rows
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective

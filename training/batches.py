@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from attndiff.data.buckets import BucketSampler
-from attndiff.data.draw import BatchSampler, draw
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import IMAGE
+from attndiff.data.order.batches import BatchSampler
+from attndiff.data.order.bucket_batches import BucketSampler
+from attndiff.data.order.draw import draw
+from attndiff.data.rows import Row, Rows
 from attndiff.tasks.task import nothing
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
-from attndiff.training.latents import LatentSet
 from attndiff.training.stopping import ignore_signals
 
 WORKER_TIMEOUT_S = 300  # for a batch; after that a loader worker counts as hung
@@ -49,17 +50,17 @@ class DrawnDataset(Dataset):
         seed: Run seed.
         drop: Probability that the condition is dropped.
         flip: Probability that the image is mirrored.
-        make_sample: What a task adds to an image ``(C, H, W)``, from a generator.
+        make_sample: What a task adds to a row, from a generator.
     """
 
     def __init__(
         self,
-        images: ImageSet | LatentSet,
+        images: Rows,
         conditioning: Conditioning,
         seed: int,
         drop: float = 0.0,
         flip: float = 0.0,
-        make_sample: Callable[[torch.Tensor, np.random.Generator], dict[str, torch.Tensor]] = nothing,
+        make_sample: Callable[[Row, np.random.Generator], dict[str, torch.Tensor]] = nothing,
     ):
         self.images, self.conditioning, self.make_sample = images, conditioning, make_sample
         self.seed, self.drop, self.flip = seed, drop, flip
@@ -69,27 +70,21 @@ class DrawnDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         index, visit = key
-        return self.sample(self.images, index, visit, index)
+        return self.sample(self.images[index], visit, index)
 
-    def sample(self, images: ImageSet, index: int, visit: int, sample_id: int) -> dict[str, torch.Tensor]:
-        """One of ``images`` with what is drawn for (seed, visit, sample id)."""
-        pixels = torch.from_numpy(images.pixels(index))  # (C, H, W)
-        drawn = draw(self.seed, visit, sample_id, tuple(pixels.shape), self.drop, self.flip)
-        image = self._mirrored(index, pixels) if drawn.flip else pixels
+    def sample(self, row: Row, visit: int, sample_id: int) -> dict[str, torch.Tensor]:
+        """A row with what is drawn for (seed, visit, sample id)."""
+        drawn = draw(self.seed, visit, sample_id, row[IMAGE.name].shape, self.drop, self.flip)
+        shown = row.mirrored() if drawn.flip else row
         return {
-            "images": image,
+            "images": torch.from_numpy(shown[IMAGE.name]),
             "noise": torch.from_numpy(drawn.noise),
-            "normal": torch.tensor(drawn.level),
+            "normal": torch.tensor(drawn.normal),
             "drop": torch.tensor(drawn.drop),
             "ids": torch.tensor(sample_id),
-            **self.conditioning.sample(images, index, drawn.choice),
-            **self.make_sample(image, drawn.rest),
+            **self.conditioning.sample(shown, drawn.choice),
+            **self.make_sample(shown, drawn.rest),
         }
-
-    def _mirrored(self, index: int, pixels: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.images, LatentSet):
-            return torch.from_numpy(self.images.mirrored(index))
-        return pixels.flip(-1)
 
 
 def collate_by_shape(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.rows import Row, Rows
 from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
 from attndiff.tasks.registry import TASKS
@@ -24,7 +23,6 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
-from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.learning import learn, learn_objective
 from attndiff.training.parts.networks import Networks, make_networks
@@ -50,8 +48,8 @@ class Parts:
         without_data: What is the matter with data that are not at hand, the end of a sentence.
     """
 
-    images: ImageSet | LatentSet | None
-    validation: ImageSet | LatentSet | None
+    images: Rows | None
+    validation: Rows | None
     conditioning: Conditioning
     model: Head
     learned: Learned
@@ -70,8 +68,8 @@ class Parts:
         return self.task.settings(**self.learned.task)
 
     @property
-    def make_sample(self) -> Callable[[torch.Tensor, np.random.Generator], Sample]:
-        """What the task adds to a training sample, of an image and a generator."""
+    def make_sample(self) -> Callable[[Row, np.random.Generator], Sample]:
+        """What the task adds to a training sample, of a row and a generator."""
         return partial(self.task.make_sample, settings=self.task_settings)
 
 

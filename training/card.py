@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 import attndiff
+from attndiff.data.columns import IMAGE
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
@@ -253,10 +254,10 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     images = images_of(parts.images)
     spread = spread_over(images, min(REFERENCE, len(images)))
     data = parts.learned.data
-    reference = torch.stack([_small(torch.from_numpy(spread.pixels(i)), data) for i in range(len(spread))])
+    reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in spread])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
     indices, distances = nearest_images(pixels, reference)
-    nearest = [spread.pixels(i).transpose(1, 2, 0) for i in indices[:, 0].tolist()]
+    nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
     neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions).save(path)
     side = max(data["size"])

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import CAPTION, LABEL
+from attndiff.data.rows import Row
 from attndiff.errors import UserError
 from attndiff.training.config import ConditionConfig
 from attndiff.training.state.learned import Learned
@@ -27,12 +28,12 @@ class Conditioning:
     text_encoder: PreTrainedModel | None = None
     encoder_settings: dict = field(default_factory=dict)
 
-    def sample(self, images: ImageSet, index: int, choice: float) -> dict[str, torch.Tensor]:
+    def sample(self, row: Row, choice: float) -> dict[str, torch.Tensor]:
         """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
         if self.kind == "class":
-            return {"class_labels": torch.tensor(images.label(index))}
+            return {"class_labels": torch.tensor(row[LABEL.name])}
         if self.kind == "text":
-            captions = images.captions(index)
+            captions = row[CAPTION.name]
             return {key: value[0] for key, value in self.tokens([captions[int(choice * len(captions))]]).items()}
         return {}
 

@@ -4,29 +4,22 @@ Every mistake in them is one sentence: an unknown key is answered with the neare
 would be right.
 """
 
-import difflib
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import Field, model_serializer
 
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
+from attndiff.settings import Section, SettingError, check_keys
 from attndiff.tasks.registry import AnyTaskSettings
 from attndiff.tasks.task import GenerateSettings
 from attndiff.training.settings.plain_yaml import read_override, read_yaml, write_yaml
 
 FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A group of settings; assignments are validated like the file."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
 
 class ConditionConfig(Section):
@@ -163,7 +156,7 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: As `load_config`.
     """
-    _check_keys(values, TrainConfig, "")
+    check_keys(values, TrainConfig)
     if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise UserError(
             f"format_version is {values['format_version']}, and this attndiff reads {FORMAT_VERSION}; "
@@ -171,18 +164,9 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
         )
     try:
         config = TrainConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"config: {'.'.join(map(str, first['loc']))}: {_sentence(first)}") from None
+    except SettingError as error:
+        raise UserError(f"config: {error.place}: {error.problem}.") from None
     return _check_values(config)
-
-
-def _sentence(error: dict) -> str:
-    """A validator's message as the end of a sentence, with the value that it is about."""
-    message = error["msg"].removeprefix("Value error, ").rstrip(".")
-    value = error["input"]
-    about = f", not {value!r}" if error["type"] != "value_error" and isinstance(value, (str, int, float)) else ""
-    return f"{message[:1].lower()}{message[1:]}{about}."
 
 
 def _check_values(config: TrainConfig) -> TrainConfig:
@@ -222,23 +206,3 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"setting {override!r}: {parent} is a single value and has no {last!r}.")
     values[last] = value
-
-
-def _check_keys(values: Any, kind: type, prefix: str) -> None:
-    """Refuse keys that a section does not have, naming the nearest one."""
-    if not isinstance(values, dict):
-        raise UserError(f"config: {prefix[:-1]} must be a section of 'key: value' lines, not {values!r}.")
-    known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else _annotations(kind)
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are: {', '.join(known)}."
-            raise UserError(f"config: unknown key {prefix}{key}; {hint}")
-        if value is None and kind is TrainConfig and kind.model_fields[key].default is None:
-            continue  # a section that a run does without
-        if isinstance(known[key], type) and (is_dataclass(known[key]) or issubclass(known[key], Section)):
-            _check_keys(value, known[key], f"{prefix}{key}.")
-
-
-def _annotations(kind: type[BaseModel]) -> dict[str, Any]:
-    return {name: (get_args(f.annotation) or [f.annotation])[0] for name, f in kind.model_fields.items()}

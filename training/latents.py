@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -20,7 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from attndiff.data.sources import CACHE_BYTES, QUIET, ImageSet
+from attndiff.data.columns import IMAGE
+from attndiff.data.geometry import Shape
+from attndiff.data.image_set import CACHE_BYTES, QUIET, ImageSet
+from attndiff.data.rows import Row, Rows
 from attndiff.errors import UserError
 
 FOLDER = "latents"  # in a run's folder
@@ -122,8 +126,8 @@ def vae_digest(vae: AutoencoderKL) -> str:
 # The latents
 
 
-class LatentSet:
-    """The latents of an `ImageSet`, in its place: `pixels` are latents, everything else is that of the images.
+class LatentSet(Rows):
+    """The latents of an `ImageSet`, in its place: a row's image is latents, its texts and classes are what they are.
 
     Opening one encodes what is not in ``folder`` yet, in files whose folder is named by a hash of images, autoencoder
     and views, so that the latents of other images or another autoencoder are never taken for them. The processes of a
@@ -150,6 +154,9 @@ class LatentSet:
     ):
         state = state or PartialState()
         self.images, self.views = images, 1 + mirror
+        # Of latents, no other column that shows something has the size.
+        self.columns = tuple(column for column in images.columns if column == IMAGE or not column.is_planar)
+        self.class_names, self.fingerprint = images.class_names, images.fingerprint  # the run's config has the rest
         size = images.describe()["size"]
         self.shape = (vae.config.latent_channels, *(side // vae_factor(vae) for side in size))
         key = [FORMAT_VERSION, images.fingerprint, vae_digest(vae), size, self.views]
@@ -177,7 +184,7 @@ class LatentSet:
         batches = []
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            pixels = torch.from_numpy(np.stack([self.images.pixels(i) for i in batch])).to(vae.device)
+            pixels = torch.from_numpy(np.stack([self.images[i][IMAGE.name] for i in batch])).to(vae.device)
             views = [pixels, pixels.flip(-1)][: self.views]
             latents = torch.stack([encode(vae, view) for view in views], dim=1).cpu()
             if not latents.isfinite().all():
@@ -194,17 +201,18 @@ class LatentSet:
         """The images of a file."""
         return range(len(self))[number * self.per_file : (number + 1) * self.per_file]
 
-    def _read_all(self) -> np.ndarray:
-        kept = np.empty((len(self), self.views, *self.shape), np.float32)
+    def _read_all(self) -> torch.Tensor:
+        # A tensor, as of that loader workers which are started anew are sent a handle and no copy.
+        kept = torch.empty((len(self), self.views, *self.shape))
         for number in range(-(-len(self) // self.per_file)):
             indices = self._indices(number)
-            with safe_open(self._file(number), framework="np") as file:
+            with safe_open(self._file(number), framework="pt") as file:
                 kept[indices.start : indices.stop] = file.get_tensor("latents")
         return kept
 
     def _view(self, i: int, view: int) -> np.ndarray:
         if self._kept is not None:
-            return self._kept[i, view]
+            return self._kept[i, view].numpy()
         number, offset = divmod(i, self.per_file)
         with safe_open(self._file(number), framework="np") as file:
             return file.get_slice("latents")[offset, view]
@@ -212,54 +220,31 @@ class LatentSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def pixels(self, i: int) -> np.ndarray:
-        """Latents ``(C, h, w)`` float32 of an image."""
-        return self._view(i, 0)
+    def load(self, i: int, name: str) -> Any:
+        """Latents ``(C, h, w)`` float32 for the image; everything else is that of the images."""
+        return self._view(i, 0) if name == IMAGE.name else self.images.load(i, name)
 
-    def mirrored(self, i: int) -> np.ndarray:
-        """Latents ``(C, h, w)`` float32 of the mirrored image."""
-        return self._view(i, 1)
+    def mirror(self, row: Row, name: str) -> Any:
+        """Of the mirrored image, the latents that it has."""
+        return self._view(row.index, 1) if name == IMAGE.name else row[name]
 
-    def by_shape(self) -> dict[tuple[int, int], np.ndarray]:
-        """All of them under the one height and width that latents have."""
+    def by_shape(self) -> dict[Shape, np.ndarray]:
         return {self.shape[1:]: np.arange(len(self))}
 
-    # What is known about the images
+    def name(self, i: int) -> str:
+        return self.images.name(i)
 
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes."""
-        return self.images.class_names
+    def cells(self, i: int) -> dict:
+        return self.images.cells(i)
 
-    @property
-    def fingerprint(self) -> str:
-        """That of the images: what encodes them is in the run's config."""
-        return self.images.fingerprint
+    def describe(self) -> dict:
+        """What a pipeline keeps about its data: the images, not the latents."""
+        return self.images.describe()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Name of each image that was left out, and why."""
         return self.images.skipped
-
-    def captions(self, i: int) -> list[str]:
-        """Captions of an image."""
-        return self.images.captions(i)
-
-    def label(self, i: int) -> int | None:
-        """Number of an image's class."""
-        return self.images.label(i)
-
-    def name(self, i: int) -> str:
-        """File name of an image, or the number of its row."""
-        return self.images.name(i)
-
-    def row(self, i: int) -> dict:
-        """All columns of an image's row but the image."""
-        return self.images.row(i)
-
-    def describe(self) -> dict:
-        """What a pipeline keeps about its data: the images, not the latents."""
-        return self.images.describe()
 
 
 def images_of(images: ImageSet | LatentSet) -> ImageSet:

@@ -13,16 +13,22 @@ one of the images known before step 1, always the same one.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
+from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_validation
-from attndiff.data.streams import EncodedImages, Ledger, NamedRow, Stream, lane_count, readable
-from attndiff.data.tables import SHARD_SUFFIXES, MissingPart, encoded_image
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.streams.blocks import lane_count
+from attndiff.data.streams.encoded import EncodedImages, NamedRow, readable
+from attndiff.data.streams.ledger import Ledger
+from attndiff.data.streams.stream import Stream
+from attndiff.data.tables.shards import SHARD_SUFFIXES
+from attndiff.data.tables.splits import MissingPart
+from attndiff.data.tables.table import encoded_image
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
@@ -51,10 +57,11 @@ class StreamedImages(EncodedImages):
     def fingerprint(self) -> str:
         """SHA-256 of the head's images as they are stored, with their captions or classes."""
         total = hashlib.sha256()
-        for i, (name, row) in enumerate(self.rows):
-            image = encoded_image(row[self.config.image_column], name)
-            total.update(image if isinstance(image, bytes) else image.read_bytes())
-            total.update(json.dumps([name, self.captions(i), self.label(i)]).encode())
+        for row, (name, cells) in zip(self, self.rows, strict=True):
+            for column in (self.config.image_column, *self.config.columns):
+                image = encoded_image(cells[column], name)
+                total.update(image if isinstance(image, bytes) else image.read_bytes())
+            total.update(json.dumps([name, row.get(CAPTION.name, []), row.get(LABEL.name)]).encode())
         return total.hexdigest()
 
     @property
@@ -93,7 +100,7 @@ def open_streamed(
             )
     rows = [row for shard in heads for row in heads[shard][stream.held_out.get(shard, 0) :]]
     images = StreamedImages(readable(EncodedImages(rows, data, class_names), data.path), stream, ledger)
-    if data.caption_column and not any(any(images.captions(i)) for i in range(len(images))):
+    if data.caption_column and not any(any(row[CAPTION.name]) for row in images):
         raise UserError(
             f"{data.path}: the first {len(images)} captions in column {data.caption_column!r} are empty; name another "
             "data.caption_column"
@@ -118,10 +125,10 @@ def _own_validation(data: DataConfig, class_names: list[str] | None) -> EncodedI
         folder = Path(data.validation).expanduser()
         if folder.is_dir() and not any(file.suffix in SHARD_SUFFIXES for file in folder.rglob("*")):
             return open_validation(data, class_names)
-        part = Stream(replace(data, path=data.validation, split="validation"), whole=True)
+        part = Stream(data.replace(path=data.validation, split="validation"), whole=True)
     else:
         try:
-            part = Stream(replace(data, split="validation"))
+            part = Stream(data.replace(split="validation"))
         except MissingPart:
             return None
     rows = [row for rows in part.head(HELD_OUT).values() for row in rows]
@@ -147,7 +154,7 @@ class StreamSampler:
     """Micro-batches of `StreamRow` for one rank, from any step on.
 
     The rows of a step's global batch come from the lanes in turn, an equal share from each; each rank takes its slice
-    of it, micro-batch by micro-batch, as in `attndiff.data.draw.BatchSampler`.
+    of it, micro-batch by micro-batch, as in `attndiff.data.order.batches.BatchSampler`.
 
     Args:
         images: The stream.
@@ -206,9 +213,10 @@ class StreamedDataset(DrawnDataset):
     def __getitem__(self, key: StreamRow) -> dict[str, torch.Tensor | str]:
         one, skipped = self.images.of([key.named]), ""
         try:
-            sample = self.sample(one, 0, key.epoch, key.place)
+            sample = self.sample(one[0], key.epoch, key.place)
         except UserError as error:
-            sample, skipped = self.sample(self.images, key.place % len(self.images), key.epoch, key.place), str(error)
+            spare = self.images[key.place % len(self.images)]
+            sample, skipped = self.sample(spare, key.epoch, key.place), str(error)
         return {**sample, "skipped": skipped}
 
 

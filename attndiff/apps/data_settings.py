@@ -1,10 +1,10 @@
 """What images a command is to read: a training config, or a path with settings."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 
-from attndiff.data.config import DataConfig, check_choice
+from attndiff.data.config import DataConfig
 from attndiff.folder.shipped import bundled_data
+from attndiff.settings import check_choice
 
 
 def is_config(data: str) -> bool:
@@ -22,8 +22,8 @@ def data_config(data: str, overrides: list[str]) -> DataConfig:
         from attndiff.training.config import load_config
 
         config = load_config(data, overrides).data
-        return replace(config, path=str(bundled_data(config.path) or config.path))
-    return DataConfig(str(bundled_data(data) or data), **dict(map(_setting, overrides)))
+        return config.replace(path=str(bundled_data(config.path) or config.path))
+    return DataConfig(path=str(bundled_data(data) or data), **dict(map(_setting, overrides)))
 
 
 def _setting(override: str) -> tuple[str, object]:
@@ -31,5 +31,5 @@ def _setting(override: str) -> tuple[str, object]:
     from attndiff.training.settings.plain_yaml import read_override
 
     key, value = read_override(override, "size=64")
-    check_choice("setting", key, tuple(field.name for field in fields(DataConfig) if field.name != "path"))
+    check_choice("setting", key, tuple(name for name in DataConfig.model_fields if name != "path"))
     return key, value

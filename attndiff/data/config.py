@@ -1,17 +1,19 @@
 """What to read and how: the data part of a training configuration."""
 
-from dataclasses import dataclass
-from difflib import get_close_matches
 from math import inf
+from typing import Literal, Self
 
+from pydantic import field_validator, model_validator
+
+from attndiff.data.columns import CAPTION, IMAGE, LABEL, Column
 from attndiff.errors import UserError
+from attndiff.settings import Section, check_choice
 
 NAMED_CHANNELS = ("L", "LA", "RGB", "RGBA")
 RESIZES = ("lanczos", "area", "nearest")
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Section):
     """Where the images are and what becomes of them.
 
     Args:
@@ -32,6 +34,8 @@ class DataConfig:
         caption_column: Column of the captions, each a string or a list of strings; "text" for text files beside the
             images. None: no captions.
         label_column: Column of the classes; "label" for class folders. None: no classes.
+        columns: Further columns of images, each "image" or "mask"; in a folder they hold paths. All that a row shows is
+            cropped and resized alike, masks to the nearest pixel.
         where: Rows to keep: for each column named, the values allowed.
         exclude: Rows to leave out: those that match every column of one of the entries.
         on_error: What to do about images that cannot be read: "skip" and list them, or "raise".
@@ -53,6 +57,7 @@ class DataConfig:
     image_column: str = "image"
     caption_column: str | None = None
     label_column: str | None = None
+    columns: dict[str, Literal["image", "mask"]] = {}
     where: dict[str, list] | None = None
     exclude: list[dict] | None = None
     on_error: str = "skip"
@@ -60,27 +65,46 @@ class DataConfig:
     shuffle_buffer: int = 4096
     class_names: list[str] | None = None
 
-    def __post_init__(self):
-        self.path = str(self.path)
+    @field_validator("where", mode="before")
+    @classmethod
+    def _check_where(cls, where: object) -> object:
+        if where is not None and not isinstance(where, dict):
+            raise UserError("it must map column names to lists of values, such as {style: [noto]}")
+        return where
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _check_exclude(cls, exclude: object) -> object:
+        listed = isinstance(exclude, list) and all(isinstance(entry, dict) and entry for entry in exclude)
+        if exclude is not None and not listed:
+            raise UserError("it must be a list of entries such as {style: noto, caption: [rocket]}")
+        return exclude
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not self.path:
             raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
         check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
-        if isinstance(self.validation, (int, float)) and not 0 < self.validation < 1:
-            raise UserError(f"validation={self.validation} is no fraction: give a number between 0 and 1, or a path")
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise UserError(f"validation={self.validation:g} is no fraction: give a number between 0 and 1, or a path")
         if self.stream and isinstance(self.validation, float):
             raise UserError("validation: a stream is not divided by a fraction, name a path or leave it out")
         if self.stream and self.max_aspect:
             raise UserError("max_aspect: a stream is not divided into buckets, leave it out")
         if self.shuffle_buffer < 1:
             raise UserError(f"shuffle_buffer={self.shuffle_buffer} holds no rows: give 1 or more")
-        if self.where is not None and not isinstance(self.where, dict):
-            raise UserError("where must map column names to lists of values, such as {style: [noto]}")
-        if self.exclude is not None and not (
-            isinstance(self.exclude, list) and all(isinstance(entry, dict) and entry for entry in self.exclude)
-        ):
-            raise UserError("exclude must be a list of entries such as {style: noto, caption: [rocket]}")
+        for name in self.columns:
+            if name in (IMAGE.name, CAPTION.name, LABEL.name, self.image_column):
+                raise UserError(f"columns: a row has a column {name!r} already, give the further one another name")
+        return self
+
+    def row_columns(self) -> tuple[Column, ...]:
+        """What a `Row` of the data holds."""
+        captions = [CAPTION] if self.caption_column else []
+        labels = [LABEL] if self.label_column else []
+        return (IMAGE, *captions, *labels, *(Column(name, kind) for name, kind in self.columns.items()))
 
 
 def check_image_options(size: int, channels: str | int, resize: str) -> None:
@@ -105,11 +129,3 @@ def check_bucket_options(size: int, max_aspect: float | None, multiple: int) -> 
         raise UserError(f"max_aspect={max_aspect!r} is no ratio: give a number above 1, or null for squares")
     if size % multiple:
         raise UserError(f"size={size} must be a multiple of bucket_multiple={multiple} where max_aspect is given")
-
-
-def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise `UserError` with the nearest right value if `value` is none of `choices`."""
-    if value not in choices:
-        near = get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"{argument}={value!r} is unknown: {hint}it is one of {', '.join(choices)}")

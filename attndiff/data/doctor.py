@@ -4,14 +4,18 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
+from attndiff.data.cells import captioned, read_captions, read_labels
+from attndiff.data.columns import Column
 from attndiff.data.config import DataConfig
-from attndiff.data.pixels.normalize import Normalizer, to_signed
-from attndiff.data.sources import captioned, make_normalizer, open_table_of, read_captions, read_labels, select_rows
-from attndiff.data.tables import ImageTable
+from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
+from attndiff.data.pixels.row_images import make_normalizer, read_row
+from attndiff.data.select import open_table_of, select_rows
+from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
 # Near duplicates are found by comparing all pairs of thumbnails, 64 numbers each: a second or two at this many.
@@ -111,7 +115,7 @@ def diagnose(config: DataConfig) -> Report:
     normalizer, table = make_normalizer(config), open_table_of(config)
     passing, rows = select_rows(table, config)
     rows, silent = captioned(table, rows, config.caption_column)
-    images = _Images(table, normalizer, rows)
+    images = _Images(table, normalizer, config.row_columns(), rows)
     captions = classes = None
     if config.caption_column:
         captions = _caption_statistics(read_captions(table, rows, config.caption_column))
@@ -140,7 +144,7 @@ def diagnose(config: DataConfig) -> Report:
 class _Images:
     """What one pass over the images finds."""
 
-    def __init__(self, table: ImageTable, normalizer: Normalizer, rows: list[int]):
+    def __init__(self, table: ImageTable, normalizer: Normalizer, columns: tuple[Column, ...], rows: list[int]):
         self.names: list[str] = []
         self.dropped: list[tuple[str, str]] = []
         self.altered: dict[str, list[str]] = defaultdict(list)
@@ -151,16 +155,16 @@ class _Images:
         for row in tqdm(rows, "Reading images", delay=2, leave=False):
             name = table.names[row]
             try:
-                self._add(name, normalizer.normalize(table.image(row), name))
+                self._add(name, read_row(normalizer, columns, partial(table.image, row), name)[0])
             except UserError as error:
                 self.dropped.append((name, str(error).removeprefix(f"{name}: ")))
 
-    def _add(self, name: str, image) -> None:
+    def _add(self, name: str, image: Normalized) -> None:
         self.names.append(name)
-        self.sizes["{}x{}".format(*image.size)] += 1
+        self.sizes["{1}x{0}".format(*image.geometry.size)] += 1
         self.kinds[image.kind] += 1
         self.buckets["{1}x{0}".format(*image.levels.shape[1:])] += 1
-        self.cropped.append(image.cropped)
+        self.cropped.append(image.geometry.cropped)
         for note in image.notes:
             self.altered[note].append(name)
         content = hashlib.sha256(image.levels).digest()

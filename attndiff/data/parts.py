@@ -1,10 +1,9 @@
 """The part of the data that is trained on and the part that is held out, each image decoded once."""
 
-from dataclasses import replace
-
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_table_of, open_validation
-from attndiff.data.tables import MissingPart
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.select import open_table_of
+from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 
 HELD_OUT_SHARE = 0.05
@@ -20,7 +19,7 @@ def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
         UserError: If the data cannot be used.
     """
     if config.validation is None and not _has_validation(config):
-        return _divided(replace(config, validation=HELD_OUT_SHARE), config)
+        return _divided(config.replace(validation=HELD_OUT_SHARE), config)
     images = ImageSet(config)
     return images, open_validation(config, images.class_names), []
 
@@ -28,7 +27,7 @@ def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
 def _has_validation(config: DataConfig) -> bool:
     """Whether the data has a part of that name."""
     try:
-        open_table_of(replace(config, split="validation"))
+        open_table_of(config.replace(split="validation"))
     except MissingPart:
         return False
     return True

@@ -1,58 +1,126 @@
-"""Columns of a data set: which rows to keep, captions, classes."""
+"""Rows: what everything that reads a data set is given, whatever the data is stored in."""
 
-import hashlib
-import unicodedata
-from collections.abc import Iterable
-from difflib import get_close_matches
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from attndiff.errors import UserError
+import numpy as np
 
-
-def require_column(argument: str, column: str, columns: Iterable[str], where: str) -> None:
-    """Raise `UserError` with the nearest names if a data set has no such column."""
-    columns = list(columns)
-    if column not in columns:
-        near = get_close_matches(column, columns, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"{where}: has no column {column!r} ({argument}); {hint}it has {', '.join(columns) or 'none'}")
+from attndiff.data.columns import Column
+from attndiff.data.geometry import Shape, mirrored
 
 
-def is_kept(row: dict, where: dict[str, list] | None, exclude: list[dict] | None) -> bool:
-    """Whether a row passes the filters; numbers and their text are the same, as in a CSV file."""
-    if any(not _matches(row[column], allowed) for column, allowed in (where or {}).items()):
-        return False
-    return not any(all(_matches(row[column], value) for column, value in entry.items()) for entry in exclude or [])
+class Rows(ABC):
+    """A data set by index; ``rows[i]`` is a `Row`.
 
-
-def _matches(value: object, allowed: object) -> bool:
-    allowed = allowed if isinstance(allowed, (list, tuple)) else [allowed]
-    return value in allowed or str(value) in [str(entry) for entry in allowed]
-
-
-def filter_columns(where: dict[str, list] | None, exclude: list[dict] | None) -> list[str]:
-    """Columns that the filters name."""
-    return list(dict.fromkeys([*(where or {}), *(column for entry in exclude or [] for column in entry)]))
-
-
-def held_out(keys: list[str], fraction: float) -> list[bool]:
-    """Which rows are held out: those whose key hashes below the fraction, and never none of them.
-
-    The same key always falls on the same side, so that growing data keeps its split and a family is never divided.
+    Attributes:
+        columns: What a row holds.
+        class_names: Names of the classes in the order of their numbers, or None.
+        fingerprint: A hash of all that training sees of the data; None where it is not known.
     """
-    scores = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 for key in keys]
-    threshold = max(fraction, min(scores, default=0))
-    return [score <= threshold for score in scores]
+
+    columns: tuple[Column, ...]
+    class_names: list[str] | None = None
+    fingerprint: str | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, i: int, name: str) -> Any:
+        """The value of a column, see `Column`.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What messages call a row."""
+
+    @abstractmethod
+    def cells(self, i: int) -> dict:
+        """What is stored of a row beside its images, by the data's own names."""
+
+    @abstractmethod
+    def by_shape(self) -> dict[Shape, np.ndarray]:
+        """Which rows have images of each height and width that occurs, from the widest to the tallest."""
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """What a pipeline keeps about its data, see `Normalizer.describe`."""
+
+    def texts(self) -> dict[str, list[str]]:
+        """What each column of texts, whole numbers or truth values says of every row, as text, by the data's own names.
+
+        Empty where the data is not read through.
+        """
+        return {}
+
+    def __iter__(self) -> Iterator["Row"]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> "Row":
+        return Row(self, range(len(self))[i])  # which counts from the end, and ends
+
+    def column(self, name: str) -> Column | None:
+        """The column of a name, or None."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def mirror(self, row: "Row", name: str) -> Any:
+        """The value of a column in the mirrored row."""
+        return mirrored(row[name]) if self.column(name).is_planar else row[name]
 
 
-def clean_captions(value: str | list[str] | None) -> list[str]:
-    """The captions of a row: at least one; an empty one stands for no condition."""
-    texts = value if isinstance(value, (list, tuple)) else [value]
-    texts = [unicodedata.normalize("NFC", str(text)).replace("\0", "").strip() for text in texts if text is not None]
-    return [text for text in texts if text] or [""]
+class Row(Mapping):
+    """What one index of a data set gives, by column; a value is loaded when it is first asked for.
+
+    Args:
+        rows: The data set.
+        index: Which row.
+    """
+
+    def __init__(self, rows: Rows, index: int):
+        self.rows, self.index = rows, index
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            if name not in self:
+                raise KeyError(f"{name}: a row has {', '.join(self)}")
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return any(column.name == name for column in self.rows.columns)
+
+    def texts(self) -> dict[str, list[str]]:
+        """What each column of texts, whole numbers or truth values says of every row, as text, by the data's own names.
+
+        Empty where the data is not read through.
+        """
+        return {}
+
+    def __iter__(self) -> Iterator[str]:
+        return (column.name for column in self.rows.columns)
+
+    def __len__(self) -> int:
+        return len(self.rows.columns)
+
+    def mirrored(self) -> "Row":
+        """The row with all that it shows mirrored left to right."""
+        return _Mirrored(self)
+
+    def _load(self, name: str) -> Any:
+        return self.rows.load(self.index, name)
 
 
-def class_order(values: Iterable[object]) -> list[str]:
-    """Names of the classes among label values: sorted, by number if they are numbers."""
-    names = {str(value) for value in values}
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=int if numeric else str)
+class _Mirrored(Row):
+    """A row mirrored, from what has been loaded of it."""
+
+    def __init__(self, row: Row):
+        super().__init__(row.rows, row.index)
+        self._row = row
+
+    def _load(self, name: str) -> Any:
+        return self.rows.mirror(self._row, name)

@@ -1,56 +1,65 @@
 """Some of the images of a set, as a set."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import IMAGE, LABEL
+from attndiff.data.geometry import Shape
+from attndiff.data.rows import Row, Rows
 
 
-class Subset:
-    """Chosen images of a set, in the order given.
+class Subset(Rows):
+    """Chosen rows of a set, in the order given.
 
     Args:
         images: The set.
         indices: Which of them.
     """
 
-    def __init__(self, images: ImageSet, indices: Sequence[int]):
+    def __init__(self, images: Rows, indices: Sequence[int]):
         self.images, self.indices = images, [int(i) for i in indices]
+        self.columns, self.class_names = images.columns, images.class_names
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def pixels(self, i: int) -> np.ndarray:
-        """Image ``(C, H, W)`` float32 in [-1, 1]."""
-        return self.images.pixels(self.indices[i])
+    def load(self, i: int, name: str) -> Any:
+        return self.images.load(self.indices[i], name)
 
-    def captions(self, i: int) -> list[str]:
-        """Captions of an image."""
-        return self.images.captions(self.indices[i])
+    def mirror(self, row: Row, name: str) -> Any:
+        return self.images.mirror(self.images[self.indices[row.index]], name)
 
-    def label(self, i: int) -> int | None:
-        """Number of an image's class."""
-        return self.images.label(self.indices[i])
+    def name(self, i: int) -> str:
+        return self.images.name(self.indices[i])
+
+    def cells(self, i: int) -> dict:
+        return self.images.cells(self.indices[i])
+
+    def by_shape(self) -> dict[Shape, np.ndarray]:
+        found = {shape: np.flatnonzero(np.isin(self.indices, of)) for shape, of in self.images.by_shape().items()}
+        return {shape: rows for shape, rows in found.items() if len(rows)}
+
+    def describe(self) -> dict:
+        return self.images.describe()
 
     def texts(self) -> dict[str, list[str]]:
-        """What columns say of each image; see `ImageSet.texts`."""
         return {name: [values[i] for i in self.indices] for name, values in self.images.texts().items()}
 
     def tensor(self, side: int | None = None) -> torch.Tensor:
         """All images ``(N, C, H, W)`` float32 in [-1, 1], averaged down to at most ``side`` pixels a side."""
-        images = (torch.from_numpy(self.pixels(i)) for i in range(len(self)))
+        images = (torch.from_numpy(row[IMAGE.name]) for row in self)
         return torch.stack([image if side is None else shrink(image[None], side)[0] for image in images])
 
     def labels(self) -> torch.Tensor | None:
         """All classes ``(N,)`` int64, or None if the set has none."""
-        values = [self.label(i) for i in range(len(self))]
-        return None if None in values else torch.tensor(values)
+        return torch.tensor([row[LABEL.name] for row in self]) if LABEL in self.columns else None
 
 
-def spread_over(images: ImageSet, n: int) -> Subset:
+def spread_over(images: Rows, n: int) -> Subset:
     """``n`` images spread evenly over a set."""
     return Subset(images, np.linspace(0, len(images) - 1, n).round())
 

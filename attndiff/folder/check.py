@@ -18,7 +18,8 @@ import attndiff  # its names of pipelines
 from attndiff.errors import UserError
 from attndiff.folder.index import INDEX, VERSION_KEY, check_format, stored_class
 from attndiff.nn.encoder import ConditionEncoder
-from attndiff.nn.unet import AttentionUNet2DModel, Level
+from attndiff.nn.level import Level
+from attndiff.nn.unet import AttentionUNet2DModel
 
 NETWORKS = {cls.__name__: cls for cls in (AttentionUNet2DModel, ConditionEncoder)}
 LIBRARIES = ("diffusers", "transformers")

@@ -72,7 +72,7 @@ class AttentionRecorder:
 
     Args:
         unet: An `AttentionUNet2DModel` with cross-attention.
-        layers: Names of the layers to record, out of `layer_names`; None records all.
+        layers: Names of the layers to record, out of the network's `cross_attending`; None records all.
         levels: Levels to record, 0 being the one of the highest resolution; None records all.
         steps: Numbers of the calls to record, counted from 0 while ``enabled``; None records all.
         rows: Rows of the batch to record; None records all.
@@ -94,7 +94,7 @@ class AttentionRecorder:
         self.unet, self.steps, self.rows, self.keep_steps = unet, steps, rows, keep_steps
         self.enabled = True
         self.step = -1
-        names = self.layer_names(unet)
+        names = unet.cross_attending()
         if not names:
             raise ValueError("attention maps need a network with cross-attention; this one has none to record.")
         unknown = [str(x) for x in layers or [] if x not in names] + [
@@ -115,20 +115,6 @@ class AttentionRecorder:
         self._count = 0
         self._kept: list[dict[str, torch.Tensor]] = []
         self._handles = []
-
-    @staticmethod
-    def layer_names(unet: nn.Module) -> dict[str, int]:
-        """Names of a network's cross-attention layers and the level of each, in the order of execution."""
-        last = len(unet.down_blocks)
-        stages = [(f"down_blocks.{i}", i, unet.down_blocks[i]) for i in range(last)]
-        stages += [("mid_block", last, unet.mid_block)]
-        stages += [(f"up_blocks.{i}", i, unet.up_blocks[i]) for i in reversed(range(last))]
-        return {
-            f"{name}.{i}": level
-            for name, level, blocks in stages
-            for i, block in enumerate(blocks)
-            if getattr(block, "cross_attn", None) is not None
-        }
 
     def __enter__(self) -> "AttentionRecorder":
         self._handles = [
@@ -181,9 +167,8 @@ class AttentionRecorder:
         mask = kwargs.get("attention_mask")  # (B, 1, 1, S) additive
         mask = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if mask is None else mask[rows, 0, 0] == 0
         weights = attention_weights(attn.query(hidden), key, mask).mean(1).transpose(1, 2)  # (B, S, h * w)
-        height, width = self._size
-        stride = round((height * width / hidden.shape[1]) ** 0.5)
-        self._call[name] = weights.unflatten(-1, (height // stride, width // stride)).contiguous()
+        grid = self.unet.grid_size(self.levels[name], *self._size)
+        self._call[name] = weights.unflatten(-1, grid).contiguous()
         self._mask = mask
 
     def _end(self, unet: nn.Module, args: tuple, output) -> None:

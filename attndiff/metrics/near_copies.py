@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attndiff.data.columns import IMAGE
 from attndiff.data.subset import Subset, shrink, spread_over
 from attndiff.metrics.neighbours import SHIFT, nearest_images, neighbour_sheet
 from attndiff.metrics.reference import Reference
@@ -57,8 +58,9 @@ class NearCopies:
 
 def training_pool(reference: Reference) -> Subset:
     """The images a sample may be a copy of: of two halves both, since the model may have seen either."""
-    parts = [reference.test, reference.train] if reference.halves else [reference.train]
-    pool = Subset(_Joined(parts), range(sum(map(len, parts))))
+    test, train = reference.test, reference.train
+    whole = (test.images, test.indices + train.indices) if reference.halves else (train, range(len(train)))
+    pool = Subset(*whole)
     return pool if len(pool) <= AT_MOST else spread_over(pool, AT_MOST)
 
 
@@ -101,7 +103,7 @@ def draw_neighbours(samples: torch.Tensor, found: NearCopies, pool: Subset) -> I
     shown, nearest = {}, {}
     for name, row in rows.items():
         shown[name] = [as_image(samples[i]) for i in row]
-        nearest[name] = [as_image(torch.from_numpy(pool.pixels(found.indices[i].item()))) for i in row]
+        nearest[name] = [as_image(torch.from_numpy(pool[found.indices[i].item()][IMAGE.name])) for i in row]
     return neighbour_sheet(shown, nearest, [""] * columns)
 
 
@@ -117,14 +119,3 @@ def _affordable(training: torch.Tensor) -> int:
     """Samples that can be searched for among all training images."""
     views = (2 * SHIFT + 1) ** 2
     return max(COLUMNS, int(MULTIPLIES / (views * training.numel())))
-
-
-class _Joined:
-    """Several sets as one."""
-
-    def __init__(self, parts: list):
-        self.places = [(part, i) for part in parts for i in range(len(part))]
-
-    def pixels(self, i: int) -> np.ndarray:
-        part, inner = self.places[i]
-        return part.pixels(inner)

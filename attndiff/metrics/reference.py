@@ -1,13 +1,14 @@
 """Real images to compare samples with: a model's training images and others of the same kind."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import ImageSet, open_images, open_table_of, open_validation
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.select import open_table_of
 from attndiff.data.subset import Subset
-from attndiff.data.tables import MissingPart
+from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import prompt_of
 
@@ -82,15 +83,15 @@ def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
     """
     config = fit_data(config, pipeline)
     names = (pipeline.config.data or {}).get("class_names") if prompt_of(pipeline).name == "class" else None
-    train = open_images(config, names)
+    train = ImageSet(config, names)
     test = _open_test(config, train.class_names)
     if test is not None:
-        return Reference(train.table.origin, train, test, False)
+        return Reference(train.origin, train, test, False)
     if len(train) < 2:
         raise UserError(f"{config.path}: one image cannot be divided into two halves, give more.")
     order = np.random.default_rng(seed).permutation(len(train))
     middle = len(train) // 2
-    return Reference(train.table.origin, Subset(train, order[middle:]), Subset(train, order[:middle]), True)
+    return Reference(train.origin, Subset(train, order[middle:]), Subset(train, order[:middle]), True)
 
 
 def fit_data(config: DataConfig, pipeline) -> DataConfig:
@@ -102,7 +103,7 @@ def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | 
     """The part called test, which no training looks at, else the held-out one, else None."""
     if config.validation is None:
         try:
-            return open_images(replace(config, split="test"), class_names)
+            return ImageSet(config.replace(split="test"), class_names)
         except MissingPart:
             pass
     return open_validation(config, class_names)
@@ -123,7 +124,7 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
         raise UserError(f"{config.path}: a stream cannot be measured against; name a folder or parquet file of it.")
     if config.size != side:
         raise UserError(f"{config.path}: size={config.size}, and the model draws {side} px; leave out size.")
-    return replace(config, max_aspect=None)  # samples are square
+    return config.replace(max_aspect=None)  # samples are square
 
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:
@@ -148,7 +149,7 @@ def _with_columns(config: DataConfig, pipeline) -> DataConfig:
                 f"{config.path}: the model draws classes ({shown}), and no column holds them; name it, such as "
                 "label_column=kind."
             )
-    return replace(config, caption_column=caption, label_column=label)
+    return config.replace(caption_column=caption, label_column=label)
 
 
 def _label_first(columns: list[str]) -> list[str]:

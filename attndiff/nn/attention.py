@@ -9,7 +9,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from torch import nn
 
-from attndiff.nn.rope import rotate
+from attndiff.nn.rope import Rotation, rotate
 
 
 def reference_attention(
@@ -86,15 +86,15 @@ class AttnDiffAttnProcessor:
         hidden_states: torch.Tensor,  # (B, L, C)
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
-        angles: torch.Tensor | None = None,  # (L, F) or (B, L, F)
+        rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
             key, value = key_value
         else:
             query, key, value = attn.query_key_value(hidden_states)
-            if angles is not None:
-                query, key = rotate(query, angles), rotate(key, angles)
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         out = dispatch_attention_fn(

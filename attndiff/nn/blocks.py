@@ -7,7 +7,7 @@ Norms are LayerNorm over the channels of a pixel. torch's CPU kernel for it is f
 RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 ms against 20-56 ms in float32,
 2.1 against 9.0 in bfloat16).
 
-Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
+Shapes: B batch, H rows, W columns, C channels, S condition tokens.
 """
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attndiff.nn.attention import Attention
+from attndiff.nn.kinds.arrangement import Sequences
 
 
 class Conv3x3(nn.Conv2d):
@@ -103,71 +104,22 @@ class TransformerBlock(nn.Module):
         self,
         x: torch.Tensor,  # (B, H, W, C)
         scale: torch.Tensor,  # (B, 2 C)
-        angles: torch.Tensor,  # (L, F)
-        window: tuple[int, int] | None = None,
-        dilated: bool = False,
+        sequences: Sequences | None = None,
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
         mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
     ) -> torch.Tensor:
         scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
         _, height, width, _ = x.shape
-        x = x.flatten(1, 2)  # (B, L, C)
+        x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            if window is None:
-                h = self.attn(h, angles=angles)
-            else:
-                h = window_attention(self.attn, h.unflatten(1, (height, width)), angles, window, dilated)
-            x = x + h
+            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
+            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
+            x = x + sequences.arrangement.join(h).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
         return x.unflatten(1, (height, width))
-
-
-def window_attention(
-    attn: Attention,
-    x: torch.Tensor,
-    angles: torch.Tensor,
-    window: tuple[int, int],
-    dilated: bool,
-) -> torch.Tensor:
-    """Self-attention inside windows, or on the dilated grid that joins them (MaxViT, arXiv 2204.01697, Fig. 3).
-
-    Args:
-        attn: The layer.
-        x: ``(B, H, W, C)``.
-        angles: ``(L, F)`` rotary angles of the whole grid.
-        window: Rows and columns of a window; they divide H and W.
-        dilated: Take every ``H / rows``-th pixel instead of neighbouring ones.
-
-    Returns:
-        ``(B, L, C)``.
-    """
-    batch, height, width, _ = x.shape
-    x, angles = split_windows(x, window, dilated), angles.unflatten(0, (height, width))[None]
-    angles = split_windows(angles, window, dilated).repeat(batch, 1, 1)
-    return join_windows(attn(x, angles=angles), (height, width), window, dilated).flatten(1, 2)
-
-
-def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``."""
-    rows, cols = window
-    if dilated:
-        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
-        x = x.permute(0, 2, 4, 1, 3, 5)
-    else:
-        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
-        x = x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(0, 2)
-
-
-def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
-    (height, width), (rows, cols) = size, window
-    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
-    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(1, 2)
 
 
 class Downsample(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 
 from attndiff.nn.attention import Attention, additive_mask
 from attndiff.nn.blocks import FeedForward
-from attndiff.nn.rope import axial_angles, sequence_angles
+from attndiff.nn.rope import Rotation, axial_angles, cos_sin, sequence_angles
 
 
 @dataclass
@@ -49,8 +49,8 @@ class EncoderBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(dim, bias=False)
         self.ff = FeedForward(dim, dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm_attn(x), attention_mask=mask, angles=angles)
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        x = x + self.attn(self.norm_attn(x), attention_mask=mask, rotation=rotation)
         return x + self.ff(self.norm_ff(x))
 
 
@@ -156,9 +156,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
         tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
 
-        additive = additive_mask(mask, tokens.dtype)
+        additive, rotation = additive_mask(mask, tokens.dtype), cos_sin(angles)
         for block in self.blocks:
-            tokens = block(tokens, additive, angles)
+            tokens = block(tokens, additive, rotation)
         tokens = self.norm_out(tokens)
         pooled = pool_tokens(tokens, mask)
         return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)

@@ -2,10 +2,12 @@
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
-Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
+Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
 import torch
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -32,14 +34,20 @@ def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.T
     return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
 
 
-def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate the first ``2 F`` channels of every head of ``x`` by ``angles``.
+def cos_sin(angles: torch.Tensor) -> Rotation:
+    """Cosines and sines of angles ``(N, L, F)``, each ``(N, L, 1, F)``."""
+    return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
+
+
+def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
+    """Rotate the first ``2 F`` channels of every head.
 
     Args:
-        x: Queries or keys ``(B, L, H, D)``.
-        angles: ``(L, F)`` or ``(B, L, F)`` with ``2 F <= D``.
+        x: Queries or keys ``(B * N, L, H, D)``.
+        by: 2 x ``(N, L, 1, F)`` with ``2 F <= D``; every N-th sequence turns alike.
     """
-    n = angles.shape[-1]
-    cos, sin = angles.cos().unsqueeze(-2).to(x.dtype), angles.sin().unsqueeze(-2).to(x.dtype)  # (L, 1, F)
+    cos, sin = (part.to(x.dtype) for part in by)
+    n = cos.shape[-1]
+    x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from attndiff.nn.attention import additive_mask
@@ -25,40 +25,10 @@ from attndiff.nn.blocks import (
     depth_to_space,
     space_to_depth,
 )
-from attndiff.nn.rope import axial_angles
-
-logger = logging.get_logger(__name__)
+from attndiff.nn.kinds.arrangement import Sequences, make_sequences
+from attndiff.nn.level import Level
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass
-class Level:
-    """One resolution of the network; ``levels`` is a list of these, highest resolution first.
-
-    Args:
-        width: Channels; a multiple of ``head_dim`` where the level attends.
-        depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: ``"none"``, ``"window"`` or ``"global"`` self-attention.
-        cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
-            made of convolution blocks, any other of transformer blocks.
-        max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
-            warning.
-        window: Side of an attention window in pixels of this level.
-    """
-
-    width: int
-    depth: int = 2
-    attention: str = "none"
-    cross_attention: bool = False
-    max_tokens: int = 1024
-    window: int = 8
-
-    def __post_init__(self):
-        if self.attention not in ("none", "window", "global"):
-            raise ValueError(f"levels: attention must be 'none', 'window' or 'global', not {self.attention!r}.")
-        if self.width < 1 or self.depth < 0:
-            raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
 
 
 @dataclass
@@ -66,6 +36,44 @@ class AttentionUNet2DOutput(BaseOutput):
     """``sample (B, out_channels, H, W)``: the network's prediction."""
 
     sample: torch.Tensor
+
+
+@dataclass
+class Stage:
+    """A run of blocks at one resolution.
+
+    Args:
+        name: Of its list of blocks in the network, such as ``"down_blocks.0"``.
+        level: Its level; 0 has the highest resolution.
+        spec: What the level is made of.
+        blocks: Its blocks.
+    """
+
+    name: str
+    level: int
+    spec: Level
+    blocks: nn.ModuleList
+
+    def named_blocks(self) -> list[tuple[str, nn.Module]]:
+        """Blocks by the names that they have in the network, such as ``"down_blocks.0.1"``."""
+        return [(f"{self.name}.{i}", block) for i, block in enumerate(self.blocks)]
+
+
+@dataclass
+class BlockInputs:
+    """What blocks take beside the pixels in one call of the network.
+
+    Args:
+        scales: ``(B, scales_per_channel * C)`` by name of the block.
+        keys: Keys and values of the condition, 2 x ``(B, S, heads, head_dim)``, by name of the block.
+        mask: Of the condition, ``(B, 1, 1, S)`` additive.
+        sequences: By level, what its blocks take in turn; nothing without self-attention.
+    """
+
+    scales: dict[str, torch.Tensor]
+    keys: dict[str, KeyValue]
+    mask: torch.Tensor | None
+    sequences: list[list[Sequences]]
 
 
 class NoiseEmbedding(nn.Module):
@@ -147,27 +155,45 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
         nn.init.zeros_(self.head.weight)
 
-        # One matmul makes the scales of all blocks.
-        self.scale_sizes = [
-            block.scales_per_channel * spec.width for spec, blocks in self._stages() for block in blocks
-        ]
-        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes))
+        # One matmul makes the scales of all blocks, in the order of execution.
+        self.scale_sizes = {
+            name: block.scales_per_channel * stage.spec.width
+            for stage in self.stages()
+            for name, block in stage.named_blocks()
+        }
+        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes.values()))
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         self.gradient_checkpointing = False
 
     def _block(self, spec: Level) -> nn.Module:
         config = self.config
-        if spec.attention == "none" and not spec.cross_attention:
+        if not spec.attends:
             return ConvBlock(spec.width, config.dropout, config.seamless)
         context = config.cross_attention_dim if spec.cross_attention else None
-        return TransformerBlock(spec.width, config.head_dim, spec.attention != "none", context, config.dropout)
+        return TransformerBlock(spec.width, config.head_dim, spec.self_attention, context, config.dropout)
 
-    def _stages(self) -> list[tuple[Level, nn.ModuleList]]:
-        """Every run of blocks with its level, in the order of execution."""
-        encoder = list(zip(self.level_specs, self.down_blocks))
-        decoder = list(zip(self.level_specs, self.up_blocks))
-        return [*encoder, (self.level_specs[-1], self.mid_block), *reversed(decoder)]
+    def stages(self) -> list[Stage]:
+        """Every run of blocks, in the order of execution."""
+        specs = self.level_specs
+        last = len(specs) - 1
+        down = [Stage(f"down_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.down_blocks)]
+        up = [Stage(f"up_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.up_blocks)]
+        return [*down, Stage("mid_block", last, specs[last], self.mid_block), *reversed(up)]
+
+    def cross_attending(self) -> dict[str, int]:
+        """Names of the blocks that attend to the condition, and the level of each, in the order of execution."""
+        return {
+            name: stage.level
+            for stage in self.stages()
+            if stage.spec.cross_attention and self.config.cross_attention_dim
+            for name, _ in stage.named_blocks()
+        }
+
+    def grid_size(self, level: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that a level has of an image of ``height`` and ``width``."""
+        stride = self.config.patch_size * 2**level
+        return height // stride, width // stride
 
     @property
     def size_multiple(self) -> int:
@@ -200,7 +226,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
             return_dict: Return `AttentionUNet2DOutput` rather than a tuple.
 
         Raises:
-            ValueError: If the size is not a multiple of `size_multiple`.
+            ValueError: If the size is not a multiple of `size_multiple`, or the cache is of another network.
         """
         if return_condition_cache:
             return self._condition_cache(encoder_hidden_states)
@@ -211,72 +237,72 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
             )
         if condition_cache is None and encoder_hidden_states is not None:
             condition_cache = self._condition_cache(encoder_hidden_states)
-        mask = None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype)
-        scales = self._scales(noise_level, pooled_projections, sample.shape[0])
-        keys = iter(condition_cache or [])
-
-        patch = self.config.patch_size
-        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), patch))
+        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), self.config.patch_size))  # (B, H, W, C)
+        inputs = BlockInputs(
+            scales=self._scales(noise_level, pooled_projections, sample.shape[0]),
+            keys={} if condition_cache is None else self._keys(condition_cache),
+            mask=None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype),
+            sequences=[self._sequences(level, height, width, x) for level in range(len(self.level_specs))],
+        )
+        stages, last = self.stages(), len(self.down_blocks)
         skips = []
-        for spec, blocks, down in zip(self.level_specs, self.down_blocks, self.downsamplers):
-            x = self._run(spec, blocks, x, scales, keys, mask)
+        for stage, down in zip(stages[:last], self.downsamplers):
+            x = self._run(stage, x, inputs)
             skips.append(x)
             x = down(x)
-        x = self._run(self.level_specs[-1], self.mid_block, x, scales, keys, mask)
-        for spec, blocks, up in reversed(list(zip(self.level_specs, self.up_blocks, self.upsamplers))):
-            x = up(x, skips.pop())
-            x = self._run(spec, blocks, x, scales, keys, mask)
-        x = depth_to_space(self.head(self.norm_out(x)), patch).permute(0, 3, 1, 2)
+        x = self._run(stages[last], x, inputs)
+        for stage in stages[last + 1 :]:
+            x = self.upsamplers[stage.level](x, skips.pop())
+            x = self._run(stage, x, inputs)
+        x = depth_to_space(self.head(self.norm_out(x)), self.config.patch_size).permute(0, 3, 1, 2)
         return AttentionUNet2DOutput(sample=x) if return_dict else (x,)
 
     def _condition_cache(self, tokens: torch.Tensor) -> list[KeyValue]:
-        """Keys and values of every cross-attention layer, in the order of execution."""
+        """Keys and values, 2 x ``(B, S, heads, head_dim)``, of the `cross_attending` blocks."""
         tokens = tokens.to(self.dtype)
-        return [
-            block.cross_attn.key_value(tokens)
-            for spec, blocks in self._stages()
-            if spec.cross_attention and self.config.cross_attention_dim
-            for block in blocks
-        ]
+        return [self.get_submodule(name).cross_attn.key_value(tokens) for name in self.cross_attending()]
 
-    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int):
-        """Iterator over each block's modulation ``(B, scales_per_channel * width)``, in the order of execution."""
-        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))
+    def _keys(self, cache: list[KeyValue]) -> dict[str, KeyValue]:
+        """The same by name of the block."""
+        names = self.cross_attending()
+        if len(cache) != len(names):
+            raise ValueError(
+                f"condition_cache has {len(cache)} entries for {len(names)} blocks with cross-attention: pass what "
+                "this network gave with return_condition_cache."
+            )
+        return dict(zip(names, cache))
+
+    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
+        """Each block's modulation ``(B, scales_per_channel * C)`` by its name.
+
+        Args:
+            noise_level: ``(B,)``, ``(1,)`` or scalar.
+            pooled: ``(B, pooled_dim)`` or None.
+            batch: B.
+        """
+        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))  # (B, embedding_dim)
         if self.pooled_embedding is not None and pooled is not None:
             emb = emb + self.pooled_embedding(pooled.to(self.pooled_embedding.weight.dtype))
-        return iter(self.modulation(F.silu(emb)).split(self.scale_sizes, dim=-1))
+        scales = self.modulation(F.silu(emb)).split(list(self.scale_sizes.values()), dim=-1)
+        return dict(zip(self.scale_sizes, scales))
 
-    def _run(self, spec: Level, blocks: nn.ModuleList, x, scales, keys, mask) -> torch.Tensor:
-        """Apply the blocks of one level to ``x (B, H, W, C)``."""
-        if spec.attention == "none" and not spec.cross_attention:
-            for block in blocks:
-                x = self._call(block, x, next(scales))
-            return x
-        height, width = x.shape[1:3]
-        window = self._window(spec, height, width)
-        angles = axial_angles(height, width, self.config.head_dim, x.device)
-        for i, block in enumerate(blocks):
-            key_value = next(keys, None) if block.cross_attn is not None else None
-            x = self._call(block, x, next(scales), angles, window, i % 2 == 1, key_value, mask)
+    def _sequences(self, level: int, height: int, width: int, like: torch.Tensor) -> list[Sequences]:
+        """What the blocks of a level take in turn at an image's size, for as many images as ``like (B, H, W, C)``."""
+        spec = self.level_specs[level]
+        if not spec.self_attention or not spec.depth:
+            return []
+        arrangements = spec.arrangements(*self.grid_size(level, height, width))
+        return [make_sequences(arrangement, len(like), self.config.head_dim, like) for arrangement in arrangements]
+
+    def _run(self, stage: Stage, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """Apply the blocks of a stage to ``x (B, H, W, C)``, H and W of its level."""
+        in_turn = inputs.sequences[stage.level] or [None]
+        for i, (name, block) in enumerate(stage.named_blocks()):
+            attention = (in_turn[i % len(in_turn)], inputs.keys.get(name), inputs.mask) if stage.spec.attends else ()
+            x = self._call(block, x, inputs.scales[name], *attention)
         return x
 
     def _call(self, block: nn.Module, *args) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
-
-    def _window(self, spec: Level, height: int, width: int) -> tuple[int, int] | None:
-        """Attention window of a level at this size, or None for global attention."""
-        if spec.attention == "global" and height * width <= spec.max_tokens:
-            return None
-        if spec.attention == "global" and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"A level made for {spec.max_tokens} tokens of global attention got {height * width} and attends in "
-                f"windows of {spec.window}; structure across the image may suffer."
-            )
-        return largest_divisor(height, spec.window), largest_divisor(width, spec.window)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of ``number`` that is no greater than ``at_most``."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)

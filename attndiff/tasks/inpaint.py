@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from attndiff.data.columns import IMAGE
+from attndiff.data.rows import Row
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
 from attndiff.tasks.task import Sample, Task, TaskSettings
 
@@ -22,8 +24,9 @@ def masked(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([mask, image * (1 - mask)], dim=-3)
 
 
-def make_sample(image: torch.Tensor, generator: np.random.Generator, settings: InpaintSettings) -> Sample:
+def make_sample(row: Row, generator: np.random.Generator, settings: InpaintSettings) -> Sample:
     """A mask with the image around it, and what every pixel's error counts, 1 on average."""
+    image = torch.from_numpy(row[IMAGE.name])
     mask = draw_mask(*image.shape[-2:], generator)
     weight = 1 + (settings.hole_weight - 1) * mask
     return {"aligned": masked(image, mask), "pixel_weight": weight / weight.mean()}
@@ -39,8 +42,8 @@ def given(images: torch.Tensor, generator: np.random.Generator, settings: Inpain
 INPAINT = Task(
     "inpaint",
     InpaintSettings,
-    make_sample,
-    given,
+    make_sample=make_sample,
+    given=given,
     aligned_channels=lambda channels: channels + 1,
     pipeline="AttnDiffInpaintPipeline",
     measure="inpaint",

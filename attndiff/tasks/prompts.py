@@ -1,10 +1,12 @@
 """What a model is told to draw: a text, a class, or nothing. The one place where the three are told apart.
 
-A ``pipeline`` here is any of ours, and ``images`` a set of real ones.
+A ``pipeline`` here is any of ours.
 """
 
 import json
 
+from attndiff.data.columns import CAPTION, LABEL
+from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 
 Value = str | int | None  # a caption, the number of a class, or nothing in particular
@@ -31,11 +33,11 @@ class Prompt:
         """Whether such a model is told anything."""
         return self.setting is not None
 
-    def of(self, images, i: int) -> Value:
+    def of(self, images: Rows, i: int) -> Value:
         """What image ``i`` was, or could have been, drawn for."""
         return None
 
-    def of_all(self, images) -> list[Value]:
+    def of_all(self, images: Rows) -> list[Value]:
         """The same of every image of a set."""
         return [self.of(images, i) for i in range(len(images))]
 
@@ -57,7 +59,7 @@ class Prompt:
         """The condition tokens of a prompt as text."""
         raise UserError("attention maps show where the words of a prompt act; this model is unconditional.")
 
-    def examples(self, images, held_out, n: int) -> list[Value]:
+    def examples(self, images: Rows, held_out: Rows, n: int) -> list[Value]:
         """What to draw to see how a training is going.
 
         Args:
@@ -83,8 +85,8 @@ class ClassPrompt(Prompt):
     setting = "label_column"
     summary = "makes images of a class"
 
-    def of(self, images, i: int) -> Value:
-        return images.label(i)
+    def of(self, images: Rows, i: int) -> Value:
+        return images[i][LABEL.name]
 
     def arguments(self, values: list[Value]) -> dict:
         return {"class_labels": values}
@@ -99,7 +101,7 @@ class ClassPrompt(Prompt):
     def tokens(self, pipeline, text: str) -> list[str]:
         return [text]
 
-    def examples(self, images, held_out, n: int) -> list[Value]:
+    def examples(self, images: Rows, held_out: Rows, n: int) -> list[Value]:
         names = images.class_names
         return [names[i % len(names)] for i in range(n)]
 
@@ -118,8 +120,8 @@ class TextPrompt(Prompt):
     hub_tag = "text-to-image"
     summary = "makes images from text"
 
-    def of(self, images, i: int) -> Value:
-        return images.captions(i)[0]
+    def of(self, images: Rows, i: int) -> Value:
+        return images[i][CAPTION.name][0]
 
     def arguments(self, values: list[Value]) -> dict:
         return {"prompt": values}
@@ -133,9 +135,9 @@ class TextPrompt(Prompt):
         ids = pipeline.tokenizer(text, padding="max_length", truncation=True)["input_ids"]
         return pipeline.tokenizer.convert_ids_to_tokens(ids)
 
-    def examples(self, images, held_out, n: int) -> list[Value]:
+    def examples(self, images: Rows, held_out: Rows, n: int) -> list[Value]:
         picks = range(0, len(held_out), max(1, len(held_out) // n))
-        return [held_out.captions(i)[0] for i in list(picks)[:n]]
+        return [held_out[i][CAPTION.name][0] for i in list(picks)[:n]]
 
     def call(self, value: Value) -> str:
         return json.dumps(value, ensure_ascii=False)

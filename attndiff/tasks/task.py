@@ -3,7 +3,7 @@
 A task adds its channels and targets to a sample after everything that training draws anyway, so that what is drawn for
 one task is drawn for all.
 
-Shapes: C channels, A aligned channels, H rows, W columns, N images.
+Shapes: C channels, A aligned channels, H and W of an image, N images.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+
+from attndiff.data.columns import IMAGE, Column
+from attndiff.data.rows import Row
 
 Sample = dict[str, torch.Tensor]
 
@@ -31,7 +34,7 @@ class GenerateSettings(TaskSettings):
     name: Literal["generate"] = "generate"
 
 
-def nothing(*_) -> dict:
+def nothing(*_, **__) -> dict:
     """What a task adds that adds nothing."""
     return {}
 
@@ -43,12 +46,13 @@ class Task:
     Args:
         name: As ``task.name`` has it.
         settings: Class of its settings.
-        make_sample: ``(image (C, H, W) in [-1, 1], generator, settings)`` to what it adds to a training sample:
-            ``aligned (A, H, W)``, and whatever replaces ``images``, ``noise`` or weighs pixels.
+        columns: What it reads of a row.
+        make_sample: ``(row, generator, settings)`` to what it adds to a training sample: ``aligned (A, H, W)``, and
+            whatever replaces ``images`` or weighs pixels.
         given: ``(images (N, C, H, W), generator, settings)`` to what a call of the pipeline is given beside the prompt,
             made of real images: what samples while training, cards and measures show.
         aligned_channels: A by C.
-        learn: ``(images, settings)`` to the settings that are measured.
+        learn: ``(rows, settings)`` to the settings that are measured.
         pipeline: Name of the pipeline's class in `attndiff`.
         measure: Name of the measure that scores it, or None for distances between sets of images.
         hub_tag: The Hub's name of what it does; None leaves that to the prompt.
@@ -59,10 +63,11 @@ class Task:
 
     name: str
     settings: type[TaskSettings]
-    make_sample: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
+    columns: tuple[Column, ...] = (IMAGE,)
+    make_sample: Callable[[Row, np.random.Generator, TaskSettings], Sample] = nothing
     given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
     aligned_channels: Callable[[int], int] = lambda channels: 0
-    learn: Callable[[Iterable[torch.Tensor], TaskSettings], dict] = nothing
+    learn: Callable[[Iterable[Row], TaskSettings], dict] = nothing
     pipeline: str = "AttnDiffPipeline"
     measure: str | None = None
     hub_tag: str | None = None

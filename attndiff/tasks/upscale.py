@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from attndiff.data.columns import IMAGE
+from attndiff.data.rows import Row
 from attndiff.tasks.resampling import enlarge_by, shrink_by, to_8_bits
 from attndiff.tasks.task import Sample, Task, TaskSettings
 
@@ -29,9 +31,15 @@ def small_of(images: torch.Tensor, scale: int) -> torch.Tensor:
     return to_8_bits(shrink_by(images, scale))
 
 
-def make_sample(image: torch.Tensor, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
+def _enlarged(image: torch.Tensor, scale: int) -> torch.Tensor:
+    """What lies beside the noise: an image ``(C, H, W)`` made small and enlarged."""
+    return enlarge_by(small_of(image[None], scale), scale)[0]
+
+
+def make_sample(row: Row, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
     """The enlarged small image, what it lacks, and whether that is learned at once."""
-    enlarged = enlarge_by(small_of(image[None], settings.scale), settings.scale)[0]
+    image = torch.from_numpy(row[IMAGE.name])
+    enlarged = _enlarged(image, settings.scale)
     at_once = bool(generator.random() < settings.at_once)
     residual = (image - enlarged) / (settings.residual_std or 1.0)
     return {"images": residual, "aligned": enlarged, "at_once": torch.tensor(at_once)}
@@ -42,20 +50,20 @@ def given(images: torch.Tensor, generator: np.random.Generator, settings: Upscal
     return {"image": small_of(images, settings.scale).add(1).div(2)}
 
 
-def learn(images: Iterable[torch.Tensor], settings: UpscaleSettings) -> dict:
-    """The residual's standard deviation over some images."""
+def learn(rows: Iterable[Row], settings: UpscaleSettings) -> dict:
+    """The residual's standard deviation over some rows."""
     if settings.residual_std is not None:
         return {}
-    scale = settings.scale
-    residuals = [image - enlarge_by(small_of(image[None], scale), scale)[0] for image in images]
+    images = [torch.from_numpy(row[IMAGE.name]) for row in rows]
+    residuals = [image - _enlarged(image, settings.scale) for image in images]
     return {"residual_std": round(float(torch.cat([residual.flatten() for residual in residuals]).std()), 4) or 1.0}
 
 
 UPSCALE = Task(
     "upscale",
     UpscaleSettings,
-    make_sample,
-    given,
+    make_sample=make_sample,
+    given=given,
     aligned_channels=lambda channels: channels,
     learn=learn,
     pipeline="AttnDiffUpscalePipeline",

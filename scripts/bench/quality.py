@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from attndiff.apps.bench.steps import autocast
-from attndiff.data.sources import ImageSet
+from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.diffusion.objectives import FlowMatching, Objective
 from attndiff.training.batches import DrawnDataset, training_loader

@@ -97,7 +97,7 @@ def test_the_training_loop_is_measured_whole(monkeypatch):
 
 def test_attention_backends_agree_with_the_reference():
     rows = attention.measure_attention("cpu", ("tiny",), (32,), images=2, repeats=1, say=lambda line: None)
-    assert {(row["kind"], row["masked"]) for row in rows} == {("self", False), ("cross", True)}
+    assert {(row["kind"], row["masked"]) for row in rows} == {("global", False), ("cross", True)}
     bound = {"float32": 1e-5, "bfloat16": 3e-2}
     for row in rows:
         if row["backend"] in (attention.REFERENCE, "native", "_native_math"):
@@ -111,9 +111,9 @@ def test_attention_backends_agree_with_the_reference():
 def test_shapes_are_those_of_the_network():
     shapes = list(attention.preset_shapes("xs", 64))
     assert [(s.kind, s.groups, s.queries, s.keys) for s in shapes] == [
-        ("self", 1, 256, 256),
+        ("global", 1, 256, 256),
         ("cross", 1, 256, 24),
-        ("self", 1, 64, 64),
+        ("global", 1, 64, 64),
         ("cross", 1, 64, 24),
     ]
     assert next(attention.preset_shapes("s", 256)).kind == "window"

@@ -13,7 +13,7 @@ from places import TRAIN
 from runs import TORCHRUN
 
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import open_images
+from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.errors import UserError
 from attndiff.metrics.controls import CONTROLS
@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 
 def reference(place, path: str = "whole", pipeline=None) -> Reference:
     pipeline = pipeline or unconditional_pipeline()
-    return open_reference(DataConfig(str(place / path), size=16), pipeline)
+    return open_reference(DataConfig(path=str(place / path), size=16), pipeline)
 
 
 # The real images
@@ -70,9 +70,9 @@ def test_data_without_parts_are_halved(place):
 def test_a_test_part_comes_before_a_validation_part(tmp_path):
     for part, count in {"train": 9, "validation": 3, "test": 4}.items():
         make_images(tmp_path / part, count=count)
-    config = DataConfig(str(tmp_path), size=16)
+    config = DataConfig(path=str(tmp_path), size=16)
     assert len(open_reference(config, unconditional_pipeline()).test) == 4
-    named = DataConfig(str(tmp_path), size=16, validation=str(tmp_path / "validation"))
+    named = DataConfig(path=str(tmp_path), size=16, validation=str(tmp_path / "validation"))
     assert len(open_reference(named, unconditional_pipeline()).test) == 3
 
 
@@ -106,7 +106,7 @@ def test_model_settings_read_images_as_the_model_draws_them():
 @pytest.fixture(scope="module")
 def emoji():
     """Real images with a held-out part, each of its own."""
-    config = DataConfig("emoji32", size=16, where={"style": ["noto"]})
+    config = DataConfig(path="emoji32", size=16, where={"style": ["noto"]})
     from attndiff.folder.shipped import bundled_data
 
     config.path = str(bundled_data("emoji32"))
@@ -344,11 +344,11 @@ def test_a_run_with_too_few_held_out_images_is_refused_at_once(place, tmp_path):
 
 
 def test_a_subset_is_a_set(place):
-    images = open_images(DataConfig(str(place / "few"), size=16, label_column="label", caption_column="text"))
+    images = ImageSet(DataConfig(path=str(place / "few"), size=16, label_column="label", caption_column="text"))
     some = Subset(images, [5, 2])
-    assert len(some) == 2 and some.captions(1) == images.captions(2)
-    assert some.labels().tolist() == [images.label(5), images.label(2)]
-    assert torch.equal(some.tensor()[0], torch.from_numpy(images.pixels(5)))
+    assert len(some) == 2 and some[1]["caption"] == images[2]["caption"]
+    assert some.labels().tolist() == [images[5]["label"], images[2]["label"]]
+    assert torch.equal(some.tensor()[0], torch.from_numpy(images[5]["image"]))
     assert some.tensor(side=4).shape == (2, 3, 4, 4)
 
 

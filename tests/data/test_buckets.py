@@ -13,12 +13,14 @@ from golden import encode
 from PIL import Image
 from safetensors.torch import load_file
 
-from attndiff.data.buckets import BucketSampler, bucket_shapes, nearest_shape
+from attndiff.data.buckets import bucket_shapes
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
-from attndiff.data.draw import BatchSampler
+from attndiff.data.geometry import nearest_shape
+from attndiff.data.image_set import ImageSet
+from attndiff.data.order.batches import BatchSampler
+from attndiff.data.order.bucket_batches import BucketSampler
 from attndiff.data.pixels.normalize import Normalizer
-from attndiff.data.sources import open_images
 from attndiff.folder.open import load
 from attndiff.training.build import build
 from attndiff.training.config import make_config
@@ -79,13 +81,13 @@ def test_images_are_cropped_to_the_middle_of_their_shape():
     noise = np.random.default_rng(0).integers(0, 256, (24, 44, 3), dtype=np.uint8)
     result = normalizer.normalize(encode(noise))
     np.testing.assert_array_equal(result.levels, noise[:, 2:42].transpose(2, 0, 1))
-    assert result.notes == ["cropped to 40x24"] and result.cropped == pytest.approx(4 / 44)
+    assert result.notes == ["cropped to 40x24"] and result.geometry.cropped == pytest.approx(4 / 44)
     result = normalizer.normalize(encode(noise[:, :40].repeat(2, 0).repeat(2, 1)))
-    assert result.levels.shape == (3, 24, 40) and result.notes == ["resized down"] and result.cropped == 0
+    assert result.levels.shape == (3, 24, 40) and result.notes == ["resized down"] and result.geometry.cropped == 0
     tall = np.random.default_rng(0).integers(0, 256, (90, 50, 4), dtype=np.uint8)
     result = Normalizer(32, "RGBA", shapes=SHAPES).normalize(encode(tall))
     assert result.levels.shape == (4, 40, 24) and result.notes == ["resized down", "cropped to 24x40"]
-    assert result.cropped == pytest.approx(1 - (50 * 40 / 24) / 90)
+    assert result.geometry.cropped == pytest.approx(1 - (50 * 40 / 24) / 90)
 
 
 # Order
@@ -228,22 +230,23 @@ def test_compiled_once_for_each_shape(folder, tmp_path, monkeypatch):
 
 
 def test_large_sets_give_the_same_buckets(folder, monkeypatch):
-    config = DataConfig(str(folder), size=16, max_aspect=2.0, bucket_multiple=4)
-    kept = open_images(config)
-    monkeypatch.setattr("attndiff.data.sources.CACHE_BYTES", 1000)
-    lazy = open_images(config)
-    assert lazy._cache is None and [lazy.pixels(i).shape for i in (0, 9, 15)] == [(3, 12, 20), (3, 16, 16), (3, 20, 12)]
+    config = DataConfig(path=str(folder), size=16, max_aspect=2.0, bucket_multiple=4)
+    kept = ImageSet(config)
+    monkeypatch.setattr("attndiff.data.image_set.CACHE_BYTES", 1000)
+    lazy = ImageSet(config)
+    assert kept.is_kept and not lazy.is_kept
+    assert [lazy[i]["image"].shape for i in (0, 9, 15)] == [(3, 12, 20), (3, 16, 16), (3, 20, 12)]
     for shape, members in kept.by_shape().items():
         np.testing.assert_array_equal(lazy.by_shape()[shape], members)
 
 
 def test_doctor_counts_buckets_and_what_is_cropped(folder):
-    config = DataConfig(str(folder), size=16, max_aspect=2.0, bucket_multiple=4)
+    config = DataConfig(path=str(folder), size=16, max_aspect=2.0, bucket_multiple=4)
     report = diagnose(config)
     assert report.buckets == {"20x12": 9, "16x16": 7, "12x20": 7}
     assert report.cropped == pytest.approx((9 * (1 - 20 * 20 / 12 / 36) + (1 - 16 / 17)) / 23)
     assert "Buckets (width x height): 20x12: 9, 16x16: 7" in report.to_text() and "Cropped: 3." in report.to_text()
-    squares = diagnose(DataConfig(str(folder), size=16))
+    squares = diagnose(DataConfig(path=str(folder), size=16))
     assert squares.buckets is None and "Buckets" not in squares.to_text() and squares.cropped > 0.25
 
 

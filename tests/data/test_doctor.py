@@ -11,7 +11,7 @@ from PIL import Image
 
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose, near_pairs, thumbnail
-from attndiff.data.sources import open_images
+from attndiff.data.image_set import ImageSet
 from attndiff.errors import UserError
 
 
@@ -19,7 +19,7 @@ def test_golden_folder(tmp_path):
     golden = [case for case in cases() if not case.options]
     for case in golden:
         (tmp_path / case.name).write_bytes(case.data)
-    report = diagnose(DataConfig(str(tmp_path), size=SIZE, on_error="raise"))
+    report = diagnose(DataConfig(path=str(tmp_path), size=SIZE, on_error="raise"))
     refused = {case.name for case in golden if case.refusal}
     assert {name for name, _ in report.dropped} == refused
     assert report.rows == len(golden) and report.usable == len(golden) - len(refused) and report.tensor == [3, 4, 4]
@@ -31,7 +31,7 @@ def test_golden_folder(tmp_path):
     same = next(group for group in report.duplicates if "rgb.png" in group)
     assert {"rgb.bmp", "rgb.webp", "animated.png", "exif1.png", "tall.png"} <= set(same)
     assert json.loads(report.to_json())["altered"] == report.altered
-    skipped = open_images(DataConfig(str(tmp_path), size=SIZE)).skipped
+    skipped = ImageSet(DataConfig(path=str(tmp_path), size=SIZE)).skipped
     assert skipped == report.dropped  # what training leaves out is what the doctor said
 
 
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 
 def test_captions_classes_and_duplicates(folder):
-    report = diagnose(DataConfig(str(folder), size=16, caption_column="text", label_column="kind"))
+    report = diagnose(DataConfig(path=str(folder), size=16, caption_column="text", label_column="kind"))
     assert report.captions == {"number": 7, "distinct": 6, "empty": 1, "shortest": 1, "median": 2, "longest": 14}
     assert report.classes == {"a": 4, "b": 3}
     assert report.duplicates == [["0.png", "4.png"]] and report.near_duplicates == [("1.png", "5.png")]
@@ -76,13 +76,13 @@ def test_near_pairs_across_chunks():
 
 def test_whole_data_that_cannot_be_used_is_a_user_error(folder):
     with pytest.raises(UserError, match="did you mean 'text'"):
-        diagnose(DataConfig(str(folder), caption_column="texts"))
+        diagnose(DataConfig(path=str(folder), caption_column="texts"))
 
 
 def test_doctor_imports_neither_diffusers_nor_torch(folder):
     code = (
         "import sys\nfrom attndiff.data.config import DataConfig\nfrom attndiff.data.doctor import diagnose\n"
-        "diagnose(DataConfig(sys.argv[1], size=8)).to_text()\n"
+        "diagnose(DataConfig(path=sys.argv[1], size=8)).to_text()\n"
         "print([name for name in ('diffusers', 'torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

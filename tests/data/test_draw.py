@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from attndiff.data.draw import BatchSampler, draw, epoch_order
+from attndiff.data.order.batches import BatchSampler, epoch_order
+from attndiff.data.order.draw import draw
 
 SHAPE = (3, 4, 4)
 
@@ -13,7 +14,7 @@ def flat(sampler):
 
 def test_same_key_same_numbers_other_key_other_numbers():
     first, again = (draw(1, 2, 3, SHAPE, 0.1, 0.5) for _ in range(2))
-    assert np.array_equal(first.noise, again.noise) and first.level == again.level
+    assert np.array_equal(first.noise, again.noise) and first.normal == again.normal
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert not np.array_equal(first.noise, draw(*key, SHAPE, 0.1, 0.5).noise)
 
@@ -23,7 +24,7 @@ def test_draws_have_the_stated_distribution():
     noise = np.stack([d.noise for d in drawn])
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     assert abs(np.mean([d.drop for d in drawn]) - 0.25) < 0.03
-    assert abs(np.std([d.level for d in drawn]) - 1) < 0.05
+    assert abs(np.std([d.normal for d in drawn]) - 1) < 0.05
 
 
 def test_every_epoch_visits_every_sample_once_in_another_order():

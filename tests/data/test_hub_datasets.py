@@ -60,19 +60,19 @@ class DatasetHub(LoopbackHub):
 SCRIPT = """
 import json
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import open_images, open_validation
-from attndiff.data.streams import Stream
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.streams.stream import Stream
 from attndiff.errors import UserError
 
-config = DataConfig("someone/squares", size=4, caption_column="text")
-images, validation = open_images(config), open_validation(config)
+config = DataConfig(path="someone/squares", size=4, caption_column="text")
+images, validation = ImageSet(config), open_validation(config)
 shard = list(Stream(config).shard(0))
 try:
-    open_images(DataConfig("someone/absent", size=4))
+    ImageSet(DataConfig(path="someone/absent", size=4))
 except UserError as error:
     refusal = str(error)
 print(json.dumps({
-    "train": [[images.captions(i), images.pixels(i).mean().item()] for i in range(len(images))],
+    "train": [[images[i]["caption"], images[i]["image"].mean().item()] for i in range(len(images))],
     "validation": len(validation),
     "shard": [row["text"] for _, row in shard],
     "refusal": refusal,

@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from commands import make_images
 
+from attndiff.data.cells import class_order
 from attndiff.data.config import DataConfig
 from attndiff.data.parts import open_parts
 from attndiff.data.pixels.normalize import Normalizer
-from attndiff.data.rows import class_order
-from attndiff.data.streams import EncodedImages
+from attndiff.data.streams.encoded import EncodedImages
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.evaluation.validation import AT_MOST, validate
@@ -31,13 +31,13 @@ def decoded(monkeypatch):
 @pytest.mark.parametrize("validation", [None, 0.3])
 def test_every_image_is_decoded_once(tmp_path, decoded, validation):
     path = make_images(tmp_path / "images", count=20)
-    rest, held_out, _ = open_parts(DataConfig(str(path), size=16, validation=validation, label_column="label"))
+    rest, held_out, _ = open_parts(DataConfig(path=str(path), size=16, validation=validation, label_column="label"))
     assert len(decoded) == len(set(decoded)) == 20 == len(rest) + len(held_out)
     assert rest.class_names == held_out.class_names == ["a", "b"]
 
 
 def test_data_too_small_to_be_divided_is_both_parts(tmp_path):
-    images, held_out, (note,) = open_parts(DataConfig(str(make_images(tmp_path / "images", count=1)), size=16))
+    images, held_out, (note,) = open_parts(DataConfig(path=str(make_images(tmp_path / "images", count=1)), size=16))
     assert images is held_out and len(images) == 1 and "too few" in note
 
 
@@ -82,14 +82,14 @@ def test_held_out_losses_look_at_all_folders_alike():
     [(["1", "2", "3"], 1, 0), (["1", "2", "3"], 3, 2), (["even", "odd"], 1, 1), (["b", "a"], "a", 1)],
 )
 def test_a_stream_takes_a_number_for_the_class_of_that_name(names, value, number):
-    config = DataConfig("stream", size=16, label_column="kind", stream=True, class_names=names)
-    assert EncodedImages([("row", {"kind": value})], config, names).label(0) == number
+    config = DataConfig(path="stream", size=16, label_column="kind", stream=True, class_names=names)
+    assert EncodedImages([("row", {"kind": value})], config, names)[0]["label"] == number
 
 
 def test_a_number_that_names_no_class_is_refused():
-    config = DataConfig("stream", size=16, label_column="kind", stream=True, class_names=["1", "2", "3"])
+    config = DataConfig(path="stream", size=16, label_column="kind", stream=True, class_names=["1", "2", "3"])
     with pytest.raises(UserError, match="class 0 is not one of the 3"):
-        EncodedImages([("row", {"kind": 0})], config, ["1", "2", "3"]).label(0)
+        EncodedImages([("row", {"kind": 0})], config, ["1", "2", "3"])[0]["label"]
 
 
 def test_digits_of_other_scripts_are_names():

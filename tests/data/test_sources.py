@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from attndiff.data import sources
+from attndiff.data import image_set
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
-from attndiff.data.sources import open_images, open_validation
+from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.errors import UserError
 
 SIZE = 8
@@ -41,7 +40,7 @@ def png(number: int) -> bytes:
 
 
 def config(path, **options) -> DataConfig:
-    return DataConfig(str(path), size=SIZE, **options)
+    return DataConfig(path=str(path), size=SIZE, **options)
 
 
 def names(images) -> list[str]:
@@ -50,7 +49,7 @@ def names(images) -> list[str]:
 
 def assert_shows(images, i: int, number: int):
     expected = picture(number).transpose(2, 0, 1) / 127.5 - 1
-    np.testing.assert_allclose(images.pixels(i), expected, atol=1e-6)
+    np.testing.assert_allclose(images[i]["image"], expected, atol=1e-6)
 
 
 @pytest.fixture
@@ -71,10 +70,10 @@ def test_class_folders(tmp_path):
     put(tmp_path / "dogs" / "b.png", 1), put(tmp_path / "cats" / "deep" / "a.jpeg.png", 0)
     (tmp_path / "notes.md").write_text("x"), (tmp_path / ".hidden").mkdir()
     put(tmp_path / ".hidden" / "c.png", 2)
-    images = open_images(config(tmp_path, label_column="label", caption_column="label"))
+    images = ImageSet(config(tmp_path, label_column="label", caption_column="label"))
     assert names(images) == ["cats/deep/a.jpeg.png", "dogs/b.png"]
-    assert images.class_names == ["cats", "dogs"] and [images.label(i) for i in range(2)] == [0, 1]
-    assert images.captions(1) == ["dogs"] and images.row(1) == {"file_name": "dogs/b.png", "label": "dogs"}
+    assert images.class_names == ["cats", "dogs"] and [images[i]["label"] for i in range(2)] == [0, 1]
+    assert images[1]["caption"] == ["dogs"] and images.cells(1) == {"file_name": "dogs/b.png", "label": "dogs"}
     assert_shows(images, 0, 0), assert_shows(images, 1, 1)
     assert images.describe()["class_names"] == ["cats", "dogs"]
 
@@ -82,15 +81,15 @@ def test_class_folders(tmp_path):
 def test_captions_beside_images(tmp_path):
     for i in range(2):
         put(tmp_path / f"{i}.png", i).with_suffix(".txt").write_text(f"number {i}\n", encoding="utf-8")
-    images = open_images(config(tmp_path, caption_column="text"))
-    assert [images.captions(i) for i in range(2)] == [["number 0"], ["number 1"]]
-    assert open_images(config(tmp_path)).captions(0) == []
+    images = ImageSet(config(tmp_path, caption_column="text"))
+    assert [images[i]["caption"] for i in range(2)] == [["number 0"], ["number 1"]]
+    assert "caption" not in ImageSet(config(tmp_path))[0]
     put(tmp_path / "2.png", 2)
-    images = open_images(config(tmp_path, caption_column="text"))
+    images = ImageSet(config(tmp_path, caption_column="text"))
     assert len(images) == 2 and images.skipped == [("2.png", "has no caption ('text' is missing)")]
     assert ("2.png", "has no caption ('text' is missing)") in diagnose(config(tmp_path, caption_column="text")).dropped
     with pytest.raises(UserError, match=r"2\.png: has no caption"):
-        open_images(config(tmp_path, caption_column="text", on_error="raise"))
+        ImageSet(config(tmp_path, caption_column="text", on_error="raise"))
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -108,11 +107,11 @@ def test_metadata(tmp_path, kind):
             writer.writeheader(), writer.writerows(rows)
     else:
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
-    images = open_images(config(tmp_path, caption_column="text", label_column="kind"))
+    images = ImageSet(config(tmp_path, caption_column="text", label_column="kind"))
     assert names(images) == ["x/0.png", "1.png", "1.png"]
-    assert images.captions(0) == ['zéro, "quoted"\nline'] and images.captions(1) == [""]
-    assert images.class_names == ["9", "10"] and [images.label(i) for i in range(3)] == [1, 0, 0]
-    assert images.row(2)["text"] == "again"
+    assert images[0]["caption"] == ['zéro, "quoted"\nline'] and images[1]["caption"] == [""]
+    assert images.class_names == ["9", "10"] and [images[i]["label"] for i in range(3)] == [1, 0, 0]
+    assert images.cells(2)["text"] == "again"
     assert images.skipped == [
         ("stray.png", f"not listed in metadata.{kind}"),
         ("absent.png", f"listed in metadata.{kind}, but not there"),
@@ -128,7 +127,7 @@ def test_metadata_may_not_lead_outside(tmp_path, name):
     put(tmp_path / "data" / "b.png"), put(tmp_path / "a.png")
     (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps({"file_name": name}))
     with pytest.raises(UserError, match="is not a path inside the folder") as error:
-        open_images(config(tmp_path / "data"))
+        ImageSet(config(tmp_path / "data"))
     assert repr(name) in str(error.value) and "metadata.jsonl" in str(error.value)
 
 
@@ -138,20 +137,20 @@ def test_links_out_of_the_folder_are_refused(tmp_path, link):
     target = tmp_path / "secret" if link == "folder" else tmp_path / "secret" / "b.png"
     os.symlink(target, tmp_path / "data" / ("b.png" if link == "file" else "b"))
     with pytest.raises(UserError, match="a link out of"):
-        open_images(config(tmp_path / "data"))
+        ImageSet(config(tmp_path / "data"))
 
 
 def test_a_link_to_the_folder_itself_is_followed(tmp_path):
     put(tmp_path / "data" / "a.png", 3)
     os.symlink(tmp_path / "data", tmp_path / "link")
-    assert_shows(open_images(config(tmp_path / "link")), 0, 3)
+    assert_shows(ImageSet(config(tmp_path / "link")), 0, 3)
 
 
 def test_parquet(parquet):
-    images = open_images(config(parquet, caption_column="texts", label_column="style"))
-    assert len(images) == 12 and images.captions(0) == [""] and images.captions(3) == ["thing 3"]
+    images = ImageSet(config(parquet, caption_column="texts", label_column="style"))
+    assert len(images) == 12 and images[0]["caption"] == [""] and images[3]["caption"] == ["thing 3"]
     assert images.class_names == ["flat", "round"] and images.name(3) == "row 3"
-    assert images.row(3) == {"texts": ["thing 3", "  "], "style": "round", "family": "f1", "number": 3}
+    assert images.cells(3) == {"texts": ["thing 3", "  "], "style": "round", "family": "f1", "number": 3}
     assert_shows(images, 5, 5)
 
 
@@ -162,10 +161,10 @@ def test_parquet_parts(parquet, tmp_path):
     pq.write_table(table.slice(0, 4), folder / "train-00000-of-00002.parquet")
     pq.write_table(table.slice(4, 4), folder / "train-00001-of-00002.parquet")
     pq.write_table(table.slice(8), folder / "validation-00000-of-00001.parquet")
-    assert len(open_images(config(folder))) == 8
+    assert len(ImageSet(config(folder))) == 8
     assert_shows(open_validation(config(folder)), 0, 8)
     with pytest.raises(UserError, match="no part called 'test', it has train, validation"):
-        open_images(config(folder, split="test"))
+        ImageSet(config(folder, split="test"))
     assert open_validation(config(parquet)) is None
     assert len(open_validation(config(folder, validation=str(parquet)))) == 12
 
@@ -173,10 +172,10 @@ def test_parquet_parts(parquet, tmp_path):
 def test_folder_parts(tmp_path):
     put(tmp_path / "train" / "a" / "0.png", 0), put(tmp_path / "train" / "b" / "1.png", 1)
     put(tmp_path / "test" / "b" / "2.png", 2)
-    train = open_images(config(tmp_path, label_column="label"))
+    train = ImageSet(config(tmp_path, label_column="label"))
     assert names(train) == ["a/0.png", "b/1.png"]
-    test = open_images(config(tmp_path, label_column="label", split="test"), train.class_names)
-    assert test.label(0) == 1 and test.class_names == ["a", "b"]
+    test = ImageSet(config(tmp_path, label_column="label", split="test"), train.class_names)
+    assert test[0]["label"] == 1 and test.class_names == ["a", "b"]
 
 
 def test_class_labels_keep_their_order(tmp_path):
@@ -184,30 +183,30 @@ def test_class_labels_keep_their_order(tmp_path):
     table = pa.table({"image": [{"bytes": png(i), "path": f"{i}.png"} for i in range(3)], "label": [0, 1, 0]})
     meta = {"huggingface": json.dumps({"info": {"features": feature}})}
     pq.write_table(table.replace_schema_metadata(meta), tmp_path / "d.parquet")
-    images = open_images(config(tmp_path / "d.parquet", label_column="label"))
-    assert images.class_names == ["zebra", "ant"] and images.label(1) == 1 and images.name(2) == "2.png"
-    kept = open_images(config(tmp_path / "d.parquet", label_column="label", where={"label": ["ant"]}))
+    images = ImageSet(config(tmp_path / "d.parquet", label_column="label"))
+    assert images.class_names == ["zebra", "ant"] and images[1]["label"] == 1 and images.name(2) == "2.png"
+    kept = ImageSet(config(tmp_path / "d.parquet", label_column="label", where={"label": ["ant"]}))
     assert kept.class_names == ["ant"] and len(kept) == 1
 
 
 def test_filters(parquet):
-    kept = open_images(config(parquet, where={"style": ["flat"], "number": ["0", 2, 3]}))
+    kept = ImageSet(config(parquet, where={"style": ["flat"], "number": ["0", 2, 3]}))
     assert names(kept) == ["row 0", "row 2"]
-    rest = open_images(config(parquet, exclude=[{"style": "flat", "family": ["f0", "f1"]}, {"number": 11}]))
+    rest = ImageSet(config(parquet, exclude=[{"style": "flat", "family": ["f0", "f1"]}, {"number": 11}]))
     assert names(rest) == [f"row {i}" for i in (1, 3, 4, 5, 6, 7, 8, 9, 10)]
     with pytest.raises(UserError, match="no row is left"):
-        open_images(config(parquet, where={"style": ["square"]}))
+        ImageSet(config(parquet, where={"style": ["square"]}))
 
 
 def test_fraction_holds_out_whole_families(parquet):
     both = config(parquet, validation=0.3, label_column="style")
-    train, held = open_images(both), open_validation(both)
+    train, held = ImageSet(both), open_validation(both)
     assert sorted(names(train) + names(held)) == sorted(f"row {i}" for i in range(12))
-    families = [{images.row(i)["family"] for i in range(len(images))} for images in (train, held)]
+    families = [{images.cells(i)["family"] for i in range(len(images))} for images in (train, held)]
     assert families[0].isdisjoint(families[1]) and families[1]
-    again = open_validation(replace(both, validation=0.3))
+    again = open_validation(both.replace(validation=0.3))
     assert names(again) == names(held)
-    assert len(open_validation(replace(both, validation=0.001))) == 2  # never no family at all
+    assert len(open_validation(both.replace(validation=0.001))) == 2  # never no family at all
 
 
 def test_bad_images_are_skipped_listed_and_logged(tmp_path, caplog):
@@ -215,51 +214,51 @@ def test_bad_images_are_skipped_listed_and_logged(tmp_path, caplog):
         put(tmp_path / f"{i}.png", i)
     (tmp_path / "1.png").write_bytes(b""), (tmp_path / "photo.heic").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        images = open_images(config(tmp_path))
+        images = ImageSet(config(tmp_path))
     assert names(images) == ["0.png", "2.png", "3.png"] and "1 of 4 images skipped" in caplog.text
     assert_shows(images, 1, 2)
     assert [name for name, _ in images.skipped] == ["photo.heic", "1.png"]
     assert images.skipped[1][1].startswith("the file is empty")
     with pytest.raises(UserError, match=r"1\.png.*empty"):
-        open_images(config(tmp_path, on_error="raise"))
+        ImageSet(config(tmp_path, on_error="raise"))
     for i in (2, 3):
         (tmp_path / f"{i}.png").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"3 of 4 images are bad, first 1\.png"):
-        open_images(config(tmp_path))
+        ImageSet(config(tmp_path))
 
 
 def test_large_sets_are_not_kept_in_memory(parquet, monkeypatch):
-    kept = open_images(config(parquet))
-    monkeypatch.setattr(sources, "CACHE_BYTES", 1000)
-    lazy = open_images(config(parquet))
-    assert kept._cache is not None and lazy._cache is None
+    kept = ImageSet(config(parquet))
+    monkeypatch.setattr(image_set, "CACHE_BYTES", 1000)
+    lazy = ImageSet(config(parquet))
+    assert kept.is_kept and not lazy.is_kept
     for i in range(12):
-        np.testing.assert_array_equal(lazy.pixels(i), kept.pixels(i))
+        np.testing.assert_array_equal(lazy[i]["image"], kept[i]["image"])
     assert lazy.fingerprint == kept.fingerprint
 
 
 def test_fingerprint_follows_content(tmp_path):
     put(tmp_path / "a.png", 0), put(tmp_path / "b.png", 1)
-    before = open_images(config(tmp_path)).fingerprint
-    assert open_images(config(tmp_path)).fingerprint == before
+    before = ImageSet(config(tmp_path)).fingerprint
+    assert ImageSet(config(tmp_path)).fingerprint == before
     put(tmp_path / "b.png", 2)
-    assert open_images(config(tmp_path)).fingerprint != before
+    assert ImageSet(config(tmp_path)).fingerprint != before
 
 
 def test_depth_is_that_of_the_deepest_image(tmp_path):
     put(tmp_path / "a.png", 0)
     Image.fromarray(np.full((SIZE, SIZE), 65535, np.uint16)).save(tmp_path / "b.png")
-    images = open_images(config(tmp_path))
+    images = ImageSet(config(tmp_path))
     assert images.describe()["bit_depth"] == 16 and images.describe()["value_range"] == [0, 65535]
-    assert (images.pixels(1) == 1).all()
+    assert (images[1]["image"] == 1).all()
     assert_shows(images, 0, 0)
 
 
 def test_pickled_set_is_the_same(parquet):
-    images = open_images(config(parquet, caption_column="texts"))
+    images = ImageSet(config(parquet, caption_column="texts"))
     copy = pickle.loads(pickle.dumps(images))
-    assert len(copy) == 12 and copy.captions(3) == ["thing 3"] and copy.row(2) == images.row(2)
-    np.testing.assert_array_equal(copy.pixels(4), images.pixels(4))
+    assert len(copy) == 12 and copy[3]["caption"] == ["thing 3"] and copy.cells(2) == images.cells(2)
+    np.testing.assert_array_equal(copy[4]["image"], images[4]["image"])
 
 
 @pytest.mark.parametrize("cell", [{"bytes": None, "path": "/etc/passwd"}, {"bytes": None, "path": "../a.png"}])
@@ -267,7 +266,7 @@ def test_paths_in_parquet_are_not_opened(tmp_path, cell):
     put(tmp_path / "a.png")
     pq.write_table(pa.table({"image": [cell]}), tmp_path / "d.parquet")
     with pytest.raises(UserError, match="holds no image"):
-        open_images(config(tmp_path / "d.parquet", on_error="raise"))
+        ImageSet(config(tmp_path / "d.parquet", on_error="raise"))
 
 
 def build_mistake(kind: str, root: Path) -> DataConfig:
@@ -336,7 +335,7 @@ MISTAKES = {
 def test_mistakes_are_one_clear_sentence(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=MISTAKES[kind]) as error:
-        open_images(build_mistake(kind, tmp_path))
+        ImageSet(build_mistake(kind, tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -347,9 +346,9 @@ def test_mistakes_are_one_clear_sentence(kind, tmp_path, monkeypatch):
         ({"validation": 1.5}, "validation=1.5"),
         ({"validation": 1}, "validation=1 is no fraction"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
-        ({"size": "32"}, "size='32'"),
-        ({"where": ["style"]}, "where must map"),
-        ({"exclude": {"style": "x"}}, "exclude must be a list"),
+        ({"size": "wide"}, "size: input should be a valid integer.*not 'wide'"),
+        ({"where": ["style"]}, "where: it must map"),
+        ({"exclude": {"style": "x"}}, "exclude: it must be a list"),
     ],
 )
 def test_impossible_configurations(options, words):

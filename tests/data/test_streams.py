@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import attndiff
-from attndiff.data import streams
 from attndiff.data.config import DataConfig
-from attndiff.data.streams import Stream, block_order, lane_count, shuffled_blocks
+from attndiff.data.streams import stream as stream_module
+from attndiff.data.streams.blocks import block_order, lane_count, shuffled_blocks
+from attndiff.data.streams.stream import Stream
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.training.config import make_config
@@ -105,10 +106,10 @@ def rows_of(images, steps: int, rank: int = 0, world: int = 1, start: int = 0, a
 @pytest.mark.parametrize("kind, image_column", [("shards", "image"), ("tars", "webp")])
 def test_every_epoch_meets_each_training_row_once_in_another_order(kind, image_column, request, tmp_path, emoji):
     images, validation, notes = opened(request.getfixturevalue(kind), tmp_path, image_column=image_column)
-    held_out = {validation.captions(i)[0] for i in range(len(validation))}
+    held_out = {validation[i]["caption"][0] for i in range(len(validation))}
     training = [row["text"] for row in emoji if row["text"] not in held_out]
     assert held_out and len(training) == len(emoji) - len(held_out)
-    assert {images.captions(i)[0] for i in range(len(images))} == set(training)
+    assert {images[i]["caption"][0] for i in range(len(images))} == set(training)
     assert any(f"{len(held_out)} in all, are held out" in note for note in notes)
     met = rows_of(images, steps=20)
     for epoch in (0, 1):
@@ -156,9 +157,9 @@ def test_a_row_group_is_a_shard(emoji, tmp_path):
 
 
 def test_the_head_is_picked_over_the_data_and_ends(shards, monkeypatch):
-    stream = Stream(DataConfig(str(shards), caption_column="text"))
+    stream = Stream(DataConfig(path=str(shards), caption_column="text"))
     assert [len(rows) for rows in stream.head(8).values()] == [1] * len(SHARDS)
-    monkeypatch.setattr(streams, "HEAD_SHARDS", (1, 2))
+    monkeypatch.setattr(stream_module, "HEAD_SHARDS", (1, 2))
     heads = stream.head(1000)
     assert len(heads) == 2 and all(len(rows) == SHARDS[shard] for shard, rows in heads.items())
 
@@ -273,7 +274,7 @@ def test_bad_images_are_left_out_alike_every_time(shards, emoji, tmp_path):
 def test_filters_and_globs(shards, tmp_path):
     images, _, notes = opened(f"{shards}/part-[01].parquet", tmp_path, where={"kind": [1]})
     assert images.stream.shards == 2 and any("too few images to hold any out" in note for note in notes)
-    assert len(images) == 8 and {images.row(i)["kind"] for i in range(len(images))} == {1}
+    assert len(images) == 8 and {images.cells(i)["kind"] for i in range(len(images))} == {1}
 
 
 def test_a_validation_part_or_path_of_its_own_is_taken(emoji, tmp_path):
@@ -284,7 +285,7 @@ def test_a_validation_part_or_path_of_its_own_is_taken(emoji, tmp_path):
     images, validation, _ = opened(folder, tmp_path / "a")
     assert len(images) == 20 and len(validation) == len(emoji) - 20
     images, validation, _ = opened(folder / "train-0.parquet", tmp_path / "b", validation=f"{folder}/v*.parquet")
-    assert len(images) == 20 and validation.captions(0) == [emoji[20]["text"]]
+    assert len(images) == 20 and validation[0]["caption"] == [emoji[20]["text"]]
 
 
 def test_changed_shards_are_noticed(shards, emoji, tmp_path):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from attndiff.data.columns import IMAGE
+from attndiff.data.rows import Rows
+from attndiff.data.subset import Subset
 from attndiff.errors import UserError
 from attndiff.metrics.controls import CONTROLS, blurred, composed, exchanged_quarters, noised
 from attndiff.metrics.extractors import choose, inception
@@ -160,8 +163,10 @@ def pictures(n: int, seed: int = 0, channels: int = 3) -> torch.Tensor:
     return images
 
 
-class Images:
+class Images(Rows):
     """Unlabelled images as a set."""
+
+    columns = (IMAGE,)
 
     def __init__(self, pixels: torch.Tensor):
         self.values = pixels
@@ -169,16 +174,23 @@ class Images:
     def __len__(self):
         return len(self.values)
 
-    def pixels(self, i):
+    def load(self, i, name):
         return self.values[i].numpy()
 
-    def label(self, i):
-        return None
+    def name(self, i):
+        return str(i)
+
+    def cells(self, i):
+        return {}
+
+    def by_shape(self):
+        return {tuple(self.values.shape[2:]): np.arange(len(self))}
+
+    def describe(self):
+        return {"channels": [f"band{i}" for i in range(self.values.shape[1])]}
 
 
 def subsets(n: int, channels: int = 3):
-    from attndiff.data.subset import Subset
-
     return [Subset(Images(pictures(n, seed, channels)), range(n)) for seed in range(3)]
 
 

@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from attndiff.nn import attention
 from attndiff.nn.attention import Attention, additive_mask, choose_backend, reference_attention
 from attndiff.nn.encoder import ConditionEncoder
-from attndiff.nn.rope import sequence_angles
+from attndiff.nn.rope import cos_sin, sequence_angles
 from attndiff.nn.unet import AttentionUNet2DModel
 
 BATCH, QUERIES, KEYS, HEADS, CHANNELS = 3, 10, 7, 2, 8
@@ -157,6 +157,18 @@ def test_networks_run_on_xformers(xformers, dtype):
     assert (actual - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.05)
 
 
+@torch.no_grad()
+def test_padded_windows_run_on_xformers(xformers):
+    """The mask of windows that do not divide the image is one that its kernels take."""
+    levels = [{"width": 16, "depth": 2, "attention": "window", "window": 4}]
+    unet = randomised(lambda: AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16))
+    sample = seeded(2, 3, 10, 14)  # 5 x 7 pixels in windows of 3 x 4
+    expected = unet(sample, torch.zeros(2)).sample
+    unet.set_attention_backend("xformers")
+    assert (unet(sample, torch.zeros(2)).sample - expected).abs().max() < 1e-5
+    assert xformers.calls == [(12, 12, True)] * 2
+
+
 def test_xformers_mask_stays_aligned_under_autocast(xformers):
     attn = randomised(lambda: Attention(16, 8, cross_attention_dim=16))
     attn.processor._attention_backend = AttentionBackendName.XFORMERS
@@ -206,8 +218,8 @@ def test_layer_is_the_reference_of_its_projections():
 def test_rotation_depends_on_distance_only():
     attn = randomised(lambda: Attention(16, 8))
     x = seeded(1, 6, 16)
-    angles = sequence_angles(16, 8, x.device)
-    near, far = attn(x, angles=angles[:6]), attn(x, angles=angles[10:])
+    angles = sequence_angles(16, 8, x.device)[None]
+    near, far = attn(x, rotation=cos_sin(angles[:, :6])), attn(x, rotation=cos_sin(angles[:, 10:]))
     assert torch.allclose(near, far, atol=1e-5)
     assert not torch.allclose(near, attn(x), atol=1e-3)
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from attndiff.nn.attention import Attention
-from attndiff.nn.blocks import ConvBlock, TransformerBlock, join_windows, split_windows
+from attndiff.nn.blocks import ConvBlock, TransformerBlock
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
@@ -152,9 +152,11 @@ def test_forward_changes_no_parameter():
     assert all(torch.equal(before[name], tensor) for name, tensor in unet.state_dict().items())
 
 
-@pytest.mark.parametrize("level", [GLOBAL, WINDOW], ids=["global", "window"])
-def test_gradient_checkpointing_gives_the_same_gradients(level):
-    batch = inputs()
+@pytest.mark.parametrize(
+    ("level", "size"), [(GLOBAL, 16), (WINDOW, 16), (WINDOW, 20)], ids=["global", "window", "padded window"]
+)
+def test_gradient_checkpointing_gives_the_same_gradients(level, size):
+    batch = inputs(height=size, width=size)
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         unet = make_unet((CONVOLUTIONS, level)).train()
@@ -172,9 +174,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(level):
 SHALLOW = ({**WINDOW, "depth": 1}, {**GLOBAL, "depth": 1})  # tracing takes seconds a block
 
 
-def test_compiles_without_graph_breaks_in_training():
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (40, 56)], ids=["whole windows", "padded windows"])
+def test_compiles_without_graph_breaks_in_training(height, width):
     torch._dynamo.reset()
-    unet, batch = make_unet((CONVOLUTIONS, *SHALLOW)), inputs()
+    unet, batch = make_unet((CONVOLUTIONS, *SHALLOW)), inputs(height=height, width=width)
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     out = compiled(**batch).sample
     assert torch.allclose(out, unet(**batch).sample, atol=1e-6)
@@ -212,9 +215,29 @@ def test_condition_cache_gives_the_same_pixels_from_one_computation(monkeypatch)
     assert len(calls) == layers * (1 + len(noise_levels))
 
 
+def test_a_cache_of_another_network_is_refused():
+    unet, batch = make_unet((WINDOW, GLOBAL)), inputs()
+    cache = unet(None, encoder_hidden_states=batch.pop("encoder_hidden_states"), return_condition_cache=True)
+    with pytest.raises(ValueError, match="condition_cache has 5 entries for 6 blocks with cross-attention"):
+        unet(**batch, condition_cache=cache[:-1])
+
+
+def test_stages_are_what_is_run():
+    """Blocks by their names, in the order of execution, each at the size that its level says."""
+    unet, batch, calls = make_unet((CONVOLUTIONS, WINDOW, GLOBAL)), inputs(height=16, width=24), {}
+    for name, module in unet.named_modules():
+        if isinstance(module, ConvBlock | TransformerBlock):
+            module.register_forward_hook(lambda _, args, out, name=name: calls.update({name: out.shape[1:3]}))
+    unet(**batch)
+    blocks = [(name, stage.level) for stage in unet.stages() for name, _ in stage.named_blocks()]
+    assert list(calls) == list(unet.scale_sizes) == [name for name, _ in blocks]
+    assert calls == {name: unet.grid_size(level, 16, 24) for name, level in blocks}
+    assert unet.cross_attending() == {name: level for name, level in blocks if level}
+
+
 def test_more_tokens_than_made_for_attend_in_windows_with_a_warning(monkeypatch):
     warnings = []
-    logger = diffusers_logging.get_logger("attndiff.nn.unet")
+    logger = diffusers_logging.get_logger("attndiff.nn.kinds.global_attention")
     monkeypatch.setattr(logger, "warning_once", warnings.append, raising=False)
     few = {**GLOBAL, "max_tokens": 16, "window": 4}
     unet = make_unet((CONVOLUTIONS, few))
@@ -223,10 +246,32 @@ def test_more_tokens_than_made_for_attend_in_windows_with_a_warning(monkeypatch)
     large = inputs(height=32, width=32)
     out = unet(**large).sample
     (message,) = warnings
-    assert "made for 16 tokens of global attention got 64 and attends in windows of 4" in message
+    assert "made for 16 tokens of global attention got 64 and attends in windows of 4 x 4;" in message
     windowed = make_unet((CONVOLUTIONS, {**few, "attention": "window"}))
     assert torch.equal(out, windowed(**large).sample)
     assert not torch.allclose(out, make_unet((CONVOLUTIONS, GLOBAL))(**large).sample, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "windows"), [(128, {64, 256}), (136, {36, 49}), (152, {49, 64}), (184, {64})])
+def test_awkward_sizes_attend_in_windows_nearly_as_large_as_any(size, windows):
+    """What layers really get, on levels of a fourth and an eighth of the image made for 256 tokens, as those of xs."""
+    levels = [CONVOLUTIONS, *[{**GLOBAL, "max_tokens": 256}] * 2]
+    unet, pixels = make_unet(levels, cross_attention_dim=None, pooled_dim=None), []
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(lambda _, args: pixels.append(args[0].shape[1]))
+    out = unet(torch.randn(1, 3, size, size), torch.zeros(1)).sample
+    assert out.shape == (1, 3, size, size) and len(pixels) == 6
+    assert set(pixels) == windows
+
+
+def test_the_warning_says_how_large_windows_are(monkeypatch):
+    warnings = []
+    logger = diffusers_logging.get_logger("attndiff.nn.kinds.global_attention")
+    monkeypatch.setattr(logger, "warning_once", warnings.append, raising=False)
+    make_unet((CONVOLUTIONS, {**GLOBAL, "max_tokens": 256}))(**inputs(height=136, width=152))
+    assert "got 1292 and attends in windows of 7 x 8;" in warnings[0] and len(warnings) == 1
 
 
 def test_dilated_windows_join_all_pixels():
@@ -242,16 +287,6 @@ def test_dilated_windows_join_all_pixels():
         unet(sample, torch.zeros(BATCH)).sample[0, :, 0, 0].sum().backward()
         reach[depth] = (sample.grad[0].abs().sum(0) > 0).float().mean().item()
     assert reach == {1: 16 / 256, 2: 1.0}
-
-
-@pytest.mark.parametrize("dilated", [False, True])
-def test_windows_join_what_they_split(dilated):
-    x = torch.randn(2, 6, 8, 3)
-    windows = split_windows(x, (3, 2), dilated)
-    assert windows.shape == (2 * 8, 6, 3)
-    assert torch.equal(join_windows(windows, (6, 8), (3, 2), dilated), x)
-    first = x[0, ::2, ::4] if dilated else x[0, :3, :2]
-    assert torch.equal(windows[0], first.flatten(0, 1))
 
 
 def test_seamless_network_wraps_around():

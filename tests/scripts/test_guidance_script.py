@@ -7,7 +7,7 @@ from commands import make_images
 from factories import text_pipeline, tiny_unet
 
 from attndiff.data.config import DataConfig
-from attndiff.data.sources import open_images
+from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.metrics.extractors.base import Extractor
 
@@ -23,7 +23,7 @@ from attndiff.metrics.extractors.base import Extractor
     ids=lambda value: getattr(value, "kind", None),
 )
 def test_evaluations_are_counted_by_image(tmp_path, way, evaluations):
-    images = open_images(DataConfig(make_images(tmp_path / "images"), size=16, caption_column="text"))
+    images = ImageSet(DataConfig(path=make_images(tmp_path / "images"), size=16, caption_column="text"))
     guide = {"guide": tiny_unet(conditional=True, seed=5)} if way.kind == "autoguidance" else {}
     extractor = Extractor("channel means", lambda batch: batch.mean((2, 3)))
     curves = guidance.Curves({way.kind: text_pipeline(**guide)}, extractor, len(images))

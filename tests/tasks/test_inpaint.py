@@ -51,7 +51,7 @@ def test_masks_are_strokes_boxes_and_everything():
 
 def test_a_sample_knows_nothing_of_the_hole():
     image = torch.rand(3, 16, 16) + 0.5
-    sample = INPAINT.make_sample(image, np.random.default_rng(1), InpaintSettings())
+    sample = INPAINT.make_sample({"image": image.numpy()}, np.random.default_rng(1), InpaintSettings())
     mask = sample["aligned"][:1]
     assert 0 < mask.mean() < 1 and torch.equal(sample["aligned"][1:], image * (1 - mask))
     weight = sample["pixel_weight"]

@@ -61,7 +61,7 @@ def test_interpolation_is_that_of_pillow(resample, size):
 def test_a_sample_holds_what_the_enlarged_image_lacks():
     settings = UpscaleSettings(residual_std=0.25)
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sample = UPSCALE.make_sample(image, np.random.default_rng(0), settings)
+    sample = UPSCALE.make_sample({"image": image.numpy()}, np.random.default_rng(0), settings)
     torch.testing.assert_close(sample["aligned"] + 0.25 * sample["images"], image)
     assert torch.equal(sample["aligned"], enlarge_by(small_of(image[None], 2), 2)[0])
 
@@ -69,7 +69,7 @@ def test_a_sample_holds_what_the_enlarged_image_lacks():
 def test_the_residual_is_measured_once_and_kept(run, pipeline):
     measured = pipeline.config.task["residual_std"]
     assert 0.01 < measured < 1 and pipeline.config.task["scale"] == 2
-    assert UPSCALE.learn([torch.zeros(3, 16, 16)], UpscaleSettings(residual_std=0.5)) == {}
+    assert UPSCALE.learn([], UpscaleSettings(residual_std=0.5)) == {}
 
 
 def test_back_projection_makes_the_result_agree_with_the_small_image():

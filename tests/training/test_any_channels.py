@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.data.pixels.writers import save_image
-from attndiff.data.sources import open_images, open_validation
 from attndiff.folder.shipped import bundled_data
 
 SIDE = 16
@@ -65,9 +65,9 @@ def test_samples_have_the_histograms_of_held_out_images(bands, pipeline):
         pipe(num_images_per_prompt=64, output_type="np", generator=torch.Generator().manual_seed(0)).images
     )
     assert samples.dtype == np.uint16 and samples.shape == (64, SIDE, SIDE, 5)
-    data = DataConfig(str(bands), size=SIDE, channels=5, validation=0.2)
+    data = DataConfig(path=str(bands), size=SIDE, channels=5, validation=0.2)
     held_out = open_validation(data)
-    real = np.stack([held_out.pixels(i) for i in range(len(held_out))])
+    real = np.stack([held_out[i]["image"] for i in range(len(held_out))])
     levels = np.linspace(0.02, 0.98, 49)
     for band in range(5):
         drawn = np.quantile(samples[..., band] / 65535, levels)
@@ -82,5 +82,5 @@ def test_samples_are_files_that_read_back_the_same(pipeline, tmp_path):
     image = np.asarray(pipe(num_inference_steps=2, output_type="np").images)[0]
     path = save_image(image, tmp_path / "sample", pipe.config.data)
     assert path.suffix == ".tif" and np.array_equal(tifffile.imread(path), image)
-    back = open_images(DataConfig(str(tmp_path), size=SIDE, channels=5)).pixels(0)
+    back = ImageSet(DataConfig(path=str(tmp_path), size=SIDE, channels=5))[0]["image"]
     assert np.allclose((back.transpose(1, 2, 0) + 1) / 2 * 65535, image, atol=0.5)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import attndiff
 from attndiff.data.config import DataConfig
-from attndiff.data.draw import draw
-from attndiff.data.sources import open_images
+from attndiff.data.image_set import ImageSet
+from attndiff.data.order.draw import draw
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.training import latents as module
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def images():
-    return open_images(DataConfig(**{**FOOD, "path": str(bundled_data("emoji32")), "size": SIDE}))
+    return ImageSet(DataConfig(**{**FOOD, "path": str(bundled_data("emoji32")), "size": SIDE}))
 
 
 def train(out, folder, **changes) -> Path:
@@ -119,7 +119,7 @@ def test_grids_and_the_card_show_images(run):
 
 
 def test_sigma_data_is_that_of_the_latents(run, images):
-    expected = encode(make_vae(), torch.from_numpy(np.stack([images.pixels(i) for i in range(len(images))])))
+    expected = encode(make_vae(), torch.from_numpy(np.stack([images[i]["image"] for i in range(len(images))])))
     index = json.loads((run / "pipeline/model_index.json").read_text())
     assert index["objective"]["sigma_data"] == pytest.approx(expected.std().item(), abs=2e-4)
 
@@ -157,12 +157,12 @@ def test_the_pipeline_undoes_the_scaling(images, tmp_path):
     """Encoding and decoding gives the autoencoder's own reconstruction."""
     vae = make_vae()
     latents = LatentSet(images, vae, tmp_path)
-    pixels = torch.from_numpy(np.stack([images.pixels(i) for i in range(4)]))
+    pixels = torch.from_numpy(np.stack([images[i]["image"] for i in range(4)]))
     with torch.no_grad():
         expected = (vae(pixels).sample / 2 + 0.5).clamp(0, 1)
     assert 0.1 < expected.mean() < 0.9  # not all of it clipped
     pipe = unconditional_pipeline(vae=vae)
-    decoded = pipe.decode_latents(torch.from_numpy(np.stack([latents.pixels(i) for i in range(4)])), "pt")
+    decoded = pipe.decode_latents(torch.from_numpy(np.stack([latents[i]["image"] for i in range(4)])), "pt")
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=0)
 
 
@@ -173,11 +173,11 @@ def test_flipped_latents_are_those_of_flipped_images(images, tmp_path):
     flips = 0
     for i in range(8):
         flipped = draw(0, 3, i, latents.shape, 0.0, 0.5).flip
-        pixels = torch.from_numpy(images.pixels(i))
+        pixels = torch.from_numpy(images[i]["image"])
         expected = encode(vae, (pixels.flip(-1) if flipped else pixels)[None])[0]
         torch.testing.assert_close(dataset[(i, 3)]["images"], expected, atol=1e-5, rtol=0)
         flips += flipped
-        assert (latents.mirrored(i) - latents.pixels(i)[..., ::-1]).std() > 0.1 * latents.pixels(i).std()
+        assert (latents[i].mirrored()["image"] - latents[i]["image"][..., ::-1]).std() > 0.1 * latents[i]["image"].std()
     assert 0 < flips < 8
 
 
@@ -186,13 +186,13 @@ def test_every_image_is_encoded_once(images, encodes, tmp_path):
     assert sum(encodes) == len(images)
     second = LatentSet(images, make_vae(), tmp_path)
     assert sum(encodes) == len(images)
-    assert all(np.array_equal(first.pixels(i), second.pixels(i)) for i in range(len(images)))
+    assert all(np.array_equal(first[i]["image"], second[i]["image"]) for i in range(len(images)))
     LatentSet(images, make_vae(), tmp_path, mirror=True)
     assert sum(encodes) == 3 * len(images)
     LatentSet(images, make_vae(scale=0.06), tmp_path)
     assert sum(encodes) == 4 * len(images)
-    other = open_images(
-        DataConfig(str(bundled_data("emoji32")), size=16, where={"group": ["Activities"], "style": ["noto"]})
+    other = ImageSet(
+        DataConfig(path=str(bundled_data("emoji32")), size=16, where={"group": ["Activities"], "style": ["noto"]})
     )
     LatentSet(other, make_vae(), tmp_path)
     assert sum(encodes) == 4 * len(images) + len(other)
@@ -221,7 +221,7 @@ def test_a_damaged_file_alone_is_encoded_again(damage, images, encodes, monkeypa
     damage(first.folder / "000001.safetensors")
     second = LatentSet(images, make_vae(), tmp_path)
     assert sum(encodes) == 16 and tree(tmp_path) == before
-    assert all(np.array_equal(first.pixels(i), second.pixels(i)) for i in range(len(images)))
+    assert all(np.array_equal(first[i]["image"], second[i]["image"]) for i in range(len(images)))
 
 
 def test_two_processes_write_what_one_does(images, encodes, monkeypatch, tmp_path):
@@ -234,7 +234,7 @@ def test_two_processes_write_what_one_does(images, encodes, monkeypatch, tmp_pat
         both = LatentSet(images, make_vae(), tmp_path / "two", state=state)
     assert sum(encodes) == len(images) and tree(tmp_path / "two") == tree(tmp_path / "one")
     copy = pickle.loads(pickle.dumps(both))
-    assert np.array_equal(copy.pixels(17), both.pixels(17)) and copy.captions(17) == images.captions(17)
+    assert np.array_equal(copy[17]["image"], both[17]["image"]) and copy[17]["caption"] == images[17]["caption"]
 
 
 def test_an_image_without_finite_latents_is_named(images, tmp_path):

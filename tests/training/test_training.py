@@ -278,7 +278,7 @@ def test_captions_of_every_kind_are_learned_from(tmp_path):
     data = {"path": str(folder), "size": 16, "caption_column": "text"}
     trainer = Trainer(make_config(settings(tmp_path / "run", data__=data)))
     sets = trainer.parts.images, trainer.parts.validation
-    captions = [images.captions(i)[0] for images in sets for i in range(len(images))]
+    captions = [images[i]["caption"][0] for images in sets for i in range(len(images))]
     assert captions.count("") == 2 and " \t\n" not in captions
     both_forms = [HOSTILE_CAPTIONS[form] for form in ("composed", "decomposed")]
     first, second = trainer.parts.conditioning.tokens(both_forms)["input_ids"]

@@ -48,7 +48,7 @@ class Distances:
                 f"{held_out} and {len(parts.images)}; set data.validation, give more data, or leave it out."
             )
         images, validation = images_of(parts.images), images_of(parts.validation)
-        reference = Reference(images.table.origin, images, validation, halves=False)
+        reference = Reference(images.origin, images, validation, halves=False)
         self.test, self.others, self.rest = reference.choose(n, config.seed)
         self._yardstick: Yardstick | None = None
         self._refusal: str | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
 from attndiff.training.conditioning import Conditioning, open_pretrained
@@ -55,7 +55,7 @@ def _open_text(config: TrainConfig, source: DiffusionPipeline | None) -> Conditi
     return open_pretrained(config.condition) if config.condition.pretrained else None
 
 
-def check_vae(config: TrainConfig, vae: AutoencoderKL, images: ImageSet) -> None:
+def check_vae(config: TrainConfig, vae: AutoencoderKL, images: Rows) -> None:
     """Raise `UserError` unless the images can be trained on as latents of the autoencoder."""
     for key in ("stream", "max_aspect"):
         if getattr(config.data, key):

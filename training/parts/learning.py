@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from attndiff.data.sources import ImageSet
+from attndiff.data.columns import CAPTION, IMAGE
+from attndiff.data.rows import Row, Rows
 from attndiff.data.subset import Subset, spread_over
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.objectives import make_objective
@@ -16,7 +17,6 @@ from attndiff.tasks.registry import TASKS
 from attndiff.tasks.task import GENERATE, TaskSettings, nothing
 from attndiff.tasks.upscale import UPSCALE
 from attndiff.training.config import TrainConfig
-from attndiff.training.latents import LatentSet
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
 from attndiff.training.state.learned import Learned
@@ -57,24 +57,24 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     )
 
 
-def _tokenizer(config: TrainConfig, images: ImageSet):
-    captions = [caption for i in range(len(images)) for caption in images.captions(i)]
+def _tokenizer(config: TrainConfig, images: Rows):
+    captions = [caption for row in images for caption in row[CAPTION.name]]
     return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
 
 
-def _licences(images: ImageSet) -> list[tuple[str, int]]:
+def _licences(images: Rows) -> list[tuple[str, int]]:
     """The licences that the rows name, the commonest first."""
-    if not len(images) or "license" not in images.row(0):
+    if not len(images) or "license" not in images.cells(0):
         return []
-    return Counter(str(images.row(i)["license"]) for i in range(len(images))).most_common()
+    return Counter(str(images.cells(i)["license"]) for i in range(len(images))).most_common()
 
 
-def examples(validation: ImageSet | LatentSet) -> Subset:
+def examples(validation: Rows) -> Subset:
     """The held-out images that samples of a task are made of which is given images."""
     return spread_over(validation, min(EXAMPLES, len(validation)))
 
 
-def learn_task(config: TrainConfig, images: ImageSet) -> TaskSettings:
+def learn_task(config: TrainConfig, images: Rows) -> TaskSettings:
     """The settings of the task, with what is measured on some of the images.
 
     Raises:
@@ -85,16 +85,16 @@ def learn_task(config: TrainConfig, images: ImageSet) -> TaskSettings:
         raise UserError(f"task.name {task.name} goes together with no model.vae, distill or data.stream: leave it out.")
     if task is UPSCALE and config.objective.name not in (None, "flow"):
         raise UserError(f"task.name {task.name} learns to do it in one call by the objective flow: leave it out.")
-    return settings.model_copy(update=task.learn(some_images(images), settings))
+    return settings.model_copy(update=task.learn(some_rows(images), settings))
 
 
-def some_images(images: ImageSet | LatentSet) -> Iterator[torch.Tensor]:
-    """Some images ``(C, H, W)`` from all over the set, or their latents."""
+def some_rows(images: Rows) -> Iterator[Row]:
+    """Some rows from all over the set."""
     for i in range(0, len(images), max(1, len(images) // MEASURED)):
-        yield torch.from_numpy(images.pixels(i))
+        yield images[i]
 
 
-def learn_objective(config: TrainConfig, given: Given, images: ImageSet | LatentSet, task: dict) -> dict:
+def learn_objective(config: TrainConfig, given: Given, images: Rows, task: dict) -> dict:
     """Settings of the objective, ``sigma_data`` measured where neither the config nor the earlier model gives it.
 
     Args:
@@ -116,9 +116,11 @@ def learn_objective(config: TrainConfig, given: Given, images: ImageSet | Latent
         raise UserError(f"config: {error}") from None
 
 
-def standard_deviation(images: ImageSet | LatentSet, task: dict) -> float:
+def standard_deviation(images: Rows, task: dict) -> float:
     """Of the values of what is denoised for some images from all over the set, to four digits."""
     kind, generator = TASKS[task["name"]], np.random.default_rng(0)
-    settings = kind.settings(**task)
-    targets = ({"images": image, **kind.make_sample(image, generator, settings)} for image in some_images(images))
-    return round(float(torch.cat([target["images"].flatten() for target in targets]).std()), 4)
+    settings, values = kind.settings(**task), []
+    for row in some_rows(images):
+        target = kind.make_sample(row, generator, settings).get("images")
+        values.append(torch.from_numpy(row[IMAGE.name]) if target is None else target)
+    return round(float(torch.cat([value.flatten() for value in values]).std()), 4)

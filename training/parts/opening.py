@@ -5,8 +5,9 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
+from attndiff.data.columns import CAPTION
 from attndiff.data.parts import open_parts
-from attndiff.data.sources import ImageSet
+from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.training.config import TrainConfig
@@ -24,8 +25,8 @@ class Opened:
         notes: What is to be said of them, a sentence each.
     """
 
-    images: ImageSet | LatentSet
-    validation: ImageSet | LatentSet
+    images: Rows
+    validation: Rows
     notes: list[str]
 
 
@@ -39,9 +40,9 @@ def open_data(config: TrainConfig, class_names: list[str] | None = None) -> Open
     Raises:
         UserError: If it cannot be used, or has no captions where the condition is text.
     """
-    data = replace(config.data, path=str(bundled_data(config.data.path) or config.data.path))
+    data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
     opened = Opened(*(open_streamed(data, config, class_names) if data.stream else open_parts(data)))
-    if config.condition.kind == "text" and not opened.images.captions(0):
+    if config.condition.kind == "text" and CAPTION not in opened.images.columns:
         raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
     return opened
 
@@ -54,7 +55,7 @@ def encoded(config: TrainConfig, opened: Opened, vae: AutoencoderKL) -> Opened:
     return replace(opened, images=latents, validation=latents if alike else LatentSet(opened.validation, vae, folder))
 
 
-def bucket_note(config: TrainConfig, images: ImageSet, multiple: int) -> str:
+def bucket_note(config: TrainConfig, images: Rows, multiple: int) -> str:
     """How many images each bucket has; raises `UserError` if the network cannot take their sizes."""
     if config.data.bucket_multiple % multiple:
         raise UserError(

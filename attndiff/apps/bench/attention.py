@@ -14,8 +14,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from attndiff.apps.bench.network import TOKENS
 from attndiff.apps.bench.timing import seconds_of
 from attndiff.nn.attention import additive_mask, reference_attention
+from attndiff.nn.level import Level
 from attndiff.nn.presets import PRESETS
-from attndiff.nn.unet import Level, largest_divisor
 
 BACKENDS = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "xformers", "flash")
 REFERENCE = "reference"
@@ -29,7 +29,7 @@ class Shape:
     Args:
         preset: Name in `PRESETS`.
         size: Image side in pixels.
-        kind: ``"self"``, ``"window"`` or ``"cross"``.
+        kind: Of an arrangement of the pixels, such as ``"global"`` or ``"window"``, or ``"cross"``.
         groups: Sequences of an image: 1, or its windows.
         queries: Tokens of a sequence.
         keys: Tokens attended to.
@@ -53,11 +53,10 @@ def preset_shapes(preset: str, size: int) -> Iterator[Shape]:
     side = size // unet.get("patch_size", 2)
     for i, level in enumerate(Level(**settings) for settings in unet["levels"]):
         rows, heads = side >> i, level.width // unet["head_dim"]
-        windowed = level.attention == "window" or rows**2 > level.max_tokens
-        window = largest_divisor(rows, level.window) if windowed else rows
-        if level.attention != "none":
-            kind, groups = ("window" if windowed else "self"), (rows // window) ** 2
-            yield Shape(preset, size, kind, groups, window**2, window**2, heads, unet["head_dim"])
+        if level.self_attention:
+            pixels = level.arrangements(rows, rows)[0]
+            length = pixels.length
+            yield Shape(preset, size, pixels.kind, pixels.sequences, length, length, heads, unet["head_dim"])
         if level.cross_attention:
             yield Shape(preset, size, "cross", 1, rows**2, TOKENS, heads, unet["head_dim"])
 

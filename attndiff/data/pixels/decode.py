@@ -18,6 +18,7 @@ PEAK = {"uint8": 255, "uint16": 65535, "float32": 1}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 EXIF_ORIENTATION = 274
+NUMBERS = "numbers"
 
 
 @dataclass
@@ -42,7 +43,8 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
 
     Args:
         source: The file's content, its path, or an opened image.
-        channels: What is wanted. A number asks for the file's bands as they are, neither composited nor converted.
+        channels: What is wanted. A number asks for the file's bands as they are, neither composited nor converted;
+            `NUMBERS` for the one number that each pixel is, of a palette the place in it.
         name: What messages call the image.
 
     Raises:
@@ -103,6 +105,8 @@ def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Deco
     image.load()
     image = _upright(image, notes)
     kind = image.mode
+    if channels == NUMBERS:
+        return Decoded(_numbers(image, name), None, kind, notes)
     pixels, alpha = _to_arrays(image, isinstance(channels, int), notes, name)
     if isinstance(channels, int):
         if alpha is not None:
@@ -145,6 +149,13 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if orientation in range(2, 9):
         notes.append("rotated or mirrored as its EXIF says")
     return turned
+
+
+def _numbers(image: Image.Image, name: str) -> np.ndarray:
+    """``(H, W, 1)`` uint8 or uint16: the numbers that are stored."""
+    if image.mode not in ("1", "L", "P", *SIXTEEN_BIT):
+        raise UserError(f"{name}: a mask holds one number a pixel and this is {image.mode}, save it as greyscale")
+    return np.asarray(image).astype(np.uint16 if image.mode in SIXTEEN_BIT else np.uint8)[..., None]
 
 
 def _to_arrays(image: Image.Image, raw: bool, notes: list[str], name: str) -> tuple[np.ndarray, np.ndarray | None]:

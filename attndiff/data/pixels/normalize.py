@@ -6,21 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
-from attndiff.data.buckets import Shape, nearest_shape
 from attndiff.data.config import check_image_options
+from attndiff.data.geometry import Geometry, Shape, cover
 from attndiff.data.pixels.decode import PEAK, decode
 from attndiff.errors import UserError
 
-FILTERS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "area": Image.Resampling.BOX,
-    "nearest": Image.Resampling.NEAREST,
-}
 # Weights of ITU-R BT.601, as Pillow's.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-Box = tuple[float, float, float, float]  # left, top, right and bottom in pixels
 
 
 @dataclass
@@ -29,17 +21,15 @@ class Normalized:
 
     Args:
         levels: ``(C, H, W)``, uint8 in [0, 255], uint16 in [0, 65535] or float32 in [0, 1].
-        size: ``(width, height)`` of the original.
         kind: Mode and depth of the original in words.
         notes: What was altered, in the order in which it was.
-        cropped: Share of the original's area that was cut off.
+        geometry: What was cut out of the original, and the size that it became.
     """
 
     levels: np.ndarray
-    size: tuple[int, int]
     kind: str
     notes: list[str]
-    cropped: float
+    geometry: Geometry
 
 
 class Normalizer:
@@ -84,25 +74,34 @@ class Normalizer:
         """The image as float32 ``(C, H, W)`` in [-1, 1]; raises `UserError`, see `decode`."""
         return to_signed(self.normalize(source, name).levels)
 
-    def normalize(self, source: bytes | str | Path | Image.Image, name: str | None = None) -> Normalized:
-        """The image at its own depth, with notes of what was altered; raises `UserError`, see `decode`."""
+    def normalize(
+        self, source: bytes | str | Path | Image.Image, name: str | None = None, geometry: Geometry | None = None
+    ) -> Normalized:
+        """The image at its own depth, with notes of what was altered.
+
+        Args:
+            source: The file's content, its path, or an opened image.
+            name: What messages call the image.
+            geometry: That of the row's image, where this is another of its images.
+
+        Raises:
+            UserError: See `decode` and `Geometry.of`.
+        """
         decoded = decode(source, self.channels, name)
-        height, width = decoded.pixels.shape[:2]
-        dtype, notes = decoded.pixels.dtype, decoded.notes
+        size, dtype, notes = decoded.pixels.shape[:2], decoded.pixels.dtype, decoded.notes
+        geometry = self.geometry(size) if geometry is None else geometry.of(size, name or "image")
         peak = PEAK[str(dtype)]
         pixels, alpha = self._convert(decoded.pixels, decoded.alpha, peak, notes)
-        shape = nearest_shape(height, width, self.shapes)
-        box = middle_box(height, width, shape)
-        kept = box[2] - box[0], box[3] - box[1]  # width and height
-        if kept != shape[::-1]:
-            notes.append("resized up" if kept[0] < shape[1] else "resized down")
-        if kept != (width, height):
-            notes.append("cropped to a square" if shape[0] == shape[1] else f"cropped to {shape[1]}x{shape[0]}")
-        pixels = np.clip(self._fit(pixels, alpha, peak, shape, box), 0, peak)
+        notes += geometry.notes()
+        pixels = np.clip(self._fit(pixels, alpha, peak, geometry), 0, peak)
         if dtype != np.float32:
             pixels = np.rint(pixels)
         levels = np.ascontiguousarray(pixels.astype(dtype).transpose(2, 0, 1))
-        return Normalized(levels, (width, height), decoded.kind, notes, 1 - kept[0] * kept[1] / (width * height))
+        return Normalized(levels, decoded.kind, notes, geometry)
+
+    def geometry(self, size: Shape) -> Geometry:
+        """That of a row whose image has this height and width."""
+        return cover(size, self.shapes)
 
     def describe(self, bit_depth: int = 8, class_names: list[str] | None = None) -> dict:
         """What a pipeline keeps about its data: channels, depth, the units that [-1, 1] stands for, classes, size."""
@@ -135,37 +134,18 @@ class Normalizer:
             pixels = pixels * opacity + background * (1 - opacity)
         return pixels, None
 
-    def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, shape: Shape, box: Box) -> np.ndarray:
-        """Crop colour ``(H, W, C)`` to a box and resize it, with alpha as its last channel if there is one."""
-        left, top, right, bottom = box
-        if (bottom - top, right - left) == shape:
-            pixels = pixels if alpha is None else np.concatenate([pixels, alpha], axis=-1)
-            return pixels[int(top) : int(bottom), int(left) : int(right)]
+    def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, geometry: Geometry) -> np.ndarray:
+        """Crop and resize colour ``(H, W, C)``, with alpha as its last channel if there is one."""
         if alpha is None:
-            return self._resample(pixels, shape, box)
+            return geometry.apply(pixels, self.resize)
+        if geometry.kept == geometry.shape:
+            return geometry.apply(np.concatenate([pixels, alpha], axis=-1), self.resize)
         # Premultiplied, so that the hidden colour of transparent pixels does not bleed into their neighbours.
-        opacity = np.clip(self._resample(alpha.astype(np.float32) / peak, shape, box), 0, 1)
-        colour = self._resample(pixels * (alpha / np.float32(peak)), shape, box)
+        opacity = np.clip(geometry.apply(alpha.astype(np.float32) / peak, self.resize), 0, 1)
+        colour = geometry.apply(pixels * (alpha / np.float32(peak)), self.resize)
         visible = opacity > 0.5 / 255
         colour = np.where(visible, colour / np.where(visible, opacity, 1), self._background * peak)
         return np.concatenate([colour, opacity * peak], axis=-1)
-
-    def _resample(self, pixels: np.ndarray, shape: Shape, box: Box) -> np.ndarray:
-        """A box of ``(H, W, C)`` as float32 of a shape; band by band, to save memory."""
-        bands = [
-            Image.fromarray(pixels[..., i].astype(np.float32)).resize(shape[::-1], FILTERS[self.resize], box)
-            for i in range(pixels.shape[-1])
-        ]
-        return np.stack([np.asarray(band) for band in bands], axis=-1)
-
-
-def middle_box(height: int, width: int, shape: Shape) -> Box:
-    """The largest box of a shape's aspect ratio in the middle of an image."""
-    wide = width * shape[0] > height * shape[1]
-    box_height = height if wide else width * shape[0] / shape[1]
-    box_width = height * shape[1] / shape[0] if wide else width
-    left, top = (width - box_width) // 2, (height - box_height) // 2
-    return left, top, left + box_width, top + box_height
 
 
 def to_signed(levels: np.ndarray) -> np.ndarray:

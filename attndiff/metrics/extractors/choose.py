@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.subset import Subset
 from attndiff.errors import UserError
 from attndiff.metrics.extractors import inception, trained
@@ -40,7 +41,7 @@ def choose_extractor(
     """
     n = len(test)
     if name is None:
-        rgb = test.pixels(0).shape[0] == 3
+        rgb = len(test.describe()["channels"]) == 3
         enough = n > inception.FEATURES
         name = "inception" if rgb and enough and inception.inception_at_hand() else "classifier"
     if name == "inception":
@@ -78,11 +79,10 @@ def learns_from_rest(rest: Subset) -> bool:
 def material_of(parts: list[Subset]) -> Material:
     """Sets as one, with their captions, and their classes and other columns as texts."""
     images = torch.cat([part.tensor(trained.SIDE) for part in parts])
-    captions = [part.captions(i) for part in parts for i in range(len(part))]
+    captions = [row.get(CAPTION.name, []) for part in parts for row in part]
     columns = {}
-    labels = [part.label(i) for part in parts for i in range(len(part))]
-    if None not in labels:
-        columns[trained.CLASSES] = [*map(str, labels)]
+    if all(LABEL in part.columns for part in parts):
+        columns[trained.CLASSES] = [str(row[LABEL.name]) for part in parts for row in part]
     said = [part.texts() for part in parts]
     for name in said[0]:
         values = [value for texts in said for value in texts[name]]

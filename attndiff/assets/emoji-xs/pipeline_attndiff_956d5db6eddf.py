@@ -164,9 +164,11 @@ class Condition:
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
-Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
+Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -193,17 +195,23 @@ def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.T
     return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
 
 
-def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate the first ``2 F`` channels of every head of ``x`` by ``angles``.
+def cos_sin(angles: torch.Tensor) -> Rotation:
+    """Cosines and sines of angles ``(N, L, F)``, each ``(N, L, 1, F)``."""
+    return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
+
+
+def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
+    """Rotate the first ``2 F`` channels of every head.
 
     Args:
-        x: Queries or keys ``(B, L, H, D)``.
-        angles: ``(L, F)`` or ``(B, L, F)`` with ``2 F <= D``.
+        x: Queries or keys ``(B * N, L, H, D)``.
+        by: 2 x ``(N, L, 1, F)`` with ``2 F <= D``; every N-th sequence turns alike.
     """
-    n = angles.shape[-1]
-    cos, sin = angles.cos().unsqueeze(-2).to(x.dtype), angles.sin().unsqueeze(-2).to(x.dtype)  # (L, 1, F)
+    cos, sin = (part.to(x.dtype) for part in by)
+    n = cos.shape[-1]
+    x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
 
 
 # attndiff.nn.attention
@@ -290,15 +298,15 @@ class AttnDiffAttnProcessor:
         hidden_states: torch.Tensor,  # (B, L, C)
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
-        angles: torch.Tensor | None = None,  # (L, F) or (B, L, F)
+        rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
             key, value = key_value
         else:
             query, key, value = attn.query_key_value(hidden_states)
-            if angles is not None:
-                query, key = rotate(query, angles), rotate(key, angles)
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         out = dispatch_attention_fn(
@@ -374,6 +382,65 @@ class Attention(nn.Module, AttentionModuleMixin):
         return x.unflatten(-1, (self.heads, self.head_dim))
 
 
+# attndiff.nn.kinds.arrangement
+
+"""How the pixels of an image stand in sequences, each attending to itself: all that a kind of self-attention says.
+
+Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, F rotated pairs.
+"""
+
+
+
+
+
+class Arrangement(Protocol):
+    """Pixels of images of one size as sequences.
+
+    Attributes:
+        kind: Its name in tables.
+        sequences: N.
+        length: L, padding included.
+    """
+
+    kind: str
+    sequences: int
+    length: int
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """Rotary angles ``(N, L, F)`` of the pixels."""
+
+    def pixels(self, device: torch.device) -> torch.Tensor | None:
+        """``(N, L)`` bool, false for padding; None without any."""
+
+
+@dataclass
+class Sequences:
+    """An arrangement with the tensors that all blocks share in one call of the network.
+
+    Args:
+        arrangement: Of the pixels.
+        rotation: Of queries and keys, 2 x ``(N, L, 1, F)``, the same for every image.
+        mask: ``(B * N, 1, 1, L)`` additive, where there is padding.
+    """
+
+    arrangement: Arrangement
+    rotation: Rotation
+    mask: torch.Tensor | None
+
+
+def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
+    """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
+    pixels = arrangement.pixels(like.device)
+    mask = None if pixels is None else additive_mask(pixels.repeat(batch, 1), like.dtype)
+    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask)
+
+
 # attndiff.nn.blocks
 
 """The two kinds of block of the U-Net, and how it changes resolution.
@@ -385,7 +452,7 @@ Norms are LayerNorm over the channels of a pixel. torch's CPU kernel for it is f
 RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 ms against 20-56 ms in float32,
 2.1 against 9.0 in bfloat16).
 
-Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
+Shapes: B batch, H rows, W columns, C channels, S condition tokens.
 """
 
 
@@ -477,71 +544,22 @@ class TransformerBlock(nn.Module):
         self,
         x: torch.Tensor,  # (B, H, W, C)
         scale: torch.Tensor,  # (B, 2 C)
-        angles: torch.Tensor,  # (L, F)
-        window: tuple[int, int] | None = None,
-        dilated: bool = False,
+        sequences: Sequences | None = None,
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
         mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
     ) -> torch.Tensor:
         scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
         _, height, width, _ = x.shape
-        x = x.flatten(1, 2)  # (B, L, C)
+        x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            if window is None:
-                h = self.attn(h, angles=angles)
-            else:
-                h = window_attention(self.attn, h.unflatten(1, (height, width)), angles, window, dilated)
-            x = x + h
+            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
+            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
+            x = x + sequences.arrangement.join(h).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
         return x.unflatten(1, (height, width))
-
-
-def window_attention(
-    attn: Attention,
-    x: torch.Tensor,
-    angles: torch.Tensor,
-    window: tuple[int, int],
-    dilated: bool,
-) -> torch.Tensor:
-    """Self-attention inside windows, or on the dilated grid that joins them (MaxViT, arXiv 2204.01697, Fig. 3).
-
-    Args:
-        attn: The layer.
-        x: ``(B, H, W, C)``.
-        angles: ``(L, F)`` rotary angles of the whole grid.
-        window: Rows and columns of a window; they divide H and W.
-        dilated: Take every ``H / rows``-th pixel instead of neighbouring ones.
-
-    Returns:
-        ``(B, L, C)``.
-    """
-    batch, height, width, _ = x.shape
-    x, angles = split_windows(x, window, dilated), angles.unflatten(0, (height, width))[None]
-    angles = split_windows(angles, window, dilated).repeat(batch, 1, 1)
-    return join_windows(attn(x, angles=angles), (height, width), window, dilated).flatten(1, 2)
-
-
-def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``."""
-    rows, cols = window
-    if dilated:
-        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
-        x = x.permute(0, 2, 4, 1, 3, 5)
-    else:
-        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
-        x = x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(0, 2)
-
-
-def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
-    (height, width), (rows, cols) = size, window
-    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
-    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(1, 2)
 
 
 class Downsample(nn.Module):
@@ -622,8 +640,8 @@ class EncoderBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(dim, bias=False)
         self.ff = FeedForward(dim, dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm_attn(x), attention_mask=mask, angles=angles)
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        x = x + self.attn(self.norm_attn(x), attention_mask=mask, rotation=rotation)
         return x + self.ff(self.norm_ff(x))
 
 
@@ -729,9 +747,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
         tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
 
-        additive = additive_mask(mask, tokens.dtype)
+        additive, rotation = additive_mask(mask, tokens.dtype), cos_sin(angles)
         for block in self.blocks:
-            tokens = block(tokens, additive, angles)
+            tokens = block(tokens, additive, rotation)
         tokens = self.norm_out(tokens)
         pooled = pool_tokens(tokens, mask)
         return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)
@@ -1640,7 +1658,7 @@ class AttentionRecorder:
 
     Args:
         unet: An `AttentionUNet2DModel` with cross-attention.
-        layers: Names of the layers to record, out of `layer_names`; None records all.
+        layers: Names of the layers to record, out of the network's `cross_attending`; None records all.
         levels: Levels to record, 0 being the one of the highest resolution; None records all.
         steps: Numbers of the calls to record, counted from 0 while ``enabled``; None records all.
         rows: Rows of the batch to record; None records all.
@@ -1662,7 +1680,7 @@ class AttentionRecorder:
         self.unet, self.steps, self.rows, self.keep_steps = unet, steps, rows, keep_steps
         self.enabled = True
         self.step = -1
-        names = self.layer_names(unet)
+        names = unet.cross_attending()
         if not names:
             raise ValueError("attention maps need a network with cross-attention; this one has none to record.")
         unknown = [str(x) for x in layers or [] if x not in names] + [
@@ -1683,20 +1701,6 @@ class AttentionRecorder:
         self._count = 0
         self._kept: list[dict[str, torch.Tensor]] = []
         self._handles = []
-
-    @staticmethod
-    def layer_names(unet: nn.Module) -> dict[str, int]:
-        """Names of a network's cross-attention layers and the level of each, in the order of execution."""
-        last = len(unet.down_blocks)
-        stages = [(f"down_blocks.{i}", i, unet.down_blocks[i]) for i in range(last)]
-        stages += [("mid_block", last, unet.mid_block)]
-        stages += [(f"up_blocks.{i}", i, unet.up_blocks[i]) for i in reversed(range(last))]
-        return {
-            f"{name}.{i}": level
-            for name, level, blocks in stages
-            for i, block in enumerate(blocks)
-            if getattr(block, "cross_attn", None) is not None
-        }
 
     def __enter__(self) -> "AttentionRecorder":
         self._handles = [
@@ -1749,9 +1753,8 @@ class AttentionRecorder:
         mask = kwargs.get("attention_mask")  # (B, 1, 1, S) additive
         mask = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if mask is None else mask[rows, 0, 0] == 0
         weights = attention_weights(attn.query(hidden), key, mask).mean(1).transpose(1, 2)  # (B, S, h * w)
-        height, width = self._size
-        stride = round((height * width / hidden.shape[1]) ** 0.5)
-        self._call[name] = weights.unflatten(-1, (height // stride, width // stride)).contiguous()
+        grid = self.unet.grid_size(self.levels[name], *self._size)
+        self._call[name] = weights.unflatten(-1, grid).contiguous()
         self._mask = mask
 
     def _end(self, unet: nn.Module, args: tuple, output) -> None:
@@ -1772,19 +1775,173 @@ class AttentionRecorder:
             self._kept.append(call)
 
 
-# attndiff.nn.unet
+# attndiff.nn.kinds.window_attention
 
-"""The network: an hourglass of convolution blocks where resolution is high and transformer blocks where it is low.
+"""Attention inside windows, and in every other block on the dilated grids that join them (MaxViT, arXiv 2204.01697).
 
-Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
+Shapes: B batch, H rows, W columns, C channels, N windows of an image, L pixels of a window, F rotated pairs.
 """
 
 
 
 
+def window_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows, then dilated grids, of about ``window`` pixels a side; ``max_tokens`` does not matter."""
+    return [Windows(height, width, window, dilated) for dilated in (False, True)]
+
+
+class Windows:
+    """Neighbouring pixels, or with ``dilated`` every n-th pixel of the n windows of an axis (MaxViT, Fig. 3).
+
+    Where windows do not divide the image, it is padded at both ends, so that every window is at least half full and no
+    dilated grid has more than one row and one column of padding.
+
+    Args:
+        height: H.
+        width: W.
+        at_most: Side of a window, or a little less, by `window_side`.
+        dilated: Take pixels as far from each other as there are windows.
+    """
+
+    kind = "window"
+
+    def __init__(self, height: int, width: int, at_most: int, dilated: bool):
+        self.height, self.width, self.dilated = height, width, dilated
+        self.window = rows, cols = window_side(height, at_most), window_side(width, at_most)
+        self.counts = down, across = -(-height // rows), -(-width // cols)
+        self.sequences, self.length = down * across, rows * cols
+        self.padded_size = down * rows, across * cols
+        self.top, self.left = (down * rows - height) // 2, (across * cols - width) // 2
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether windows do not divide the image."""
+        return self.padded_size != (self.height, self.width)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B * N, L, C)``."""
+        if self.is_padded:
+            bottom, right = (self.padded_size[0] - self.height - self.top, self.padded_size[1] - self.width - self.left)
+            x = F.pad(x, (0, 0, self.left, right, self.top, bottom))
+        return split_windows(x, self.window, self.dilated)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B * N, L, C)`` to ``(B, H, W, C)``."""
+        x = join_windows(x, self.padded_size, self.window, self.dilated)
+        return x[:, self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(N, L, F)``, those of the whole image's grid."""
+        angles = axial_angles(self.height, self.width, head_dim, device)
+        return self.split(angles.unflatten(0, (1, self.height, self.width)))
+
+    def pixels(self, device: torch.device) -> torch.Tensor | None:
+        """``(N, L)`` bool, false for padding; None without any."""
+        if not self.is_padded:
+            return None
+        ones = torch.ones(1, self.height, self.width, 1, dtype=torch.uint8, device=device)
+        return self.split(ones)[..., 0].bool()
+
+
+def window_side(side: int, at_most: int) -> int:
+    """Side of the windows along ``side`` pixels.
+
+    The largest divisor of ``side`` that is no greater than ``at_most``, if it is at least half of that: no padding.
+    Else that of the fewest windows that cover ``side``, as small as they may be, so that little is padded.
+    """
+    divisor = next(d for d in range(min(side, at_most), 0, -1) if side % d == 0)
+    if divisor > 1 and 2 * divisor >= at_most:
+        return divisor
+    count = -(-side // at_most)
+    return -(-side // count)
+
+
+def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``; rows and columns divide H and W."""
+    rows, cols = window
+    if dilated:
+        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
+        x = x.permute(0, 2, 4, 1, 3, 5)
+    else:
+        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
+        x = x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(0, 2)
+
+
+def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
+    (height, width), (rows, cols) = size, window
+    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
+    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+# attndiff.nn.kinds.global_attention
+
+"""Attention of every pixel to every other, as long as there are not too many.
+
+Shapes: B batch, H rows, W columns, C channels, F rotated pairs.
+"""
+
+
+
 logger = logging.get_logger(__name__)
 
-KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+def global_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """The whole image, or beyond ``max_tokens`` pixels windows of about ``window`` a side, with a warning."""
+    if height * width <= max_tokens:
+        return [WholeImage(height, width)]
+    windows = window_arrangements(height, width, window, max_tokens)
+    if not torch.compiler.is_compiling():
+        rows, columns = windows[0].window
+        logger.warning_once(
+            f"A level made for {max_tokens} tokens of global attention got {height * width} and attends in windows of "
+            f"{rows} x {columns}; structure across the image may suffer."
+        )
+    return windows
+
+
+class WholeImage:
+    """All pixels as one sequence, row by row."""
+
+    kind = "global"
+    sequences = 1
+
+    def __init__(self, height: int, width: int):
+        self.height, self.width, self.length = height, width, height * width
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B, H * W, C)``."""
+        return x.flatten(1, 2)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H * W, C)`` to ``(B, H, W, C)``."""
+        return x.unflatten(1, (self.height, self.width))
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(1, H * W, F)``."""
+        return axial_angles(self.height, self.width, head_dim, device)[None]
+
+    def pixels(self, device: torch.device) -> torch.Tensor | None:
+        """None: there is no padding."""
+        return None
+
+
+# attndiff.nn.level
+
+"""A level of the network, and the kinds of self-attention that it may have."""
+
+
+
+# Gives the arrangements that the blocks of a level take in turn, for a height, a width, and a level's ``window`` and
+# ``max_tokens``; None where pixels do not attend to each other.
+AttentionKind = Callable[[int, int, int, int], list[Arrangement]]
+ATTENTION_KINDS: dict[str, AttentionKind | None] = {
+    "none": None,
+    "window": window_arrangements,
+    "global": global_arrangements,
+}
 
 
 @dataclass
@@ -1794,12 +1951,16 @@ class Level:
     Args:
         width: Channels; a multiple of ``head_dim`` where the level attends.
         depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: ``"none"``, ``"window"`` or ``"global"`` self-attention.
+        attention: Kind of self-attention, a key of `ATTENTION_KINDS`.
         cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
             made of convolution blocks, any other of transformer blocks.
         max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
             warning.
-        window: Side of an attention window in pixels of this level.
+        window: Side of an attention window in pixels of this level; where it does not divide the image, windows are a
+            little smaller, down to half.
+
+    Raises:
+        ValueError: If the kind is unknown, or the level has no channels.
     """
 
     width: int
@@ -1810,10 +1971,38 @@ class Level:
     window: int = 8
 
     def __post_init__(self):
-        if self.attention not in ("none", "window", "global"):
-            raise ValueError(f"levels: attention must be 'none', 'window' or 'global', not {self.attention!r}.")
+        if self.attention not in ATTENTION_KINDS:
+            *names, last = map(repr, ATTENTION_KINDS)
+            raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
+
+    @property
+    def self_attention(self) -> bool:
+        """Whether pixels attend to each other."""
+        return ATTENTION_KINDS[self.attention] is not None
+
+    @property
+    def attends(self) -> bool:
+        """Whether pixels attend to anything, which makes its blocks transformer blocks."""
+        return self.self_attention or self.cross_attention
+
+    def arrangements(self, height: int, width: int) -> list[Arrangement]:
+        """The arrangements that the blocks of a level with self-attention take in turn, at one size in its pixels."""
+        return ATTENTION_KINDS[self.attention](height, width, self.window, self.max_tokens)
+
+
+# attndiff.nn.unet
+
+"""The network: an hourglass of convolution blocks where resolution is high and transformer blocks where it is low.
+
+Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
+"""
+
+
+
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -1821,6 +2010,44 @@ class AttentionUNet2DOutput(BaseOutput):
     """``sample (B, out_channels, H, W)``: the network's prediction."""
 
     sample: torch.Tensor
+
+
+@dataclass
+class Stage:
+    """A run of blocks at one resolution.
+
+    Args:
+        name: Of its list of blocks in the network, such as ``"down_blocks.0"``.
+        level: Its level; 0 has the highest resolution.
+        spec: What the level is made of.
+        blocks: Its blocks.
+    """
+
+    name: str
+    level: int
+    spec: Level
+    blocks: nn.ModuleList
+
+    def named_blocks(self) -> list[tuple[str, nn.Module]]:
+        """Blocks by the names that they have in the network, such as ``"down_blocks.0.1"``."""
+        return [(f"{self.name}.{i}", block) for i, block in enumerate(self.blocks)]
+
+
+@dataclass
+class BlockInputs:
+    """What blocks take beside the pixels in one call of the network.
+
+    Args:
+        scales: ``(B, scales_per_channel * C)`` by name of the block.
+        keys: Keys and values of the condition, 2 x ``(B, S, heads, head_dim)``, by name of the block.
+        mask: Of the condition, ``(B, 1, 1, S)`` additive.
+        sequences: By level, what its blocks take in turn; nothing without self-attention.
+    """
+
+    scales: dict[str, torch.Tensor]
+    keys: dict[str, KeyValue]
+    mask: torch.Tensor | None
+    sequences: list[list[Sequences]]
 
 
 class NoiseEmbedding(nn.Module):
@@ -1902,27 +2129,45 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
         nn.init.zeros_(self.head.weight)
 
-        # One matmul makes the scales of all blocks.
-        self.scale_sizes = [
-            block.scales_per_channel * spec.width for spec, blocks in self._stages() for block in blocks
-        ]
-        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes))
+        # One matmul makes the scales of all blocks, in the order of execution.
+        self.scale_sizes = {
+            name: block.scales_per_channel * stage.spec.width
+            for stage in self.stages()
+            for name, block in stage.named_blocks()
+        }
+        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes.values()))
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         self.gradient_checkpointing = False
 
     def _block(self, spec: Level) -> nn.Module:
         config = self.config
-        if spec.attention == "none" and not spec.cross_attention:
+        if not spec.attends:
             return ConvBlock(spec.width, config.dropout, config.seamless)
         context = config.cross_attention_dim if spec.cross_attention else None
-        return TransformerBlock(spec.width, config.head_dim, spec.attention != "none", context, config.dropout)
+        return TransformerBlock(spec.width, config.head_dim, spec.self_attention, context, config.dropout)
 
-    def _stages(self) -> list[tuple[Level, nn.ModuleList]]:
-        """Every run of blocks with its level, in the order of execution."""
-        encoder = list(zip(self.level_specs, self.down_blocks))
-        decoder = list(zip(self.level_specs, self.up_blocks))
-        return [*encoder, (self.level_specs[-1], self.mid_block), *reversed(decoder)]
+    def stages(self) -> list[Stage]:
+        """Every run of blocks, in the order of execution."""
+        specs = self.level_specs
+        last = len(specs) - 1
+        down = [Stage(f"down_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.down_blocks)]
+        up = [Stage(f"up_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.up_blocks)]
+        return [*down, Stage("mid_block", last, specs[last], self.mid_block), *reversed(up)]
+
+    def cross_attending(self) -> dict[str, int]:
+        """Names of the blocks that attend to the condition, and the level of each, in the order of execution."""
+        return {
+            name: stage.level
+            for stage in self.stages()
+            if stage.spec.cross_attention and self.config.cross_attention_dim
+            for name, _ in stage.named_blocks()
+        }
+
+    def grid_size(self, level: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that a level has of an image of ``height`` and ``width``."""
+        stride = self.config.patch_size * 2**level
+        return height // stride, width // stride
 
     @property
     def size_multiple(self) -> int:
@@ -1955,7 +2200,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
             return_dict: Return `AttentionUNet2DOutput` rather than a tuple.
 
         Raises:
-            ValueError: If the size is not a multiple of `size_multiple`.
+            ValueError: If the size is not a multiple of `size_multiple`, or the cache is of another network.
         """
         if return_condition_cache:
             return self._condition_cache(encoder_hidden_states)
@@ -1966,75 +2211,75 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
             )
         if condition_cache is None and encoder_hidden_states is not None:
             condition_cache = self._condition_cache(encoder_hidden_states)
-        mask = None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype)
-        scales = self._scales(noise_level, pooled_projections, sample.shape[0])
-        keys = iter(condition_cache or [])
-
-        patch = self.config.patch_size
-        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), patch))
+        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), self.config.patch_size))  # (B, H, W, C)
+        inputs = BlockInputs(
+            scales=self._scales(noise_level, pooled_projections, sample.shape[0]),
+            keys={} if condition_cache is None else self._keys(condition_cache),
+            mask=None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype),
+            sequences=[self._sequences(level, height, width, x) for level in range(len(self.level_specs))],
+        )
+        stages, last = self.stages(), len(self.down_blocks)
         skips = []
-        for spec, blocks, down in zip(self.level_specs, self.down_blocks, self.downsamplers):
-            x = self._run(spec, blocks, x, scales, keys, mask)
+        for stage, down in zip(stages[:last], self.downsamplers):
+            x = self._run(stage, x, inputs)
             skips.append(x)
             x = down(x)
-        x = self._run(self.level_specs[-1], self.mid_block, x, scales, keys, mask)
-        for spec, blocks, up in reversed(list(zip(self.level_specs, self.up_blocks, self.upsamplers))):
-            x = up(x, skips.pop())
-            x = self._run(spec, blocks, x, scales, keys, mask)
-        x = depth_to_space(self.head(self.norm_out(x)), patch).permute(0, 3, 1, 2)
+        x = self._run(stages[last], x, inputs)
+        for stage in stages[last + 1 :]:
+            x = self.upsamplers[stage.level](x, skips.pop())
+            x = self._run(stage, x, inputs)
+        x = depth_to_space(self.head(self.norm_out(x)), self.config.patch_size).permute(0, 3, 1, 2)
         return AttentionUNet2DOutput(sample=x) if return_dict else (x,)
 
     def _condition_cache(self, tokens: torch.Tensor) -> list[KeyValue]:
-        """Keys and values of every cross-attention layer, in the order of execution."""
+        """Keys and values, 2 x ``(B, S, heads, head_dim)``, of the `cross_attending` blocks."""
         tokens = tokens.to(self.dtype)
-        return [
-            block.cross_attn.key_value(tokens)
-            for spec, blocks in self._stages()
-            if spec.cross_attention and self.config.cross_attention_dim
-            for block in blocks
-        ]
+        return [self.get_submodule(name).cross_attn.key_value(tokens) for name in self.cross_attending()]
 
-    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int):
-        """Iterator over each block's modulation ``(B, scales_per_channel * width)``, in the order of execution."""
-        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))
+    def _keys(self, cache: list[KeyValue]) -> dict[str, KeyValue]:
+        """The same by name of the block."""
+        names = self.cross_attending()
+        if len(cache) != len(names):
+            raise ValueError(
+                f"condition_cache has {len(cache)} entries for {len(names)} blocks with cross-attention: pass what "
+                "this network gave with return_condition_cache."
+            )
+        return dict(zip(names, cache))
+
+    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
+        """Each block's modulation ``(B, scales_per_channel * C)`` by its name.
+
+        Args:
+            noise_level: ``(B,)``, ``(1,)`` or scalar.
+            pooled: ``(B, pooled_dim)`` or None.
+            batch: B.
+        """
+        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))  # (B, embedding_dim)
         if self.pooled_embedding is not None and pooled is not None:
             emb = emb + self.pooled_embedding(pooled.to(self.pooled_embedding.weight.dtype))
-        return iter(self.modulation(F.silu(emb)).split(self.scale_sizes, dim=-1))
+        scales = self.modulation(F.silu(emb)).split(list(self.scale_sizes.values()), dim=-1)
+        return dict(zip(self.scale_sizes, scales))
 
-    def _run(self, spec: Level, blocks: nn.ModuleList, x, scales, keys, mask) -> torch.Tensor:
-        """Apply the blocks of one level to ``x (B, H, W, C)``."""
-        if spec.attention == "none" and not spec.cross_attention:
-            for block in blocks:
-                x = self._call(block, x, next(scales))
-            return x
-        height, width = x.shape[1:3]
-        window = self._window(spec, height, width)
-        angles = axial_angles(height, width, self.config.head_dim, x.device)
-        for i, block in enumerate(blocks):
-            key_value = next(keys, None) if block.cross_attn is not None else None
-            x = self._call(block, x, next(scales), angles, window, i % 2 == 1, key_value, mask)
+    def _sequences(self, level: int, height: int, width: int, like: torch.Tensor) -> list[Sequences]:
+        """What the blocks of a level take in turn at an image's size, for as many images as ``like (B, H, W, C)``."""
+        spec = self.level_specs[level]
+        if not spec.self_attention or not spec.depth:
+            return []
+        arrangements = spec.arrangements(*self.grid_size(level, height, width))
+        return [make_sequences(arrangement, len(like), self.config.head_dim, like) for arrangement in arrangements]
+
+    def _run(self, stage: Stage, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """Apply the blocks of a stage to ``x (B, H, W, C)``, H and W of its level."""
+        in_turn = inputs.sequences[stage.level] or [None]
+        for i, (name, block) in enumerate(stage.named_blocks()):
+            attention = (in_turn[i % len(in_turn)], inputs.keys.get(name), inputs.mask) if stage.spec.attends else ()
+            x = self._call(block, x, inputs.scales[name], *attention)
         return x
 
     def _call(self, block: nn.Module, *args) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
-
-    def _window(self, spec: Level, height: int, width: int) -> tuple[int, int] | None:
-        """Attention window of a level at this size, or None for global attention."""
-        if spec.attention == "global" and height * width <= spec.max_tokens:
-            return None
-        if spec.attention == "global" and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"A level made for {spec.max_tokens} tokens of global attention got {height * width} and attends in "
-                f"windows of {spec.window}; structure across the image may suffer."
-            )
-        return largest_divisor(height, spec.window), largest_divisor(width, spec.window)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of ``number`` that is no greater than ``at_most``."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
 # attndiff.pipelines.call.checks

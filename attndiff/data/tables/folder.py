@@ -53,7 +53,7 @@ def folder_rows(root: Path) -> tuple[list[dict], list[tuple[str, str]]]:
         raise UserError(f"{root}: has both metadata.csv and metadata.jsonl, remove one of them")
     if metadata:
         rows = metadata_rows(metadata[0])
-        listed, present = {row["file_name"] for row in rows}, set(images)
+        listed, present = {cell for row in rows for cell in row.values() if isinstance(cell, str)}, set(images)
         unlisted = [(name, f"not listed in {metadata[0].name}") for name in images if name not in listed]
         absent = [(row["file_name"], f"listed in {metadata[0].name}, but not there") for row in rows]
         absent = [entry for entry in absent if entry[0] not in present]

@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+from typing import Protocol
 
 
 # attndiff.nn.rope
@@ -24,9 +25,11 @@ from torch import nn
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
-Shapes: B batch, L tokens, H heads, D channels per head, F rotated pairs.
+Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -53,17 +56,23 @@ def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.T
     return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
 
 
-def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate the first ``2 F`` channels of every head of ``x`` by ``angles``.
+def cos_sin(angles: torch.Tensor) -> Rotation:
+    """Cosines and sines of angles ``(N, L, F)``, each ``(N, L, 1, F)``."""
+    return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
+
+
+def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
+    """Rotate the first ``2 F`` channels of every head.
 
     Args:
-        x: Queries or keys ``(B, L, H, D)``.
-        angles: ``(L, F)`` or ``(B, L, F)`` with ``2 F <= D``.
+        x: Queries or keys ``(B * N, L, H, D)``.
+        by: 2 x ``(N, L, 1, F)`` with ``2 F <= D``; every N-th sequence turns alike.
     """
-    n = angles.shape[-1]
-    cos, sin = angles.cos().unsqueeze(-2).to(x.dtype), angles.sin().unsqueeze(-2).to(x.dtype)  # (L, 1, F)
+    cos, sin = (part.to(x.dtype) for part in by)
+    n = cos.shape[-1]
+    x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
 
 
 # attndiff.nn.attention
@@ -150,15 +159,15 @@ class AttnDiffAttnProcessor:
         hidden_states: torch.Tensor,  # (B, L, C)
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
-        angles: torch.Tensor | None = None,  # (L, F) or (B, L, F)
+        rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
             key, value = key_value
         else:
             query, key, value = attn.query_key_value(hidden_states)
-            if angles is not None:
-                query, key = rotate(query, angles), rotate(key, angles)
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         out = dispatch_attention_fn(
@@ -234,6 +243,65 @@ class Attention(nn.Module, AttentionModuleMixin):
         return x.unflatten(-1, (self.heads, self.head_dim))
 
 
+# attndiff.nn.kinds.arrangement
+
+"""How the pixels of an image stand in sequences, each attending to itself: all that a kind of self-attention says.
+
+Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, F rotated pairs.
+"""
+
+
+
+
+
+class Arrangement(Protocol):
+    """Pixels of images of one size as sequences.
+
+    Attributes:
+        kind: Its name in tables.
+        sequences: N.
+        length: L, padding included.
+    """
+
+    kind: str
+    sequences: int
+    length: int
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """Rotary angles ``(N, L, F)`` of the pixels."""
+
+    def pixels(self, device: torch.device) -> torch.Tensor | None:
+        """``(N, L)`` bool, false for padding; None without any."""
+
+
+@dataclass
+class Sequences:
+    """An arrangement with the tensors that all blocks share in one call of the network.
+
+    Args:
+        arrangement: Of the pixels.
+        rotation: Of queries and keys, 2 x ``(N, L, 1, F)``, the same for every image.
+        mask: ``(B * N, 1, 1, L)`` additive, where there is padding.
+    """
+
+    arrangement: Arrangement
+    rotation: Rotation
+    mask: torch.Tensor | None
+
+
+def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
+    """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
+    pixels = arrangement.pixels(like.device)
+    mask = None if pixels is None else additive_mask(pixels.repeat(batch, 1), like.dtype)
+    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask)
+
+
 # attndiff.nn.blocks
 
 """The two kinds of block of the U-Net, and how it changes resolution.
@@ -245,7 +313,7 @@ Norms are LayerNorm over the channels of a pixel. torch's CPU kernel for it is f
 RMSNorm's is not (forward and backward of 64 x 256 x 128 values on 2 cores: 2.3 ms against 20-56 ms in float32,
 2.1 against 9.0 in bfloat16).
 
-Shapes: B batch, H rows, W columns, C channels, L = H * W tokens.
+Shapes: B batch, H rows, W columns, C channels, S condition tokens.
 """
 
 
@@ -337,71 +405,22 @@ class TransformerBlock(nn.Module):
         self,
         x: torch.Tensor,  # (B, H, W, C)
         scale: torch.Tensor,  # (B, 2 C)
-        angles: torch.Tensor,  # (L, F)
-        window: tuple[int, int] | None = None,
-        dilated: bool = False,
+        sequences: Sequences | None = None,
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
         mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
     ) -> torch.Tensor:
         scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
         _, height, width, _ = x.shape
-        x = x.flatten(1, 2)  # (B, L, C)
+        x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            if window is None:
-                h = self.attn(h, angles=angles)
-            else:
-                h = window_attention(self.attn, h.unflatten(1, (height, width)), angles, window, dilated)
-            x = x + h
+            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
+            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
+            x = x + sequences.arrangement.join(h).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
         return x.unflatten(1, (height, width))
-
-
-def window_attention(
-    attn: Attention,
-    x: torch.Tensor,
-    angles: torch.Tensor,
-    window: tuple[int, int],
-    dilated: bool,
-) -> torch.Tensor:
-    """Self-attention inside windows, or on the dilated grid that joins them (MaxViT, arXiv 2204.01697, Fig. 3).
-
-    Args:
-        attn: The layer.
-        x: ``(B, H, W, C)``.
-        angles: ``(L, F)`` rotary angles of the whole grid.
-        window: Rows and columns of a window; they divide H and W.
-        dilated: Take every ``H / rows``-th pixel instead of neighbouring ones.
-
-    Returns:
-        ``(B, L, C)``.
-    """
-    batch, height, width, _ = x.shape
-    x, angles = split_windows(x, window, dilated), angles.unflatten(0, (height, width))[None]
-    angles = split_windows(angles, window, dilated).repeat(batch, 1, 1)
-    return join_windows(attn(x, angles=angles), (height, width), window, dilated).flatten(1, 2)
-
-
-def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``."""
-    rows, cols = window
-    if dilated:
-        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
-        x = x.permute(0, 2, 4, 1, 3, 5)
-    else:
-        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
-        x = x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(0, 2)
-
-
-def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
-    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
-    (height, width), (rows, cols) = size, window
-    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
-    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
-    return x.flatten(3, 4).flatten(1, 2)
 
 
 class Downsample(nn.Module):
@@ -482,8 +501,8 @@ class EncoderBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(dim, bias=False)
         self.ff = FeedForward(dim, dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm_attn(x), attention_mask=mask, angles=angles)
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        x = x + self.attn(self.norm_attn(x), attention_mask=mask, rotation=rotation)
         return x + self.ff(self.norm_ff(x))
 
 
@@ -589,9 +608,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
         tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
 
-        additive = additive_mask(mask, tokens.dtype)
+        additive, rotation = additive_mask(mask, tokens.dtype), cos_sin(angles)
         for block in self.blocks:
-            tokens = block(tokens, additive, angles)
+            tokens = block(tokens, additive, rotation)
         tokens = self.norm_out(tokens)
         pooled = pool_tokens(tokens, mask)
         return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)

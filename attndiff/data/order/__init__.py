@@ -1,0 +1,1 @@
+"""The order of training: which samples a step visits, and what a visit draws."""

@@ -1,0 +1,69 @@
+"""Data read in shards, without an index: parquet, webdataset ``.tar`` files, datasets on the Hub."""
+
+import glob
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from attndiff.data.tables.hub import HUB_ID, load_hub
+from attndiff.data.tables.splits import parquet_parts, require_part
+from attndiff.data.tables.table import require_column
+from attndiff.errors import UserError
+
+SHARD_SUFFIXES = (".parquet", ".tar")
+
+
+def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool = False):
+    """A `datasets.IterableDataset` over parquet files, webdataset ``.tar`` files or a Hub dataset, images not decoded.
+
+    Args:
+        path: File, folder of files, glob pattern such as ``shards/*.tar``, or Hub id. A shard of local parquet is a
+            row group, of everything else a file.
+        part: "train", "validation" or "test".
+        image_columns: Columns of images, the first that of the images themselves.
+        whole: Whether data without parts is taken whole whatever part is asked for.
+
+    Raises:
+        MissingPart: The data has no such part.
+        UserError: There is no such data, or it cannot be read.
+    """
+    from datasets import Image, load_dataset
+
+    local = Path(path).expanduser()
+    if local.exists() or glob.has_magic(path):
+        files = _shard_files(local)
+        parts = {"": files} if not local.is_dir() else parquet_parts(files)
+        chosen = [str(file) for file in parts[require_part(parts, part, local, whole)]]
+        kind = {".parquet": "parquet", ".tar": "webdataset"}[files[0].suffix]
+        try:
+            rows = load_dataset(kind, data_files=chosen, split="train", streaming=True)
+            # Of a parquet file, Arrow reads all row groups ahead into memory; each a shard of its own bounds that.
+            rows = rows.reshard()
+        except (OSError, tarfile.TarError, pa.ArrowException, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be read as {files[0].suffix} files ({reason}), replace them") from None
+    elif HUB_ID.fullmatch(path):
+        rows = load_hub(path, part, streaming=True)
+    else:
+        raise UserError(f"{path}: there is no such file, folder, pattern or Hub dataset, check the path")
+    rows = rows if rows.features else rows._resolve_features()
+    for place, column in enumerate(image_columns):
+        require_column("columns" if place else "image_column", column, rows.column_names, path)
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows
+
+
+def _shard_files(path: Path) -> list[Path]:
+    """Parquet or ``.tar`` files that a path or pattern names, sorted."""
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES]
+    else:
+        files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    suffixes = {file.suffix for file in files}
+    if not files or not suffixes <= set(SHARD_SUFFIXES):
+        raise UserError(f"{path}: only parquet, .tar shards and Hub datasets are streamed, and there are none here")
+    if len(suffixes) > 1:
+        raise UserError(f"{path}: holds both parquet and .tar files, name one kind with a pattern such as *.tar")
+    return files

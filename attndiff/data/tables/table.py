@@ -1,0 +1,131 @@
+"""A data set as a table, one row an image not yet decoded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attndiff.data.tables.folder import safe_relative
+from attndiff.errors import UserError
+
+
+@dataclass
+class ImageTable:
+    """A table with one row an image, and where the images' bytes are.
+
+    Args:
+        rows: A `datasets.Dataset`, images not decoded.
+        origin: What messages call the data.
+        image_column: Column of the images; None where `file_name` is a path under `root`.
+        root: Folder of the images, or None.
+        left_out: Files of a folder that are not rows, with the reason.
+        further: Other columns of images.
+    """
+
+    rows: object
+    origin: str
+    image_column: str | None = None
+    root: Path | None = None
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    further: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def details(self):
+        """The rows without their images."""
+        return self.rows if self.image_column is None else self.rows.remove_columns([self.image_column, *self.further])
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns other than the images'."""
+        return self.details.column_names
+
+    def column(self, name: str) -> list:
+        """All values of a column; classes by name."""
+        values = self.rows.data.column(name).to_pylist()
+        names = getattr(self.rows.features[name], "names", None)
+        if names is None:
+            return values
+        return [names[value] if value is not None and value >= 0 else None for value in values]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A name for every row: its file's, or the number of the row."""
+        if self.image_column is None:
+            return self.column("file_name")
+        images = self.rows.data.column(self.image_column)
+        stored = pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0
+        paths = pc.struct_field(images, "path").to_pylist() if stored else [None] * len(self)
+        return [path or f"row {row}" for row, path in enumerate(paths)]
+
+    def image(self, row: int, column: str | None = None) -> bytes | Path:
+        """An encoded image of a row: the image, or that in another column.
+
+        Raises:
+            UserError: There is none.
+        """
+        if self.image_column is None:
+            return self.root / (self.names[row] if column is None else self._path(row, column))
+        # Past the formatting of `datasets`, which costs more than decoding a small image.
+        cell = self.rows.data.column(column or self.image_column)[row].as_py()
+        return encoded_image(cell, f"{self.origin} {self.names[row]}" + (f" ({column})" if column else ""))
+
+    def _path(self, row: int, column: str) -> str:
+        """The path, in the folder, that a cell holds."""
+        path = self.rows.data.column(column)[row].as_py()
+        if not isinstance(path, str) or not path:
+            raise UserError(f"{self.names[row]}: has no {column}, name a file in that column")
+        return safe_relative(path, f"{self.origin} {self.names[row]}")
+
+    def with_images(self, columns: Iterable[str]) -> "ImageTable":
+        """The table with further columns that hold images; raises `UserError` if it has none of a name."""
+        rows, names = self.rows, tuple(columns)
+        for name in names:
+            require_column("columns", name, self.columns, self.origin)
+            if type(rows.features[name]).__name__ == "Image":
+                rows = rows.cast_column(name, type(rows.features[name])(decode=False))
+        return replace(self, rows=rows, further=names)
+
+    def bare(self) -> "ImageTable":
+        """The table without its images."""
+        return ImageTable(self.details, self.origin, root=self.root)
+
+
+def encoded_image(value: object, name: str) -> bytes | Path:
+    """The encoded image in a cell; a path only where `datasets` itself has put the file.
+
+    Raises:
+        UserError: The cell holds no image, or a path to somewhere else.
+    """
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        return value["bytes"]
+    path = value.get("path") if isinstance(value, dict) else None
+    if path and path.startswith("hf://"):
+        from datasets.utils.file_utils import xopen
+
+        with xopen(path, "rb") as file:
+            return file.read()
+    if path:
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        if any(Path(path).is_relative_to(root) for root in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)):
+            return Path(path)
+    raise UserError(f"{name}: holds no image but {type(value).__name__}, store the encoded image in the column")
+
+
+def require_column(argument: str, column: str, columns: Iterable[str], where: str) -> None:
+    """Raise `UserError` with the nearest names if a data set has no such column."""
+    columns = list(columns)
+    if column not in columns:
+        near = get_close_matches(column, columns, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"{where}: has no column {column!r} ({argument}); {hint}it has {', '.join(columns) or 'none'}")

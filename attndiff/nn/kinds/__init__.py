@@ -1,0 +1,1 @@
+"""Kinds of self-attention, one a file; `attndiff.nn.level` names them."""

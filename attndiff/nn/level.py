@@ -1,0 +1,65 @@
+"""A level of the network, and the kinds of self-attention that it may have."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attndiff.nn.kinds.arrangement import Arrangement
+from attndiff.nn.kinds.global_attention import global_arrangements
+from attndiff.nn.kinds.window_attention import window_arrangements
+
+# Gives the arrangements that the blocks of a level take in turn, for a height, a width, and a level's ``window`` and
+# ``max_tokens``; None where pixels do not attend to each other.
+AttentionKind = Callable[[int, int, int, int], list[Arrangement]]
+ATTENTION_KINDS: dict[str, AttentionKind | None] = {
+    "none": None,
+    "window": window_arrangements,
+    "global": global_arrangements,
+}
+
+
+@dataclass
+class Level:
+    """One resolution of the network; ``levels`` is a list of these, highest resolution first.
+
+    Args:
+        width: Channels; a multiple of ``head_dim`` where the level attends.
+        depth: Blocks on the way down, and as many on the way up; the last level has them once.
+        attention: Kind of self-attention, a key of `ATTENTION_KINDS`.
+        cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
+            made of convolution blocks, any other of transformer blocks.
+        max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
+            warning.
+        window: Side of an attention window in pixels of this level; where it does not divide the image, windows are a
+            little smaller, down to half.
+
+    Raises:
+        ValueError: If the kind is unknown, or the level has no channels.
+    """
+
+    width: int
+    depth: int = 2
+    attention: str = "none"
+    cross_attention: bool = False
+    max_tokens: int = 1024
+    window: int = 8
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION_KINDS:
+            *names, last = map(repr, ATTENTION_KINDS)
+            raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
+        if self.width < 1 or self.depth < 0:
+            raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
+
+    @property
+    def self_attention(self) -> bool:
+        """Whether pixels attend to each other."""
+        return ATTENTION_KINDS[self.attention] is not None
+
+    @property
+    def attends(self) -> bool:
+        """Whether pixels attend to anything, which makes its blocks transformer blocks."""
+        return self.self_attention or self.cross_attention
+
+    def arrangements(self, height: int, width: int) -> list[Arrangement]:
+        """The arrangements that the blocks of a level with self-attention take in turn, at one size in its pixels."""
+        return ATTENTION_KINDS[self.attention](height, width, self.window, self.max_tokens)
