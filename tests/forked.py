@@ -62,8 +62,8 @@ def poison() -> None:
     """Have a sample be no image when it is drawn for the first time."""
     inner = DrawnDataset.sample
 
-    def sample(self, images, index, visit, sample_id):
-        drawn = inner(self, images, index, visit, sample_id)
+    def sample(self, row, visit, sample_id):
+        drawn = inner(self, row, visit, sample_id)
         return {**drawn, "images": drawn["images"] * float("nan")} if (sample_id, visit) == (POISON, 0) else drawn
 
     DrawnDataset.sample = sample

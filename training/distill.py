@@ -1,7 +1,7 @@
 """From a model to a student that needs one to four calls of the network, and a comparison of the two."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import (
@@ -46,7 +46,7 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     """
     guided = settings["distill"]["guidance_scale"] > 1
     values = {
-        "data": asdict(fit_data(data, pipeline)),
+        "data": fit_data(data, pipeline).model_dump(),
         # A guided student is never sampled without its condition.
         "condition": {"kind": prompt_of(pipeline).name, "dropout": 0.0 if guided else 0.1},
         "model": {"init_from": model},

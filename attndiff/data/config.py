@@ -1,6 +1,7 @@
 """What to read and how: the data part of a training configuration."""
 
 from math import inf
+from os import PathLike
 from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -64,6 +65,11 @@ class DataConfig(Section):
     stream: bool = False
     shuffle_buffer: int = 4096
     class_names: list[str] | None = None
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _take_path(cls, path: object) -> object:
+        return str(path) if isinstance(path, PathLike) else path
 
     @field_validator("where", mode="before")
     @classmethod

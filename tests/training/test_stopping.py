@@ -190,10 +190,10 @@ def test_a_loader_worker_that_dies_or_hangs_ends_the_run_in_a_sentence(tmp_path,
     trainer = Trainer(checked(settings(tmp_path / "run", optim__workers=2)))
     inner = trainer.train_set.sample
 
-    def sample(images, index, visit, sample_id):
-        if index % 5 == 0 and get_worker_info():
+    def sample(row, visit, sample_id):
+        if sample_id % 5 == 0 and get_worker_info():
             harm()
-        return inner(images, index, visit, sample_id)
+        return inner(row, visit, sample_id)
 
     trainer.train_set.sample = sample
     with pytest.raises(UserError, match=f"a loader worker died or gave nothing.*{says}.*goes on from the last"):

@@ -221,9 +221,9 @@ def test_a_poisoned_sample_costs_its_step_and_nothing_else(tmp_path, factor, cha
         trainer = Trainer(make_config(settings(out, **changes)))
         inner = trainer.train_set.sample
 
-        def sample(images, index, visit, sample_id):
-            drawn = inner(images, index, visit, sample_id)
-            return {**drawn, "images": drawn["images"] * factor} if (index, visit) == bad else drawn
+        def sample(row, visit, sample_id):
+            drawn = inner(row, visit, sample_id)
+            return {**drawn, "images": drawn["images"] * factor} if (sample_id, visit) == bad else drawn
 
         trainer.train_set.sample = sample
         return trainer

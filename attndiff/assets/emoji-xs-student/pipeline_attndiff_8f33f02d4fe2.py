@@ -3058,6 +3058,7 @@ class ImagePipeline(ConditionedPipeline):
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
             that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
         student: Of a few-step student, the fields of `attndiff.diffusion.student.StudentRules`.
+        task: Settings of the task that the model was made for, those measured on its images among them.
     """
 
     model_cpu_offload_seq = "text_encoder->condition_encoder->guide_encoder->unet->vae"
@@ -3085,6 +3086,7 @@ class ImagePipeline(ConditionedPipeline):
         objective: dict | None = None,
         data: dict | None = None,
         student: dict | None = None,
+        task: dict | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -3097,7 +3099,9 @@ class ImagePipeline(ConditionedPipeline):
             guide=guide,
             guide_encoder=guide_encoder,
         )
-        self.register_to_config(objective=make_objective(objective or {}).to_config(), data=data, student=student)
+        self.register_to_config(
+            objective=make_objective(objective or {}).to_config(), data=data, student=student, task=task
+        )
         self._lock = CallLock()
 
     @classmethod
