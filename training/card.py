@@ -22,7 +22,6 @@ from attndiff.data.columns import IMAGE
 from attndiff.data.subset import spread_over
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
-from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.task import GENERATE
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
@@ -89,7 +88,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
 
 def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dict:
     """Sentences that depend on the kind of model."""
-    prompt = PROMPTS[parts.conditioning.kind]
+    prompt = parts.conditioning.prompt
     summary, shown = parts.task.summary or prompt.summary, grid_prompts(parts, config.log.prompts, 1)[0]
     others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
     variants = ", ".join(f'`variant="{name}"`' for name in others)
@@ -270,7 +269,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
 
 def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
-    if parts.conditioning.kind != "text" or not parts.model.looks_at_words or parts.task is not GENERATE:
+    if not parts.conditioning.prompt.reads_text or not parts.model.looks_at_words or parts.task is not GENERATE:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)
@@ -283,7 +282,7 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
             output_attention_maps=True,
         )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
-    tokens = PROMPTS[parts.conditioning.kind].tokens(pipe, prompt)
+    tokens = parts.conditioning.prompt.tokens(pipe, prompt)
     attention_picture(as_picture(output.images[0]), tokens, maps).save(path)
     return prompt
 

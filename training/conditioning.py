@@ -5,37 +5,35 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.rows import Row
 from attndiff.errors import UserError
+from attndiff.tasks.prompts import PROMPTS, Prompt
 from attndiff.training.config import ConditionConfig
 from attndiff.training.state.learned import Learned
 
 
 @dataclass
 class Conditioning:
-    """A run's condition: its kind, tokenizer and frozen text encoder, whichever apply.
+    """A run's condition: its kind of prompt, tokenizer and frozen text encoder, whichever apply.
 
     Args:
-        kind: ``"none"``, ``"class"`` or ``"text"``.
+        prompt: What the model is told.
         tokenizer: Of text conditions.
         text_encoder: Frozen pretrained encoder of text conditions, or None where ours learns from tokens.
         encoder_settings: Which streams the `ConditionEncoder` needs.
     """
 
-    kind: str
+    prompt: Prompt
     tokenizer: PreTrainedTokenizerBase | None = None
     text_encoder: PreTrainedModel | None = None
     encoder_settings: dict = field(default_factory=dict)
 
     def sample(self, row: Row, choice: float) -> dict[str, torch.Tensor]:
         """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
-        if self.kind == "class":
-            return {"class_labels": torch.tensor(row[LABEL.name])}
-        if self.kind == "text":
-            captions = row[CAPTION.name]
-            return {key: value[0] for key, value in self.tokens([captions[int(choice * len(captions))]]).items()}
-        return {}
+        return self.prompt.inputs(row, choice, self._tokens_of)
+
+    def _tokens_of(self, caption: str) -> dict[str, torch.Tensor]:
+        return {key: value[0] for key, value in self.tokens([caption]).items()}
 
     def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """``input_ids`` and ``attention_mask``, both ``(B, T)`` int64, cut and padded to the tokenizer's length."""
@@ -54,12 +52,9 @@ class Conditioning:
 
 def make_conditioning(config: ConditionConfig, learned: Learned) -> Conditioning:
     """The condition of a run that is given none: from the classes or the captions that it learned."""
-    if config.kind == "class":
-        return Conditioning("class", encoder_settings={"num_classes": len(learned.class_names)})
-    if config.kind == "none":
-        return Conditioning("none")
-    settings = {"vocab_size": len(learned.tokenizer), "max_length": config.max_length}
-    return Conditioning("text", learned.tokenizer, encoder_settings=settings)
+    prompt = PROMPTS[config.kind]
+    tokenizer = learned.tokenizer if prompt.reads_text else None
+    return Conditioning(prompt, tokenizer, encoder_settings=prompt.encoder_settings(learned.class_names, tokenizer))
 
 
 def open_pretrained(config: ConditionConfig) -> Conditioning:
@@ -77,6 +72,5 @@ def open_pretrained(config: ConditionConfig) -> Conditioning:
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_length)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Conditioning(
-        "text", tokenizer, encoder.eval().requires_grad_(False), {"context_dim": encoder.config.hidden_size}
-    )
+    settings = {"context_dim": encoder.config.hidden_size}
+    return Conditioning(PROMPTS[config.kind], tokenizer, encoder.eval().requires_grad_(False), settings)

@@ -87,7 +87,7 @@ def evaluate(
     report = {}
     if judge is not None:
         report[NAMES[prompt.name]] = own_condition(judge, prompt.name, samples, sets[0].tensor(), values)
-    if prompt.name == "text":  # what is stored comes out at the captions it was stored with
+    if prompt.reads_text:  # what is stored comes out at the captions it was stored with
         known = Subset(sets[1], range(min(n, SUSPECTS)))
         suspects, values = draw(prompt.of_all(known), seeds[: len(known)]), prompt.of_all(known)
         if judge is not None and learns_from_rest(sets[2]):
@@ -180,8 +180,7 @@ def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
 
 def _errors(pipeline, images: Subset) -> Validation:
     """Errors per noise level on real images with their own conditions."""
-    kind = prompt_of(pipeline).name
-    conditioning = Conditioning(kind, pipeline.tokenizer, pipeline.text_encoder)
+    conditioning = Conditioning(prompt_of(pipeline), pipeline.tokenizer, pipeline.text_encoder)
     model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
     accelerator = Accelerator(cpu=pipeline.device.type == "cpu")
     return validate(model, DrawnDataset(images, conditioning, seed=0), accelerator)

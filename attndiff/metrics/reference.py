@@ -10,10 +10,8 @@ from attndiff.data.select import open_table_of
 from attndiff.data.subset import Subset
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
-from attndiff.tasks.prompts import prompt_of
+from attndiff.tasks.prompts import are_classes, class_names_of, prompt_of
 
-CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")
-LABEL_COLUMN = "label"
 DEFAULT_N = 1000  # images at most, where no number is asked for
 
 
@@ -82,7 +80,7 @@ def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
         UserError: If data and model do not go together.
     """
     config = fit_data(config, pipeline)
-    names = (pipeline.config.data or {}).get("class_names") if prompt_of(pipeline).name == "class" else None
+    names = class_names_of(pipeline) if prompt_of(pipeline).setting == "label_column" else None
     train = ImageSet(config, names)
     test = _open_test(config, train.class_names)
     if test is not None:
@@ -128,40 +126,11 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
 
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:
-    """The configuration with the columns that the model's condition and the classifier need."""
-    kind = prompt_of(pipeline).name
-    table = open_table_of(config)
-    caption, label = config.caption_column, config.label_column
-    if kind == "text" and caption is None:
-        caption = next((name for name in CAPTION_COLUMNS if name in table.columns), None)
-        if caption is None:
-            raise UserError(
-                f"{config.path}: the model draws what captions say, and no column is called one of "
-                f"{', '.join(CAPTION_COLUMNS)}; name it, such as caption_column=title."
-            )
-    if label is None:
-        names = set((pipeline.config.data or {}).get("class_names") or [])
-        wanted = names if kind == "class" else set()
-        label = next((name for name in _label_first(table.columns) if _are_classes(table, name, wanted)), None)
-        if kind == "class" and label is None:
-            shown = ", ".join(sorted(names)[:5]) or "its classes"
-            raise UserError(
-                f"{config.path}: the model draws classes ({shown}), and no column holds them; name it, such as "
-                "label_column=kind."
-            )
-    return config.replace(caption_column=caption, label_column=label)
-
-
-def _label_first(columns: list[str]) -> list[str]:
-    return sorted(columns, key=lambda name: name != LABEL_COLUMN)
-
-
-def _are_classes(table, name: str, wanted: set[str]) -> bool:
-    """Whether a column gives every image one of the wanted classes; of no wanted ones, whether it is the labels'."""
-    if not wanted and name != LABEL_COLUMN:
-        return False
-    values = table.column(name)
-    if any(isinstance(value, (list, dict)) or value is None or value == "" for value in values):
-        return False
-    found = {str(value) for value in values}
-    return found <= wanted if wanted else len(found) > 1
+    """The configuration with the columns that the model's condition and the extractor need."""
+    prompt, table, names = prompt_of(pipeline), open_table_of(config), class_names_of(pipeline)
+    found = {}
+    if prompt.is_given and getattr(config, prompt.setting) is None:
+        found[prompt.setting] = prompt.find_column(table, names)
+    if config.label_column is None and "label_column" not in found:
+        found["label_column"] = next((name for name in table.columns if are_classes(table, name, set())), None)
+    return config.replace(**found)

@@ -4,13 +4,18 @@ A ``pipeline`` here is any of ours.
 """
 
 import json
+from collections.abc import Callable, Iterable
+
+import torch
 
 from attndiff.data.columns import CAPTION, LABEL
-from attndiff.data.rows import Rows
+from attndiff.data.rows import Row, Rows
 from attndiff.errors import UserError
 
 Value = str | int | None  # a caption, the number of a class, or nothing in particular
 SHOWN = 20  # class names in a sentence
+CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")  # where they are looked for, in this order
+Inputs = dict[str, torch.Tensor]  # of a `ConditionEncoder`, for one sample
 
 
 class Prompt:
@@ -19,12 +24,14 @@ class Prompt:
     Attributes:
         name: As ``condition.kind`` has it.
         setting: The setting under ``data`` that names its column, or None.
+        reads_text: Whether it takes a tokenizer.
         hub_tag: The Hub's name of what such a model does.
         summary: What it does, as the end of a sentence.
     """
 
     name = "none"
     setting: str | None = None
+    reads_text = False
     hub_tag = "unconditional-image-generation"
     summary = "makes images from nothing but noise"
 
@@ -32,6 +39,33 @@ class Prompt:
     def is_given(self) -> bool:
         """Whether such a model is told anything."""
         return self.setting is not None
+
+    # Of data
+
+    def check(self, images: Rows) -> None:
+        """Raise `UserError` unless every image of a set has what it is to be drawn for."""
+
+    def find_column(self, table, names: list[str]) -> str | None:
+        """The column of a table that holds what images are drawn for, where no setting names it.
+
+        Args:
+            table: With ``columns`` and ``column(name)``.
+            names: Of the model's classes.
+
+        Raises:
+            UserError: If there is none.
+        """
+        return None
+
+    def inputs(self, row: Row, choice: float, tokenize: Callable[[str], Inputs]) -> Inputs:
+        """What the condition's encoder takes of a row; ``choice`` in [0, 1) picks among its captions."""
+        return {}
+
+    def encoder_settings(self, class_names: list[str] | None, tokenizer) -> dict:
+        """Which streams a `ConditionEncoder` of its own needs."""
+        return {}
+
+    # Of a call
 
     def of(self, images: Rows, i: int) -> Value:
         """What image ``i`` was, or could have been, drawn for."""
@@ -85,6 +119,26 @@ class ClassPrompt(Prompt):
     setting = "label_column"
     summary = "makes images of a class"
 
+    def check(self, images: Rows) -> None:
+        if not images.class_names:
+            raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
+
+    def find_column(self, table, names: list[str]) -> str | None:
+        found = next((name for name in label_first(table.columns) if are_classes(table, name, set(names))), None)
+        if found is None:
+            shown = ", ".join(sorted(names)[:5]) or "its classes"
+            raise UserError(
+                f"{table.origin}: the model draws classes ({shown}), and no column holds them; name it, such as "
+                "label_column=kind."
+            )
+        return found
+
+    def inputs(self, row: Row, choice: float, tokenize: Callable[[str], Inputs]) -> Inputs:
+        return {"class_labels": torch.tensor(row[LABEL.name])}
+
+    def encoder_settings(self, class_names: list[str] | None, tokenizer) -> dict:
+        return {"num_classes": len(class_names)}
+
     def of(self, images: Rows, i: int) -> Value:
         return images[i][LABEL.name]
 
@@ -117,8 +171,29 @@ class TextPrompt(Prompt):
 
     name = "text"
     setting = "caption_column"
+    reads_text = True
     hub_tag = "text-to-image"
     summary = "makes images from text"
+
+    def check(self, images: Rows) -> None:
+        if CAPTION not in images.columns:
+            raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
+
+    def find_column(self, table, names: list[str]) -> str | None:
+        found = next((name for name in CAPTION_COLUMNS if name in table.columns), None)
+        if found is None:
+            raise UserError(
+                f"{table.origin}: the model draws what captions say, and no column is called one of "
+                f"{', '.join(CAPTION_COLUMNS)}; name it, such as caption_column=title."
+            )
+        return found
+
+    def inputs(self, row: Row, choice: float, tokenize: Callable[[str], Inputs]) -> Inputs:
+        captions = row[CAPTION.name]
+        return tokenize(captions[int(choice * len(captions))])
+
+    def encoder_settings(self, class_names: list[str] | None, tokenizer) -> dict:
+        return {"vocab_size": len(tokenizer), "max_length": tokenizer.model_max_length}
 
     def of(self, images: Rows, i: int) -> Value:
         return images[i][CAPTION.name][0]
@@ -162,3 +237,19 @@ def prompt_of(pipeline) -> Prompt:
 def class_names_of(pipeline) -> list[str]:
     """Names of a pipeline's classes, if it knows some."""
     return (pipeline.config.data or {}).get("class_names") or []
+
+
+def label_first(columns: Iterable[str]) -> list[str]:
+    """Names of columns, the one called as labels are before the others."""
+    return sorted(columns, key=lambda name: name != LABEL.name)
+
+
+def are_classes(table, name: str, wanted: set[str]) -> bool:
+    """Whether a column gives every image one of the wanted classes; of no wanted ones, whether it is the labels'."""
+    if not wanted and name != LABEL.name:
+        return False
+    values = table.column(name)
+    if any(isinstance(value, (list, dict)) or value is None or value == "" for value in values):
+        return False
+    found = {str(value) for value in values}
+    return found <= wanted if wanted else len(found) > 1

@@ -11,7 +11,6 @@ from attndiff.metrics.frechet import frechet_needs
 from attndiff.metrics.measure import Yardstick, distances
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.samples import make_pipeline, swapped
@@ -80,7 +79,7 @@ class Distances:
     def _sample(self) -> torch.Tensor:
         """All samples ``(n, C, H, W)`` on every process, each drawn by one of them from a seed of its own."""
         rank, world, n = self.accelerator.process_index, self.accelerator.num_processes, len(self.test)
-        every = PROMPTS[self.parts.conditioning.kind].of_all(self.test)
+        every = self.parts.conditioning.prompt.of_all(self.test)
         padded = -(-n // world) * world  # gathering takes equal shares; the last ones wrap around
         mine = [i % n for i in range(rank, padded, world)]
         how = self.parts.model.preview_steps, self.config.log.guidance_scale

@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from attndiff.metrics.near_copies import as_image
-from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
@@ -52,7 +51,7 @@ def grid_prompts(parts: Parts, prompts: list[str], n: int = EXAMPLES) -> list:
 
     Where the task is given images, these are held-out ones, and the prompts theirs.
     """
-    chosen = prompts and PROMPTS[parts.conditioning.kind].is_given and parts.task.given is nothing
+    chosen = prompts and parts.conditioning.prompt.is_given and parts.task.given is nothing
     return prompts if chosen else parts.learned.prompts[:n]
 
 
@@ -67,7 +66,7 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    prompt, wishes = PROMPTS[parts.conditioning.kind], {"guidance_scale": guidance_scale}
+    prompt, wishes = parts.conditioning.prompt, {"guidance_scale": guidance_scale}
     arguments = prompt.arguments(prompts)
     if parts.task.given is not nothing:
         told = arguments if prompt.is_given else {}  # the images say how many

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.conditioning import Conditioning, open_pretrained
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import check_channels, freeze, open_vae
@@ -48,10 +49,11 @@ def _open_vae(config: TrainConfig, source: DiffusionPipeline | None) -> Autoenco
 
 def _open_text(config: TrainConfig, source: DiffusionPipeline | None) -> Conditioning | None:
     """What reads text: the earlier model's own tokenizer and encoder, or the pretrained ones that are named."""
-    if config.condition.kind != "text":
+    prompt = PROMPTS[config.condition.kind]
+    if not prompt.reads_text:
         return None
     if source is not None and source.condition_encoder is not None and source.tokenizer is not None:
-        return Conditioning("text", source.tokenizer, source.text_encoder)
+        return Conditioning(prompt, source.tokenizer, source.text_encoder)
     return open_pretrained(config.condition) if config.condition.pretrained else None
 
 

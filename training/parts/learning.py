@@ -37,12 +37,10 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
         UserError: If the data has no classes where the condition is a class.
     """
     images, validation = opened.images, opened.validation
-    kind, stream = config.condition.kind, config.data.stream
-    if kind == "class" and not images.class_names:
-        raise UserError("condition.kind is 'class', but the data has no classes; set data.label_column.")
-    task, prompt = learn_task(config, images), PROMPTS[kind]
+    stream, prompt = config.data.stream, PROMPTS[config.condition.kind]
+    task = learn_task(config, images)
     given_images = TASKS[task.name].given is not nothing
-    own_text = kind == "text" and given.conditioning is None
+    own_text = prompt.reads_text and given.conditioning is None
     return Learned(
         data=images.describe(),
         images=None if stream else len(images),

@@ -80,7 +80,7 @@ def _from_earlier(config: TrainConfig, conditioning: Conditioning, learned: Lear
 
 
 def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEncoder | None:
-    if conditioning.kind == "none":
+    if not conditioning.prompt.is_given:
         return None
     preset = PRESETS[config.model.preset]["encoder"]
     settings = {**preset, **conditioning.encoder_settings, **config.model.encoder}

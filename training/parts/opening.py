@@ -5,11 +5,11 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from attndiff.data.columns import CAPTION
 from attndiff.data.parts import open_parts
 from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
+from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import FOLDER, LatentSet
 from attndiff.training.streams import open_streamed
@@ -42,8 +42,7 @@ def open_data(config: TrainConfig, class_names: list[str] | None = None) -> Open
     """
     data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
     opened = Opened(*(open_streamed(data, config, class_names) if data.stream else open_parts(data)))
-    if config.condition.kind == "text" and CAPTION not in opened.images.columns:
-        raise UserError("condition.kind is 'text', but the data has no captions; set data.caption_column.")
+    PROMPTS[config.condition.kind].check(opened.images)
     return opened
 
 
