@@ -110,7 +110,7 @@ def change_index(folder: Path, copy: Path, **changes) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("stored", [["pipeline_attndiff_0123456789ab", "AttnDiffInpaintPipeline"], "AttnDiffElse"])
+@pytest.mark.parametrize("stored", [["pipeline_attndiff_0123456789ab", "AttnDiffTimeTravelPipeline"], "AttnDiffElse"])
 def test_a_pipeline_that_this_attndiff_does_not_have_is_refused(stored, folders, tmp_path):
     folder = change_index(folders["text"], tmp_path / "newer", _class_name=stored, _attndiff_version="9.9")
     name = stored[-1] if isinstance(stored, list) else stored
