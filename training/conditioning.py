@@ -11,6 +11,8 @@ from attndiff.tasks.prompts import PROMPTS, Prompt
 from attndiff.training.config import ConditionConfig
 from attndiff.training.state.learned import Learned
 
+KNOWN = 100_000  # captions whose tokens are kept; about a kilobyte each
+
 
 @dataclass
 class Conditioning:
@@ -27,13 +29,19 @@ class Conditioning:
     tokenizer: PreTrainedTokenizerBase | None = None
     text_encoder: PreTrainedModel | None = None
     encoder_settings: dict = field(default_factory=dict)
+    _known: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def sample(self, row: Row, choice: float) -> dict[str, torch.Tensor]:
         """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
         return self.prompt.inputs(row, choice, self._tokens_of)
 
     def _tokens_of(self, caption: str) -> dict[str, torch.Tensor]:
-        return {key: value[0] for key, value in self.tokens([caption]).items()}
+        """Tokens of a caption ``(T,)``, made once: an image is visited many times."""
+        if caption not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[caption] = {key: value[0] for key, value in self.tokens([caption]).items()}
+        return self._known[caption]
 
     def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """``input_ids`` and ``attention_mask``, both ``(B, T)`` int64, cut and padded to the tokenizer's length."""
