@@ -53,6 +53,7 @@ class Task:
             made of real images: what samples while training, cards and measures show.
         aligned_channels: A by C.
         learn: ``(rows, settings)`` to the settings that are measured.
+        objectives: Names of those that can learn it; None for all.
         pipeline: Name of the pipeline's class in `attndiff`.
         measure: Name of the measure that scores it, or None for distances between sets of images.
         hub_tag: The Hub's name of what it does; None leaves that to the prompt.
@@ -68,6 +69,7 @@ class Task:
     given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
     aligned_channels: Callable[[int], int] = lambda channels: 0
     learn: Callable[[Iterable[Row], TaskSettings], dict] = nothing
+    objectives: tuple[str, ...] | None = None
     pipeline: str = "AttnDiffPipeline"
     measure: str | None = None
     hub_tag: str | None = None

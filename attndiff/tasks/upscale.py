@@ -66,6 +66,7 @@ UPSCALE = Task(
     given=given,
     aligned_channels=lambda channels: channels,
     learn=learn,
+    objectives=("flow",),  # whose prediction at the highest level, without noise, is the residual's mean
     pipeline="AttnDiffUpscalePipeline",
     measure="upscale",
     hub_tag="image-to-image",

@@ -136,7 +136,7 @@ def test_a_model_is_measured_beside_interpolation(pipeline, images, tmp_path):
     assert report["consistency"]["value"] > 40 and (tmp_path / "samples.png").is_file()
 
 
-def test_it_goes_together_with_no_latents(images, tmp_path):
+def test_an_objective_that_cannot_learn_it_is_refused(images, tmp_path):
     settings = {
         "out": str(tmp_path / "run"),
         "task": {"name": "upscale"},
@@ -146,5 +146,5 @@ def test_it_goes_together_with_no_latents(images, tmp_path):
         "objective": {"name": "edm"},
         "optim": {"steps": 1},
     }
-    with pytest.raises(UserError, match=r"task.name upscale.*flow"):
+    with pytest.raises(UserError, match=r"objective.name edm does not learn task.name upscale; give one of flow"):
         Trainer(make_config(settings))

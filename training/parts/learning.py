@@ -15,7 +15,6 @@ from attndiff.errors import UserError
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.registry import TASKS
 from attndiff.tasks.task import GENERATE, TaskSettings, nothing
-from attndiff.tasks.upscale import UPSCALE
 from attndiff.training.config import TrainConfig
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
@@ -81,8 +80,10 @@ def learn_task(config: TrainConfig, images: Rows) -> TaskSettings:
     settings, task = config.task, TASKS[config.task.name]
     if task is not GENERATE and (config.model.vae or config.distill or config.data.stream):
         raise UserError(f"task.name {task.name} goes together with no model.vae, distill or data.stream: leave it out.")
-    if task is UPSCALE and config.objective.name not in (None, "flow"):
-        raise UserError(f"task.name {task.name} learns to do it in one call by the objective flow: leave it out.")
+    objective = config.objective.name or "flow"
+    if task.objectives is not None and objective not in task.objectives:
+        can = ", ".join(task.objectives)
+        raise UserError(f"objective.name {objective} does not learn task.name {task.name}; give one of {can}.")
     return settings.model_copy(update=task.learn(some_rows(images), settings))
 
 
