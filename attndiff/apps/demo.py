@@ -1,6 +1,8 @@
 """A page to try a model on: gradio draws it and queues the calls; what a visitor sends is checked here."""
 
 import math
+import uuid
+from pathlib import Path
 
 import gradio as gr
 from PIL import Image
@@ -66,6 +68,15 @@ def merged(rows: list[Row]) -> Row:
     return Row([image for row in rows for image in row.images], rows[0].maps)
 
 
+def saved(pictures: list[Image.Image], folder: str) -> list[str]:
+    """Each picture in a file of its own: gradio names files by content and writes one anew while another reads it."""
+    paths = [Path(folder) / f"{uuid.uuid4().hex}.png" for _ in pictures]
+    for picture, path in zip(pictures, paths, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return [str(path) for path in paths]
+
+
 def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
     """The page of a model.
 
@@ -77,7 +88,7 @@ def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
 
     def answer(*arguments):
         try:
-            return draw(pipeline, *arguments)
+            return [saved(pictures, samples.GRADIO_CACHE) for pictures in draw(pipeline, *arguments)]
         except UserError as error:
             raise gr.Error(str(error)) from None
 

@@ -4,6 +4,7 @@ import os
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from commands import attndiff
@@ -97,6 +98,14 @@ def test_many_calls_at_once_are_drawn_in_turn_or_turned_away(client):
     drawn = [answer for answer in answers if answer == "2 images"]
     assert len(drawn) >= demo.WAITING // 2
     assert all("queue" in answer.lower() for answer in answers if answer not in drawn), set(answers)
+
+
+def test_two_visitors_who_draw_the_same_read_files_of_their_own(client):
+    answers = [client.predict(*SOUND.values(), api_name="/draw")[0] for _ in range(2)]
+    first, second = ([entry["image"] for entry in answer] for answer in answers)
+    addresses = [entry["path"] if isinstance(entry, dict) else entry for entry in first + second]
+    assert len(set(addresses)) == 4
+    assert [Path(a).read_bytes() for a in addresses[:2]] == [Path(a).read_bytes() for a in addresses[2:]]
 
 
 @pytest.mark.parametrize("path", ["token.txt", "{cwd}/token.txt", "../token.txt", "/etc/passwd", "%2e%2e/token.txt"])
