@@ -208,7 +208,7 @@ def train(name: str, lr: float, seed: int, steps: int) -> dict:
     return {"x0_error": result.x0_error, "steps": steps, "parameters": parameters, "n": result.n}
 
 
-class Campaign:
+class Ablation:
     """Runs beside each other in processes, each result written as soon as it is there.
 
     Args:
@@ -242,7 +242,7 @@ class Campaign:
         self.out.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def choose_rates(campaign: Campaign, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:
+def choose_rates(campaign: Ablation, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:
     """Each arm's best learning rate of three, and its error there."""
     wanted = [(name, lr, 0) for name in names for lr in ARMS[name].lrs]
     errors = {w[:2]: result["x0_error"] for w, result in zip(wanted, campaign.run(wanted, minutes))}
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("model_cards/ablation.json"))
     options = parser.parse_args()
-    campaign = Campaign(options.out, options.arms, options.workers, options.rounds)
+    campaign = Ablation(options.out, options.arms, options.workers, options.rounds)
     rates = choose_rates(campaign, options.arms, options.search_minutes)
     print(f"\n| arm | best learning rate | error after {options.search_minutes:g} min |\n|---|---|---|")
     for name, (lr, error) in sorted(rates.items(), key=lambda item: item[1][1]):

@@ -506,7 +506,7 @@ def prepare() -> None:
 
 
 @dataclass
-class Campaign:
+class KillCampaign:
     """All its parts, each going on from what the count has and written as soon as it is there.
 
     Args:
@@ -597,7 +597,7 @@ def main() -> None:
     runs, pairs = (100, 5) if arguments.fast else (arguments.runs, arguments.pairs)
     so_far = earlier(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        count = Campaign(Path(folder), so_far, arguments.json).run(runs, pairs)
+        count = KillCampaign(Path(folder), so_far, arguments.json).run(runs, pairs)
     print(json.dumps(asdict(count), indent=1))
     spoilt = [name for name, result in count.negative_controls.items() if result == "PASSED"]
     if count.identical != count.runs or spoilt:

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from attndiff.apps.sample import Request, Row, sample_rows
+from attndiff.apps.sample import Request, SampledRow, sample_rows
 from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
@@ -63,9 +63,9 @@ def draw(
     return pictures, [attention_picture(as_picture(i), tokens, m) for i, m in zip(row.images, maps, strict=True)]
 
 
-def merged(rows: list[Row]) -> Row:
+def merged(rows: list[SampledRow]) -> SampledRow:
     """All images as one row; only rows of an unconditional model, which have no maps, are several."""
-    return Row([image for row in rows for image in row.images], rows[0].maps)
+    return SampledRow([image for row in rows for image in row.images], rows[0].maps)
 
 
 def saved(pictures: list[Image.Image], folder: str) -> list[str]:

@@ -35,7 +35,7 @@ RESTORATIONS = {"upscale": measure_upscaling, "inpaint": measure_inpainting}  # 
 
 
 @dataclass
-class Settings:
+class EvaluationSettings:
     """How samples are drawn; stands beside every number.
 
     Args:
@@ -52,7 +52,7 @@ class Settings:
 def evaluate(
     pipeline,
     reference: Reference,
-    settings: Settings,
+    settings: EvaluationSettings,
     n: int | None = None,
     extractor: str | None = None,
     pictures: Path | None = None,
@@ -110,7 +110,9 @@ def evaluate(
     return {name: {**entry, **common} for name, entry in report.items()}
 
 
-def _restoration(pipeline, reference: Reference, settings: Settings, n: int, pictures: Path | None) -> dict[str, dict]:
+def _restoration(
+    pipeline, reference: Reference, settings: EvaluationSettings, n: int, pictures: Path | None
+) -> dict[str, dict]:
     """The measures of a task whose right answer is known, on held-out images."""
     test, prompt = reference.choose(n, settings.seed)[0], prompt_of(pipeline)
     real, values = test.tensor(), prompt.of_all(test)

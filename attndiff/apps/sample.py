@@ -57,7 +57,7 @@ class Request:
 
 
 @dataclass
-class Row:
+class SampledRow:
     """One image of each prompt, and where its pixels looked if that was asked for."""
 
     images: list[Image.Image | np.ndarray]
@@ -69,7 +69,7 @@ def open_model(model: str | Path) -> AttnDiffPipeline:
     return load_quietly(model).to(best_device())
 
 
-def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
+def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[SampledRow]:
     """Sample, one call a row, so that memory does not grow with ``count``.
 
     Raises:
@@ -95,7 +95,7 @@ def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[Row]:
             )
         except ValueError as error:  # how a pipeline refuses arguments
             raise UserError(str(error)) from None
-        rows.append(Row(output.images, output.attention_maps))
+        rows.append(SampledRow(output.images, output.attention_maps))
     return rows
 
 
@@ -107,14 +107,14 @@ def row_lengths(request: Request) -> list[int]:
     return [min(ROW, count - first) for first in range(0, count, ROW)]
 
 
-def sheet(rows: list[Row], prompts: list[str]) -> Image.Image:
+def sheet(rows: list[SampledRow], prompts: list[str]) -> Image.Image:
     """All rows as one picture, the prompts above the columns."""
     captions = prompts or [""] * len(rows[0].images)
     labels = [str(i + 1) for i in range(len(rows))] if len(rows) > 1 else [""]
     return contact_sheet({label: row.images for label, row in zip(labels, rows, strict=True)}, captions)
 
 
-def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> int:
+def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path) -> int:
     """Write every image as a file: PNG for pictures, else whatever holds the data's own units; how many."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [image for row in rows for image in row.images]
@@ -127,7 +127,7 @@ def save_images(pipeline: AttnDiffPipeline, rows: list[Row], folder: Path) -> in
     return len(images)
 
 
-def save_attention(pipeline: AttnDiffPipeline, rows: list[Row], prompts: list[str], folder: Path) -> list[Path]:
+def save_attention(pipeline: AttnDiffPipeline, rows: list[SampledRow], prompts: list[str], folder: Path) -> list[Path]:
     """Write a picture of the attention for every image; further rows go to folders of their own."""
     tokens = [prompt_of(pipeline).tokens(pipeline, text) for text in prompts]
     paths = []

@@ -27,7 +27,7 @@ SHOWN = 5
 
 
 @dataclass
-class Report:
+class Diagnosis:
     """What is in a data set and what training would do to it.
 
     Args:
@@ -106,7 +106,7 @@ def _counts(counts: dict[str, int]) -> str:
     return shown + (f" and {len(counts) - 2 * SHOWN} more" if len(counts) > 2 * SHOWN else "")
 
 
-def diagnose(config: DataConfig) -> Report:
+def diagnose(config: DataConfig) -> Diagnosis:
     """Read everything that a configuration names, by the same code as training, and report.
 
     Raises:
@@ -123,7 +123,7 @@ def diagnose(config: DataConfig) -> Report:
         labels, names = read_labels(table, passing, rows, config.label_column, None)
         counts = Counter(labels)
         classes = {name: counts[number] for number, name in enumerate(names)}
-    return Report(
+    return Diagnosis(
         path=config.path,
         rows=len(rows) + len(silent),
         usable=len(images.names),

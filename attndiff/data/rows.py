@@ -94,13 +94,6 @@ class Row(Mapping):
     def __contains__(self, name: object) -> bool:
         return any(column.name == name for column in self.rows.columns)
 
-    def texts(self) -> dict[str, list[str]]:
-        """What each column of texts, whole numbers or truth values says of every row, as text, by the data's own names.
-
-        Empty where the data is not read through.
-        """
-        return {}
-
     def __iter__(self) -> Iterator[str]:
         return (column.name for column in self.rows.columns)
 

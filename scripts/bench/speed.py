@@ -14,7 +14,7 @@ from bench.peers import PEERS
 
 
 @dataclass(frozen=True)
-class Settings(alone.Settings):
+class SpeedSettings(alone.SpeedSettings):
     """What is measured, and how long.
 
     Args:
@@ -28,24 +28,24 @@ class Settings(alone.Settings):
     matches: tuple[str, ...] = MATCHES
 
 
-def beside_peers(settings: alone.Settings) -> Settings:
+def beside_peers(settings: alone.SpeedSettings) -> SpeedSettings:
     """What is measured of attndiff alone, for all."""
-    own = {field.name: getattr(settings, field.name) for field in fields(alone.Settings)}
-    return Settings(**own | {"forms": FORMS})
+    own = {field.name: getattr(settings, field.name) for field in fields(alone.SpeedSettings)}
+    return SpeedSettings(**own | {"forms": FORMS})
 
 
-def full_settings(device: str) -> Settings:
+def full_settings(device: str) -> SpeedSettings:
     """The whole benchmark: more than an hour on two CPU cores."""
     full = beside_peers(alone.full_settings(device))
     return replace(full, loop_steps=0) if device == "cpu" else full
 
 
-def quick_settings(device: str) -> Settings:
+def quick_settings(device: str) -> SpeedSettings:
     """Under three minutes on two CPU cores: equal parameters only, nothing compiled, few rounds of small batches."""
     return replace(beside_peers(alone.quick_settings(device)), forms=FORMS[:2], matches=MATCHES[:1])
 
 
-def measure_speed(settings: Settings, report: Comparison, say: Say = print) -> None:
+def measure_speed(settings: SpeedSettings, report: Comparison, say: Say = print) -> None:
     """Add what is missing to a report, saving after every measurement.
 
     Peers whose package is absent are named in the report, with the command that installs it.
@@ -65,12 +65,12 @@ def measure_speed(settings: Settings, report: Comparison, say: Say = print) -> N
     _save(settings, report)
 
 
-def _save(settings: Settings, report: Comparison) -> None:
+def _save(settings: SpeedSettings, report: Comparison) -> None:
     report.ratios.update(speed_ratios(settings, report.arms))
     report.save()
 
 
-def _name_absent(settings: Settings, report: Comparison, say: Say) -> None:
+def _name_absent(settings: SpeedSettings, report: Comparison, say: Say) -> None:
     """Note which peers cannot be imported, and forget the note of those that can be by now."""
     for name in settings.peers:
         reason = why_absent(settings.preset, name)
@@ -90,7 +90,7 @@ def why_absent(preset: str, peer: str) -> str | None:
     return None
 
 
-def arms(settings: Settings) -> Iterator[Arm]:
+def arms(settings: SpeedSettings) -> Iterator[Arm]:
     """attndiff's arms, and those of the peers that are there."""
     yield from ours(settings)
     for match in settings.matches:
@@ -98,28 +98,28 @@ def arms(settings: Settings) -> Iterator[Arm]:
             yield from theirs(settings, peer, match)
 
 
-def present(settings: Settings) -> list[str]:
+def present(settings: SpeedSettings) -> list[str]:
     """The peers that can be imported."""
     return [peer for peer in settings.peers if why_absent(settings.preset, peer) is None]
 
 
-def ours(settings: Settings) -> list[Arm]:
+def ours(settings: SpeedSettings) -> list[Arm]:
     """attndiff in its forms; its layout is channels_last in each."""
     return [Arm(settings.preset, form=form) for form in settings.forms if form != "channels_last"]
 
 
-def theirs(settings: Settings, peer: str, match: str) -> list[Arm]:
+def theirs(settings: SpeedSettings, peer: str, match: str) -> list[Arm]:
     """A peer in its forms."""
     forms = settings.forms if match == "parameters" else [form for form in settings.forms if form != "compiled"]
     return [Arm(settings.preset, form, peer, match) for form in forms]
 
 
-def memory_arms(settings: Settings) -> list[Arm]:
+def memory_arms(settings: SpeedSettings) -> list[Arm]:
     """The networks in their default form."""
     return [arm for arm in arms(settings) if arm == arm.plain]
 
 
-def duels(settings: Settings) -> Iterator[tuple[str, str, Arm]]:
+def duels(settings: SpeedSettings) -> Iterator[tuple[str, str, Arm]]:
     """What is measured with whom beside attndiff, what matters most first: measure, precision, peer."""
     for match in settings.matches:
         for measure, precision in settings.measures:
@@ -127,7 +127,7 @@ def duels(settings: Settings) -> Iterator[tuple[str, str, Arm]]:
                 yield measure, precision, Arm(settings.preset, peer=peer, match=match)
 
 
-def _add_duel(settings: Settings, measure: str, precision: str, peer: Arm, report: Comparison) -> None:
+def _add_duel(settings: SpeedSettings, measure: str, precision: str, peer: Arm, report: Comparison) -> None:
     """Let attndiff and a peer, each in all its forms, take turns."""
     torch.compiler.reset()  # networks of earlier pairings count against the limit of recompilations
     rivals = theirs(settings, peer.peer, peer.match)
@@ -162,7 +162,7 @@ def like_with_like(entry: dict, name: str) -> dict[str, float] | None:
     return chosen[0] if chosen else None
 
 
-def speed_ratios(settings: Settings, results: dict[str, dict]) -> dict[str, dict[str, float]]:
+def speed_ratios(settings: SpeedSettings, results: dict[str, dict]) -> dict[str, dict[str, float]]:
     """Median ratios of attndiff over every arm of a peer, in the precision that counts; each arm gets its spread."""
     keys = {"train_throughput": f"training_{settings.precision}", "sampling_latency": f"sampling_{settings.precision}"}
     own = f"attndiff {settings.preset}"

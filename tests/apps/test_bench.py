@@ -42,7 +42,7 @@ def test_arms_take_turns_and_a_failure_is_told():
 
 
 def test_shares_count_three_forward_passes_for_training():
-    settings, network, report = speed.Settings(count=10), Network("tiny"), Report(None, "cpu", "speed", {})
+    settings, network, report = speed.SpeedSettings(count=10), Network("tiny"), Report(None, "cpu", "speed", {})
     report.arm(network.name)["forward_gflop"] = 4.0
     report.hardware["matmul_flop_per_second"] = {"float32": 1.2e11}
     entry = speed.figures([2.0, 2.0], settings, "training", "float32", network, report)
@@ -120,7 +120,7 @@ def test_shapes_are_those_of_the_network():
 
 
 def test_a_preset_is_measured_once_and_shown(tmp_path, monkeypatch):
-    settings = speed.Settings(
+    settings = speed.SpeedSettings(
         preset="tiny",
         precisions=("float32",),
         count=2,

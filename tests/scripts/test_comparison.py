@@ -42,7 +42,7 @@ def test_ratios_are_attndiff_over_the_peer():
         },
         "absent": {"skipped": "No module named 'absent'"},
     }
-    ratios = speed.speed_ratios(speed.Settings(), results)
+    ratios = speed.speed_ratios(speed.SpeedSettings(), results)
     assert ratios == {
         "train_throughput": {"peer": 2.5},
         "sampling_latency": {"peer": 0.4},
@@ -127,8 +127,8 @@ def memory(monkeypatch):
     monkeypatch.setattr(alone, "peak_memory", lambda arm, *rest: 100 if arm.peer is None else 400)
 
 
-def minuscule(peers: tuple[str, ...]) -> speed.Settings:
-    return speed.Settings(
+def minuscule(peers: tuple[str, ...]) -> speed.SpeedSettings:
+    return speed.SpeedSettings(
         preset="tiny",
         peers=peers,
         precisions=("float32",),

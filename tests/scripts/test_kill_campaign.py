@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="r
 
 def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
     kept = tmp_path / "kills.json"
-    report = asdict(kill_campaign.Campaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
+    report = asdict(kill_campaign.KillCampaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
     assert json.loads(kept.read_text()) == report
     assert report["problems"] == []
     assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1
@@ -49,7 +49,7 @@ def test_a_campaign_goes_on_from_its_result_file(tmp_path):
     kept = tmp_path / "kills.json"
     there = kill_campaign.Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
     kept.write_text(json.dumps(asdict(there)))
-    count = kill_campaign.Campaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(runs=3, pairs=0)
+    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(runs=3, pairs=0)
     assert (count.runs, count.identical, count.one_process_runs) == (31, 31, 3)
     assert json.loads(kept.read_text()) == asdict(count)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import attndiff
 from attndiff.apps.data_settings import data_config
-from attndiff.apps.evaluate import Settings, evaluate
+from attndiff.apps.evaluate import EvaluationSettings, evaluate
 from attndiff.metrics.reference import open_reference
 from attndiff.tasks.inpaint import INPAINT, InpaintSettings
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
@@ -115,7 +115,7 @@ def test_mistakes_are_named(pipeline, mask, words):
 
 def test_a_model_is_measured_beside_fills(pipeline, images):
     data = data_config(str(images), ["size=16", "caption_column=text"])
-    report = evaluate(pipeline, open_reference(data, pipeline), Settings(2, 1.0), 6)
+    report = evaluate(pipeline, open_reference(data, pipeline), EvaluationSettings(2, 1.0), 6)
     for kind in ("boxes", "strokes"):
         entry = report[f"hole_psnr_{kind}"]
         assert entry["given_pixels_kept"] and entry["floor"] == entry["ways"]["harmonic"]

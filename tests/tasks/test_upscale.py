@@ -8,7 +8,7 @@ from PIL import Image
 
 import attndiff
 from attndiff.apps.data_settings import data_config
-from attndiff.apps.evaluate import Settings, evaluate
+from attndiff.apps.evaluate import EvaluationSettings, evaluate
 from attndiff.errors import UserError
 from attndiff.metrics.reference import open_reference
 from attndiff.tasks.resampling import back_project, enlarge_by, shrink_by
@@ -130,7 +130,7 @@ def test_mistakes_are_named(pipeline, arguments, words):
 
 def test_a_model_is_measured_beside_interpolation(pipeline, images, tmp_path):
     data = data_config(str(images), ["size=16"])
-    report = evaluate(pipeline, open_reference(data, pipeline), Settings(1, 1.0), 6, pictures=tmp_path)
+    report = evaluate(pipeline, open_reference(data, pipeline), EvaluationSettings(1, 1.0), 6, pictures=tmp_path)
     entry = report["psnr"]
     assert entry["floor"] == entry["ways"]["bicubic, back-projected"] > entry["ways"]["bicubic"]
     assert report["consistency"]["value"] > 40 and (tmp_path / "samples.png").is_file()

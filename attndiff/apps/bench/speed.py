@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class SpeedSettings:
     """What is measured, and how long.
 
     Args:
@@ -63,12 +63,12 @@ class Settings:
         return first + [("training", precision) for precision in self.precisions[1:]]
 
 
-def full_settings(device: str) -> Settings:
+def full_settings(device: str) -> SpeedSettings:
     """The whole measurement."""
     if device == "cpu":
         precisions = ("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",)
-        return Settings(precisions=precisions, loop_steps=20)
-    return Settings(
+        return SpeedSettings(precisions=precisions, loop_steps=20)
+    return SpeedSettings(
         preset="s",
         device=device,
         precisions=("bfloat16", "float32"),
@@ -80,7 +80,7 @@ def full_settings(device: str) -> Settings:
     )
 
 
-def quick_settings(device: str) -> Settings:
+def quick_settings(device: str) -> SpeedSettings:
     """Few rounds of small batches, nothing compiled."""
     full = full_settings(device)
     return replace(
@@ -96,7 +96,7 @@ def quick_settings(device: str) -> Settings:
     )
 
 
-def measure_speed(settings: Settings, report: Report, say: Say = print) -> None:
+def measure_speed(settings: SpeedSettings, report: Report, say: Say = print) -> None:
     """Add what is missing to a report, saving after every measurement."""
     forms = [Network(settings.preset, form) for form in settings.forms]
     add_costs(settings, forms, report)
@@ -118,7 +118,7 @@ def measure_speed(settings: Settings, report: Report, say: Say = print) -> None:
     report.save()
 
 
-def add_costs(settings: Settings, networks: list[Network], report: Report) -> None:
+def add_costs(settings: SpeedSettings, networks: list[Network], report: Report) -> None:
     """Parameters and operations of every network, and what a matrix product reaches here."""
     for network in networks:
         report.arm(network.name).update(network.cost())
@@ -128,7 +128,7 @@ def add_costs(settings: Settings, networks: list[Network], report: Report) -> No
             peaks[precision] = matmul_rate(settings.device, precision)
 
 
-def add_loop(settings: Settings, report: Report, say: Say) -> None:
+def add_loop(settings: SpeedSettings, report: Report, say: Say) -> None:
     """The real training loop's share of the matrix product's operations a second."""
     own = report.arm(Network(settings.preset).name)
     if settings.loop_steps and "training_loop" not in own:
@@ -139,7 +139,7 @@ def add_loop(settings: Settings, report: Report, say: Say) -> None:
         say(f"training loop: {loop['share_of_matmul']:.0%} of the matrix product's FLOP/s")
 
 
-def add_memory(settings: Settings, networks: list[Network], report: Report, say: Say) -> None:
+def add_memory(settings: SpeedSettings, networks: list[Network], report: Report, say: Say) -> None:
     """Peak memory of a training step of every network."""
     for network in networks:
         result = report.arm(network.name)
@@ -150,7 +150,7 @@ def add_memory(settings: Settings, networks: list[Network], report: Report, say:
             say(f"peak memory: {peak / 2**20:.0f} MiB of {network.name}")
 
 
-def add_growth(settings: Settings, networks: list[Network], report: Report, say: Say) -> None:
+def add_growth(settings: SpeedSettings, networks: list[Network], report: Report, say: Say) -> None:
     """What an image costs every network at several sizes."""
     for network in networks:
         result = report.arm(network.name)
@@ -162,7 +162,7 @@ def add_growth(settings: Settings, networks: list[Network], report: Report, say:
             say(f"growth to {max(map(int, result['growth']))} px: {network.name}")
 
 
-def make_step(settings: Settings, measure: str, precision: str, network: Network) -> Step:
+def make_step(settings: SpeedSettings, measure: str, precision: str, network: Network) -> Step:
     """The piece of work that a measure times."""
     model, device = network.prepared(settings.device), settings.device
     if measure == "sampling":
@@ -173,7 +173,7 @@ def make_step(settings: Settings, measure: str, precision: str, network: Network
 
 
 def figures(
-    seconds: list[float], settings: Settings, measure: str, precision: str, network: Network, report: Report
+    seconds: list[float], settings: SpeedSettings, measure: str, precision: str, network: Network, report: Report
 ) -> dict:
     """What a network's times say, with what the report knows of its cost and of the matrix product.
 

@@ -18,7 +18,7 @@ from attndiff.metrics.extractors.base import Extractor, NothingLearned
 from attndiff.metrics.extractors.classifier import ConvTrunk, fit, jitter
 from attndiff.metrics.extractors.named import Captions, Classes, named_pretexts
 from attndiff.metrics.extractors.pretext import Material, Pretext, Result
-from attndiff.metrics.extractors.unnamed import Turns, Windows
+from attndiff.metrics.extractors.unnamed import SameImage, Turns
 
 WIDTH = 32
 FEATURES = 4 * WIDTH
@@ -94,7 +94,7 @@ def _unnamed(train: Material, held_out: Material, generator: torch.Generator) ->
     trunk = ConvTrunk(train.images.shape[1], WIDTH)
     parts = train.images, held_out.images, FEATURES, generator
     square = train.images.shape[-1] == train.images.shape[-2]
-    return trunk, [Windows(*parts), *([Turns(*parts)] if square else [])]
+    return trunk, [SameImage(*parts), *([Turns(*parts)] if square else [])]
 
 
 def _extractor(trunk: nn.Module, pretexts: list[Pretext], results: dict[str, Result], device) -> Extractor:

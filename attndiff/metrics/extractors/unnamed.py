@@ -36,7 +36,7 @@ class Turns(Pretext):
         return Result(torch.cat(turned), 1 / 4)
 
 
-class Windows(Pretext):
+class SameImage(Pretext):
     """Which two windows, tinted apart, show parts of one image (instance discrimination, arXiv 2002.05709).
 
     Nothing is resized, blurred or made noisy: what a network learns to overlook, it cannot measure.
