@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.tables.folder import folder_rows
+from attndiff.data.tables.listing import list_folder
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective
@@ -197,7 +198,7 @@ def metadata(folder: Path) -> Case:
         for other in ("jsonl", "csv"):
             (root / f"metadata.{other}").unlink(missing_ok=True)
         (root / f"metadata.{form}").write_bytes(mutated(sound, rng))
-        found, _ = folder_rows(root)
+        found, _ = folder_rows(list_folder(root))
         assert len(found) <= 50 and json.dumps(found, ensure_ascii=False).encode()
 
     return case

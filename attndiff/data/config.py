@@ -22,6 +22,8 @@ class DataConfig(Section):
         split: Which part to read; the files, folder or Hub split of that name where the data has such parts.
         validation: Where the held-out images are: a path, or the fraction of the data to hold out. None: the data's
             own part called "validation", if it has one.
+        named_parts: Whether files and folders called train, val, test and the like, and a column "split" of such names,
+            are the parts of the data. None: if all are so called; where some are and others are not, nothing is read.
         size: Height and width of the images in pixels; the shorter side is resized to it, the middle is kept.
         max_aspect: Train on aspect-ratio buckets: images are cropped not to the square but to the nearest of several
             shapes of at most its area, up to this ratio of the longer to the shorter side, such as 2.0. A batch holds
@@ -49,6 +51,7 @@ class DataConfig(Section):
     path: str
     split: str = "train"
     validation: str | float | None = None
+    named_parts: bool | None = None
     size: int = 32
     max_aspect: float | None = None
     bucket_multiple: int = 8

@@ -14,7 +14,7 @@ from attndiff.data.columns import Column
 from attndiff.data.config import DataConfig
 from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
 from attndiff.data.pixels.row_images import make_normalizer, read_row
-from attndiff.data.select import open_table_of, select_rows
+from attndiff.data.select import Tables, select_rows
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
@@ -112,7 +112,7 @@ def diagnose(config: DataConfig) -> Diagnosis:
     Raises:
         UserError: The data as a whole cannot be used; single bad images are reported, whatever `config.on_error`.
     """
-    normalizer, table = make_normalizer(config), open_table_of(config)
+    normalizer, table = make_normalizer(config), Tables().of(config)
     passing, rows = select_rows(table, config)
     rows, silent = captioned(table, rows, config.caption_column)
     images = _Images(table, normalizer, config.row_columns(), rows)

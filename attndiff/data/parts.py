@@ -2,7 +2,7 @@
 
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
-from attndiff.data.select import open_table_of
+from attndiff.data.select import Tables
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 
@@ -18,28 +18,29 @@ def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
     Raises:
         UserError: If the data cannot be used.
     """
-    if config.validation is None and not _has_validation(config):
-        return _divided(config.replace(validation=HELD_OUT_SHARE), config)
-    images = ImageSet(config)
-    return images, open_validation(config, images.class_names), []
+    tables = Tables()
+    if config.validation is None and not _has_validation(config, tables):
+        return _divided(config.replace(validation=HELD_OUT_SHARE), config, tables)
+    images = ImageSet(config, tables=tables)
+    return images, open_validation(config, images.class_names, tables), []
 
 
-def _has_validation(config: DataConfig) -> bool:
+def _has_validation(config: DataConfig, tables: Tables) -> bool:
     """Whether the data has a part of that name."""
     try:
-        open_table_of(config.replace(split="validation"))
+        tables.of(config.replace(split="validation"))
     except MissingPart:
         return False
     return True
 
 
-def _divided(divided: DataConfig, whole: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
+def _divided(divided: DataConfig, whole: DataConfig, tables: Tables) -> tuple[ImageSet, ImageSet, list[str]]:
     """The two parts of data that names none; the whole data twice if one of them would be empty."""
     try:
-        rest = ImageSet(divided)
-        held_out = open_validation(divided, rest.class_names)
+        rest = ImageSet(divided, tables=tables)
+        held_out = open_validation(divided, rest.class_names, tables)
     except UserError:
-        images = ImageSet(whole)
+        images = ImageSet(whole, tables=tables)
         return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
     note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
     return rest, held_out, [note]

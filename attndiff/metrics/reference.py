@@ -6,7 +6,7 @@ import numpy as np
 
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
-from attndiff.data.select import open_table_of
+from attndiff.data.select import Tables
 from attndiff.data.subset import Subset
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
@@ -127,7 +127,7 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:
     """The configuration with the columns that the model's condition and the extractor need."""
-    prompt, table, names = prompt_of(pipeline), open_table_of(config), class_names_of(pipeline)
+    prompt, table, names = prompt_of(pipeline), Tables().of(config), class_names_of(pipeline)
     found = {}
     if prompt.is_given and getattr(config, prompt.setting) is None:
         found[prompt.setting] = prompt.find_column(table, names)

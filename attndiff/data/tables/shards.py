@@ -8,14 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from attndiff.data.tables.hub import HUB_ID, load_hub
-from attndiff.data.tables.splits import parquet_parts, require_part
+from attndiff.data.tables.splits import require_part, shard_parts
 from attndiff.data.tables.table import require_column
 from attndiff.errors import UserError
 
 SHARD_SUFFIXES = (".parquet", ".tar")
 
 
-def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool = False):
+def open_stream(
+    path: str, part: str, image_columns: Sequence[str], whole: bool = False, named_parts: bool | None = None
+):
     """A `datasets.IterableDataset` over parquet files, webdataset ``.tar`` files or a Hub dataset, images not decoded.
 
     Args:
@@ -24,6 +26,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
         part: "train", "validation" or "test".
         image_columns: Columns of images, the first that of the images themselves.
         whole: Whether data without parts is taken whole whatever part is asked for.
+        named_parts: Whether names such as train and val mean parts, see `divide`.
 
     Raises:
         MissingPart: The data has no such part.
@@ -34,7 +37,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
     local = Path(path).expanduser()
     if local.exists() or glob.has_magic(path):
         files = _shard_files(local)
-        parts = {"": files} if not local.is_dir() else parquet_parts(files)
+        parts = {"": files} if not local.is_dir() else shard_parts(files, local, named_parts)
         chosen = [str(file) for file in parts[require_part(parts, part, local, whole)]]
         kind = {".parquet": "parquet", ".tar": "webdataset"}[files[0].suffix]
         try:
