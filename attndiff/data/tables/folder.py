@@ -114,7 +114,7 @@ def _listed_rows(listing: Listing, metadata: str) -> tuple[list[dict], LeftOut]:
 
 
 def _add_labels(rows: list[dict], with_parts: bool) -> None:
-    """The class folder of each image, if images lie in folders: the first, and with parts the first that tells apart."""
+    """The class folder of each image, if there are folders: the first; with parts the first that tells images apart."""
     folders = [row["file_name"].split("/")[:-1] for row in rows]
     if not any(folders):
         return

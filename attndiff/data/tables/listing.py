@@ -99,7 +99,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(
-            f"{printable(str(folder))}: the folder cannot be listed ({error.strerror}), make it readable or move it away"
+            f"{printable(str(folder))}: the folder cannot be listed ({error.strerror}), make it readable or move it"
         ) from None
 
 

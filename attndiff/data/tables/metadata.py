@@ -55,8 +55,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[dict]:
                 yield dict(zip(names, cells + [None] * (len(names) - len(cells)), strict=True))
     except csv.Error as error:
         raise UserError(
-            f"{path}: the row that begins on line {line} is no CSV ({error}); a quote in a cell is written twice, and the "
-            "cell between quotes"
+            f"{path}: the row that begins on line {line} is no CSV ({error}); a quote in a cell is written twice, "
+            "and the cell between quotes"
         ) from None
     finally:
         csv.field_size_limit(before)
