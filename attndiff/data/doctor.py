@@ -112,6 +112,10 @@ def diagnose(config: DataConfig) -> Diagnosis:
     Raises:
         UserError: The data as a whole cannot be used; single bad images are reported, whatever `config.on_error`.
     """
+    if config.stream:
+        raise UserError(
+            f"{config.path}: a stream is not read through; name one of its parquet files, or a folder of some images"
+        )
     normalizer, table = make_normalizer(config), Tables().of(config)
     passing, rows = select_rows(table, config)
     rows, silent = captioned(table, rows, config.caption_column)

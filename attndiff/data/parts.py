@@ -7,6 +7,7 @@ from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 
 HELD_OUT_SHARE = 0.05
+NAMED = 3  # files left out, in a sentence
 
 
 def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
@@ -22,7 +23,7 @@ def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
     if config.validation is None and not _has_validation(config, tables):
         return _divided(config.replace(validation=HELD_OUT_SHARE), config, tables)
     images = ImageSet(config, tables=tables)
-    return images, open_validation(config, images.class_names, tables), []
+    return images, open_validation(config, images.class_names, tables), left_out_notes(images)
 
 
 def _has_validation(config: DataConfig, tables: Tables) -> bool:
@@ -41,6 +42,17 @@ def _divided(divided: DataConfig, whole: DataConfig, tables: Tables) -> tuple[Im
         held_out = open_validation(divided, rest.class_names, tables)
     except UserError:
         images = ImageSet(whole, tables=tables)
-        return images, images, ["too few images to hold any out: 'held-out' losses below are of the training images"]
+        note = "too few images to hold any out: 'held-out' losses below are of the training images"
+        return images, images, [note, *left_out_notes(images)]
     note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"
-    return rest, held_out, [note]
+    return rest, held_out, [note, *left_out_notes(rest)]
+
+
+def left_out_notes(images: ImageSet) -> list[str]:
+    """How much of the data is not read, and the first of it by name and reason; nothing where all is read."""
+    if not images.skipped:
+        return []
+    first = "; ".join(f"{name}: {reason}" for name, reason in images.skipped[:NAMED])
+    more = ", ..." if len(images.skipped) > NAMED else ""
+    files = "file is" if len(images.skipped) == 1 else "files are"
+    return [f"{len(images.skipped)} {files} left out ({first}{more}); left_out.json in the run's folder names all"]

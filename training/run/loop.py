@@ -43,6 +43,7 @@ from attndiff.training.state.resume import (
     newest_of,
     settle_by_stored,
     write_config,
+    write_left_out,
 )
 from attndiff.training.stopping import StopSignal, kill_workers, locked
 from attndiff.training.streams import stream_loader
@@ -198,7 +199,7 @@ class Trainer:
         newest = newest_of(self.out, say)
         if newest is not None:
             check_learned(newest, self.parts.learned, self.out, say)
-            self.layout = adopt_layout(newest, self.layout, self.out, self.elastic, say)
+            self.layout = adopt_layout(newest, self.layout, self.parts.learned, self.out, self.elastic, say)
         return newest
 
     def _prepare(self) -> RunState:
@@ -225,6 +226,7 @@ class Trainer:
             write_config(self.config, self.out)
             if self.parts.learned.digest is None:
                 write_learned(self.parts.learned, self.out)
+            write_left_out(self.parts.images.skipped, self.out)
         self.accelerator.wait_for_everyone()
         state.learned = self.parts.learned.digest = learned_digest(self.out)
         if self.config.log.tracker:

@@ -8,7 +8,8 @@ from PIL import Image, ImageColor
 
 from attndiff.data.config import check_image_options
 from attndiff.data.geometry import Geometry, Shape, cover
-from attndiff.data.pixels.decode import PEAK, decode
+from attndiff.data.pixels.decode import decode
+from attndiff.data.pixels.decoded import PEAK
 from attndiff.errors import UserError
 
 # Weights of ITU-R BT.601, as Pillow's.

@@ -1,6 +1,7 @@
 """Folders of images to rows: class folders, a metadata file, or captions beside the images."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from attndiff.data.tables.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Listing
@@ -34,8 +35,10 @@ def folder_parts(listing: Listing, named_parts: bool | None) -> dict[str, Listin
         return {part_of(name): _with_rest(listing.under(name), listing, top) for name in sorted(top)}
     unnamed = [(name, NO_PART) for name in parts.pop("", [])]
     return {
-        part: Listing(
-            **{**vars(listing), "images": names, "left_out": listing.left_out + unnamed},
+        part: replace(
+            listing,
+            images=names,
+            left_out=listing.left_out + unnamed,
             elsewhere=[name for name in images if of[name] != part],
             with_parts=True,
         )

@@ -9,12 +9,18 @@ from attndiff.errors import UserError
 
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl", ".npy", ".npz", ".dcm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl", ".npy", ".npz", ".dcm", ".nii"),
 }
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet", ".tar"}
 # Put there by file managers.
 JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r"}
+# Pictures of a kind that is not read.
+OTHER_PICTURES = {
+    *(".svg", ".svgz", ".psd", ".xcf", ".ai", ".eps", ".pdf", ".kra", ".ico", ".icns", ".exr", ".hdr", ".dds"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".mov", ".avi", ".webm", ".mkv"),
+    *(".czi", ".nd2", ".lif", ".svs", ".ndpi", ".mrc", ".h5", ".hdf5", ".fits"),
+}
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 # In a folder, each says that this program wrote it.
 OF_A_RUN, OF_A_MODEL = ("run.lock", "log.jsonl", "learned"), "model_index.json"
@@ -126,8 +132,9 @@ def _is_listed(name: str, path: str, listing: Listing) -> bool:
 
 def _sort_in(name: str, path: str, listing: Listing) -> None:
     """Put a file where it belongs."""
-    suffix = PurePosixPath(name.strip()).suffix.lower()
-    if name.lower() in JUNK or (name.startswith(".") and suffix not in IMAGE_SUFFIXES):
+    called = name.strip().lower()
+    suffix = PurePosixPath(called.removesuffix(".gz") if called.endswith(".nii.gz") else called).suffix
+    if called in JUNK or (name.startswith(".") and suffix not in IMAGE_SUFFIXES):
         return
     if name.startswith("."):
         listing.left_out.append((printable(path), "its name begins with a dot, as those of hidden files do"))
@@ -146,6 +153,4 @@ def _sort_in(name: str, path: str, listing: Listing) -> None:
 def _why_not(suffix: str) -> str:
     if suffix in ARCHIVES:
         return f"a {suffix} archive is not looked into, unpack it"
-    return (
-        f"{suffix} files are not read, an image would have to be converted to PNG" if suffix else "no image by its name"
-    )
+    return f"{suffix} files are not read, convert it to PNG" if suffix in OTHER_PICTURES else "no image by its name"
