@@ -39,12 +39,12 @@ def distill(
         raise UserError(f"{model} is a few-step student already; distil the model it was made of.")
     if guidance is None:
         guidance = teacher.own_defaults()[1]
-    from attndiff.apps.data_settings import data_config, is_config
+    from attndiff.apps.data_settings import data_config
     from attndiff.metrics.reference import model_settings, open_reference
     from attndiff.training.distill import as_text, comparable, compare, student_config
     from attndiff.training.run.loop import Trainer
 
-    images = data_config(data, [] if is_config(data) else model_settings(teacher))
+    images = data_config(data, [], model_settings(teacher))
     reference = open_reference(images, teacher)
     n = comparable(reference, n)
     settings = {

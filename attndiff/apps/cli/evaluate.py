@@ -47,7 +47,7 @@ def evaluate(
     check_json_file(json_file)
     if n is not None and n < 1:
         raise UserError(f"--n {n}: at least one sample is needed, and more for most metrics; give a larger number.")
-    from attndiff.apps.data_settings import data_config, is_config
+    from attndiff.apps.data_settings import data_config
     from attndiff.apps.evaluate import EvaluationSettings, as_text
     from attndiff.apps.evaluate import evaluate as measure
     from attndiff.apps.sample import Request, open_model
@@ -55,9 +55,8 @@ def evaluate(
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
-    own = [] if is_config(data) else model_settings(pipeline)
     settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed)
-    reference = open_reference(data_config(data, [*own, *(overrides or [])]), pipeline, seed)
+    reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")
     report = measure(pipeline, reference, settings, n, extractor, pictures)
