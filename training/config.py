@@ -59,7 +59,8 @@ class ObjectiveConfig(Section):
     sigma_data: float | None = Field(None, gt=0)  # of the training images; None: measured
     noise_mean: float = 0.0  # of ln(noise / signal) over training samples
     noise_std: float = Field(1.4, gt=0)
-    min_snr_gamma: float | None = Field(None, gt=0)  # cap of the signal-to-noise weight; None: the objective's own
+    # Cap of the signal-to-noise weight, infinite without one; None: the objective's own.
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=True)
 
     @model_serializer(mode="wrap")
     def _given(self, dump) -> dict[str, Any]:
@@ -79,8 +80,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)  # steps
     decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero
-    clip: float = Field(1.0, gt=0)  # gradient norm at most
-    skip_above: float | None = Field(None, gt=0)  # leave out steps with a gradient norm above this (log: gradient_norm)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True)  # gradient norm at most, which may be infinite
+    # Leave out steps with a gradient norm above this (log: gradient_norm).
+    skip_above: float | None = Field(None, gt=0, allow_inf_nan=True)
     max_skips: int = Field(5, ge=0)  # steps left out in a row, for that or for not being finite; then it stops
     ema: list[float] = [0.05, 0.10]  # relative widths of the kept averages
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -188,6 +190,11 @@ def _check_values(config: TrainConfig) -> TrainConfig:
         raise UserError(f"model.preset {config.model.preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
     if (config.optim.steps is None) == (config.optim.minutes is None):
         raise UserError("config: give either optim.steps or optim.minutes.")
+    if config.optim.micro_batch and config.optim.batch_size % config.optim.micro_batch:
+        raise UserError(
+            f"optim.batch_size {config.optim.batch_size} must be a multiple of optim.micro_batch "
+            f"{config.optim.micro_batch}."
+        )
     if not config.optim.ema or any(not 0 < sigma < 0.28 for sigma in config.optim.ema):
         raise UserError("optim.ema must list relative widths between 0 and 0.28, such as [0.05, 0.10].")
     if config.model.lora_rank and not config.model.init_from:

@@ -1,7 +1,7 @@
 """YAML as people write it, each value read as what the setting that it is for is declared to be.
 
-A text setting takes what was written, be it ``2024``, ``yes`` or ``010``. Elsewhere ``1e-3`` is a number, which YAML 1.1
-(so PyYAML) reads as text for want of a dot, and nothing is an octal or sexagesimal number or a date.
+A text setting takes what was written, be it ``2024``, ``yes`` or ``010``. Elsewhere ``1e-3`` is a number, which YAML
+1.1 (so PyYAML) reads as text for want of a dot, and nothing is an octal or sexagesimal number or a date.
 """
 
 import re
