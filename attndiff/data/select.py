@@ -27,7 +27,9 @@ class Tables:
         elif part == "validation" and config.validation is not None:
             part = "train"
         whole = config.split == "validation" and path != config.path
-        asked = path, config.image_column, config.named_parts, (*filter_columns(config.where, config.exclude),)
+        hub_config = config.config if path == config.path else None
+        filtered = (*filter_columns(config.where, config.exclude),)
+        asked = path, config.image_column, config.named_parts, filtered, hub_config
         if asked not in self._sources:
             self._sources[asked] = Source(*asked)
         return self._sources[asked].table(part, whole).with_images(config.columns)

@@ -38,7 +38,7 @@ class Stream:
     def __init__(self, config: DataConfig, whole: bool = False):
         self.config = config
         images = [config.image_column, *config.columns]
-        rows = open_stream(config.path, config.split, images, whole, config.named_parts)
+        rows = open_stream(config.path, config.split, images, whole, config.named_parts, config.config)
         captions = config.caption_column and stored_column(config.caption_column, rows.column_names)
         asked = {"caption_column": captions, "label_column": config.label_column}
         asked |= {f"where, exclude: {column}": column for column in filter_columns(config.where, config.exclude)}

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attndiff.data.tables.folder import folder_parts, folder_rows, has_metadata
-from attndiff.data.tables.hub import HUB_ID, load_hub
+from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
 from attndiff.data.tables.listing import Listing, list_folder
+from attndiff.data.tables.literal import literal_paths
 from attndiff.data.tables.splits import COLUMNS, MissingPart, require_part, shard_parts, split_column
 from attndiff.data.tables.table import ImageTable, require_column
 from attndiff.errors import UserError
@@ -26,15 +27,26 @@ class Source:
         image_column: Column of the images, but for folders of images.
         named_parts: Whether names such as train and val mean parts, see `divide`.
         filtered: Columns that the user's own filters are about, which then are no parts.
+        hub_config: Configuration of a dataset on the Hub; None: its default one.
 
     Raises:
         UserError: There is no such data, or it cannot be listed.
     """
 
-    def __init__(self, path: str, image_column: str, named_parts: bool | None, filtered: Collection[str] = ()):
+    def __init__(
+        self,
+        path: str,
+        image_column: str,
+        named_parts: bool | None = None,
+        filtered: Collection[str] = (),
+        hub_config: str | None = None,
+    ):
         self.path, self.image_column, self.named_parts, self.filtered = path, image_column, named_parts, filtered
+        self.hub_config = hub_config
         self._tables: dict[str, ImageTable] = {}
-        self.local = Path(path).expanduser()
+        self.local = Path(path)
+        if self.local.exists():
+            require_no_config(hub_config, path)
         self._listing = list_folder(self.local) if self.local.is_dir() else None
         self._shards: dict[str, list[Path]] | None = None
         if self._listing is not None:
@@ -93,7 +105,7 @@ class Source:
             return _open_parquet(self._shards[key], self.local.name, self.image_column, left_out)
         if self._listing is not None:
             return _open_folder(self._folders[key])
-        return _image_table(load_hub(self.path, key), self.path, self.image_column)
+        return _image_table(load_hub(self.path, key, self.hub_config), self.path, self.image_column)
 
 
 def _beside_parquet(listing: Listing, shards: dict[str, list[Path]]) -> list[tuple[str, str]]:
@@ -112,7 +124,7 @@ def _open_parquet(files: list[Path], origin: str, image_column: str, left_out: l
             tables = [pq.read_table(file) for file in files]
             rows = Dataset(pa.concat_tables(tables, promote_options="permissive"))
         else:
-            rows = Dataset.from_parquet([str(file) for file in files])
+            rows = Dataset.from_parquet(literal_paths(files))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{files[0]}: is no parquet file ({reason}), give a folder of images or parquet") from None
