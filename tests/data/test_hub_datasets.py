@@ -110,6 +110,22 @@ for read in (ImageSet, shard):
 print(json.dumps([outcome(held_out, config="small")]))
 """
 
+SPLITS = {"training": [0, 1], "dev": [2]}
+OTHER_NAMES = """
+import json
+from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet
+from attndiff.errors import UserError
+
+config = DataConfig(path="someone/squares", size=4)
+counts = [len(ImageSet(config)), len(ImageSet(config.replace(split="validation")))]
+try:
+    ImageSet(config.replace(split="test"))
+except UserError as error:
+    counts.append(str(error))
+print(json.dumps(counts))
+"""
+
 CARD = """---
 configs:
 - config_name: small
@@ -151,6 +167,16 @@ def test_hub_dataset(tmp_path):
     assert result["train"] == [[["level 0"], -1.0], [["level 255"], 1.0]]
     assert result["validation"] == 1 and result["shard"] == ["level 0", "level 255"]
     assert result["refusal"].startswith("someone/absent: no such folder here")
+
+
+def test_splits_of_other_names_are_found(tmp_path):
+    files = {f"data/{part}-00000-of-00001.parquet": parquet(levels) for part, levels in SPLITS.items()}
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - {{split: {part}, path: data/{part}-*}}\n" for part in SPLITS) + "---\n"
+    with DatasetHub() as hub:
+        hub.repos["someone/squares"] = Repo(commits=[("1" * 40, {**files, "README.md": card.encode()})])
+        counts = run(OTHER_NAMES, hub, str(tmp_path))[-1]
+    assert counts == [2, 1, "someone/squares: has no part called 'test', it has training, dev"]
 
 
 def test_one_of_several_configurations_is_chosen(tmp_path):

@@ -309,7 +309,7 @@ def test_large_parquet_may_lie_in_any_folder(odd, emoji, monkeypatch):
     parquet = write_parquet(odd / "parquet", emoji)
     monkeypatch.setattr(opening, "MEMORY_BYTES", 10)
     for path, rows in ((parquet, sum(SHARDS)), (parquet / "part-2.parquet", SHARDS[2])):
-        assert len(opening.open_table(str(path), "train", "image", whole=True)) == rows
+        assert len(opening.Source(str(path), "image").table("train", whole=True)) == rows
 
 
 def test_a_validation_part_or_path_of_its_own_is_taken(emoji, tmp_path):

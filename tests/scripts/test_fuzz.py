@@ -9,6 +9,9 @@ CASES = {
     "images": 300,
     "metadata rows": 200,
     "captions": 200,
+    "layouts": 150,
+    "declared depths": 150,
+    "spreadsheets": 100,
     "checkpoint folders": 60,
     "pipeline arguments": 60,
 }
