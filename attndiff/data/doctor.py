@@ -18,8 +18,8 @@ from attndiff.data.select import Tables, select_rows
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
-# Near duplicates are found by comparing all pairs of thumbnails, 64 numbers each: a second or two at this many.
-MAX_COMPARED = 20_000
+# Near duplicates are found by comparing thumbnails, 64 numbers a channel: some gigabytes of memory at this many.
+MAX_COMPARED = 1_000_000
 THUMBNAIL = 8
 # Root mean square difference of thumbnails, of a range of 2, below which two images look the same.
 NEAR = 0.02
@@ -198,16 +198,31 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(thumbnails: np.ndarray, chunk: int = 512) -> list[tuple[int, int]]:
-    """Pairs ``i < j`` of thumbnails ``(N, D)`` whose root mean square difference is below `NEAR`."""
+    """Pairs ``i < j`` of thumbnails ``(N, D)`` whose root mean square difference is below `NEAR`.
+
+    Two that are near are no farther apart along any one direction, so that in the order along the direction in which
+    they differ most only few come into question.
+    """
+    radius = NEAR * thumbnails.shape[1] ** 0.5
+    places = _principal(thumbnails)
+    order = np.argsort(places)
+    places, thumbnails = places[order], thumbnails[order]
     squares = np.square(thumbnails).sum(axis=1)
     pairs = []
     for start in range(0, len(thumbnails), chunk):
-        block = thumbnails[start : start + chunk]
-        distances = squares[start : start + chunk, None] + squares - 2 * block @ thumbnails.T
-        for i, j in np.argwhere(distances < NEAR**2 * thumbnails.shape[1]):
-            if start + i < j:
-                pairs.append((int(start + i), int(j)))
-    return pairs
+        here = slice(start, start + chunk)
+        ahead = slice(start, np.searchsorted(places, places[here][-1] + radius, side="right"))
+        distances = squares[here, None] + squares[ahead] - 2 * thumbnails[here] @ thumbnails[ahead].T
+        for i, j in np.argwhere(distances < radius**2):
+            if i < j:
+                pairs.append(tuple(sorted((int(order[start + i]), int(order[start + j])))))
+    return sorted(pairs)
+
+
+def _principal(thumbnails: np.ndarray) -> np.ndarray:
+    """Places ``(N,)`` along the direction, of length one, in which the thumbnails differ most."""
+    centred = thumbnails - thumbnails.mean(axis=0)
+    return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
 
 
 def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
