@@ -190,11 +190,6 @@ def _check_values(config: TrainConfig) -> TrainConfig:
         raise UserError(f"model.preset {config.model.preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
     if (config.optim.steps is None) == (config.optim.minutes is None):
         raise UserError("config: give either optim.steps or optim.minutes.")
-    if config.optim.micro_batch and config.optim.batch_size % config.optim.micro_batch:
-        raise UserError(
-            f"optim.batch_size {config.optim.batch_size} must be a multiple of optim.micro_batch "
-            f"{config.optim.micro_batch}."
-        )
     if not config.optim.ema or any(not 0 < sigma < 0.28 for sigma in config.optim.ema):
         raise UserError("optim.ema must list relative widths between 0 and 0.28, such as [0.05, 0.10].")
     if config.model.lora_rank and not config.model.init_from:

@@ -11,6 +11,7 @@ from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.build import build
 from attndiff.training.config import RECIPES, load_config, make_config, store_config
+from attndiff.training.run.loop import Trainer
 from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.settings.trackers import TRACKERS, check_installed
 
@@ -113,6 +114,15 @@ def test_a_key_given_twice_in_a_file_is_refused(tmp_path, text, words):
         load_config(file)
 
 
+@pytest.mark.parametrize(
+    "text", ["? [a]\n: b\n", "log: {prompts: &a [*a]}\n", "out: !!python/name:os.system\n", "a: b: c\n"]
+)
+def test_a_file_that_is_no_plain_yaml_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
+        load_config(tmp_path / "config.yaml")
+
+
 def test_a_key_typed_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"optim\.lr is given twice"):
         load_config(write(tmp_path, MINIMAL), ["optim.lr=1", "seed=2", "optim.lr=1"])
@@ -140,8 +150,6 @@ def test_trackers_are_those_of_accelerate():
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    from attndiff.training.run.loop import Trainer
-
     monkeypatch.setitem(TRACKERS, "wandb", (("no_such_module",), "wandb"))
     values = MINIMAL | {"out": str(tmp_path / "run"), "log": {"tracker": "wandb"}}
     with pytest.raises(UserError, match=r"log\.tracker wandb is not installed: pip install wandb"):
@@ -191,7 +199,6 @@ def test_every_bundled_recipe_is_valid(recipe):
         ("task={name: inpaint, hole_weight: .inf}", ["task", "hole_weight", "finite"]),
         ("task={name: upscale, scael: 2}", ["task.scael", "task.scale?"]),
         ("seed=4294967296", ["seed", "4294967296"]),
-        ("optim.micro_batch=7", ["optim.batch_size", "optim.micro_batch", "7"]),
         ("data.background=5", ["data", "background", "'5'", "colour"]),
         ("data.pth=[2024] set", ["data.pth", "data.path?"]),
     ],
@@ -265,3 +272,9 @@ def test_a_networks_settings_are_checked_before_the_data_is_read():
     for section, setting in (("unet", "widht"), ("encoder", "hidden")):
         with pytest.raises(UserError, match=rf"model\.{section}\.{setting}"):
             build(make_config(values | {"model": {section: {setting: 3}}}))
+
+
+def test_a_batch_is_divided_before_the_data_is_read(tmp_path):
+    values = {"out": str(tmp_path / "run"), "data": {"path": "no/such/folder"}}
+    with pytest.raises(UserError, match=r"optim\.batch_size 8 must be a multiple of optim\.micro_batch 3"):
+        Trainer(make_config(values | {"optim": {"steps": 5, "batch_size": 8, "micro_batch": 3}}))
