@@ -18,6 +18,7 @@ PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff
 # The floors of the core: a room imports rooms of the floors before its own, and itself.
 FLOORS = (
     {"errors", "device"},
+    {"paths"},
     {"viewing", "settings", "nn"},
     {"condition"},
     {"diffusion"},

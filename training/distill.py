@@ -24,7 +24,8 @@ from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import prompt_of
-from attndiff.training.config import TrainConfig, apply_override, make_config
+from attndiff.training.config import TrainConfig, make_config
+from attndiff.training.settings.overrides import apply_overrides
 from attndiff.viewing import contact_sheet
 
 CALLS = 35  # of the network at most, for the teacher that a student is compared with
@@ -57,8 +58,7 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     for section, more in settings.items():
         values[section] = {**values.get(section, {}), **more} if isinstance(more, dict) else more
     values["log"] = {"guidance_scale": 1.0}
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides, TrainConfig)
     return make_config(values)
 
 

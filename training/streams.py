@@ -122,7 +122,7 @@ def _order_note(stream: Stream, batch_size: int) -> str:
 def _own_validation(data: DataConfig, class_names: list[str] | None) -> EncodedImages | ImageSet | None:
     """Held-out images from the path that names them, or from the data's own part; None if it has none."""
     if data.validation is not None:
-        folder = Path(data.validation).expanduser()
+        folder = Path(data.validation)
         if folder.is_dir() and not any(file.suffix in SHARD_SUFFIXES for file in folder.rglob("*")):
             return open_validation(data, class_names)
         part = Stream(data.replace(path=data.validation, split="validation"), whole=True)

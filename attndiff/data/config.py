@@ -1,13 +1,14 @@
 """What to read and how: the data part of a training configuration."""
 
 from math import inf
-from os import PathLike
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from PIL import ImageColor
 from pydantic import field_validator, model_validator
 
 from attndiff.data.columns import CAPTION, IMAGE, LABEL, Column
 from attndiff.errors import UserError
+from attndiff.paths import expand_setting
 from attndiff.settings import Section, check_choice
 
 NAMED_CHANNELS = ("L", "LA", "RGB", "RGBA")
@@ -60,16 +61,13 @@ class DataConfig(Section):
     label_column: str | None = None
     columns: dict[str, Literal["image", "mask"]] = {}
     where: dict[str, list] | None = None
-    exclude: list[dict] | None = None
+    exclude: list[dict[str, Any]] | None = None
     on_error: str = "skip"
     stream: bool = False
     shuffle_buffer: int = 4096
     class_names: list[str] | None = None
 
-    @field_validator("path", mode="before")
-    @classmethod
-    def _take_path(cls, path: object) -> object:
-        return str(path) if isinstance(path, PathLike) else path
+    _expand = field_validator("path", "validation", mode="before")(expand_setting)
 
     @field_validator("where", mode="before")
     @classmethod
@@ -88,10 +86,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.path:
-            raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
+        colour_of(self.background)
         check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation:g} is no fraction: give a number between 0 and 1, or a path")
@@ -123,6 +120,14 @@ def check_image_options(size: int, channels: str | int, resize: str) -> None:
             raise UserError(f"channels={channels} is no number of bands: give 1 to 512")
     else:
         check_choice("channels", channels, NAMED_CHANNELS)
+
+
+def colour_of(background: str) -> tuple[int, ...]:
+    """Red, green and blue, to 255, of a colour by name or as ``#rrggbb``; raises `UserError` if it is none."""
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except (ValueError, AttributeError):
+        raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
 
 
 def check_bucket_options(size: int, max_aspect: float | None, multiple: int) -> None:

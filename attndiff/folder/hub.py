@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 
 from attndiff.errors import UserError
 from attndiff.folder.fetch import fetch_without_code
+from attndiff.paths import expand
 
 BUSY = (429, 500, 502, 503, 504)  # HTTP status of a server that may take the same request a moment later
 WAITS_S = (2, 8)  # before a busy server is asked again
@@ -39,7 +40,7 @@ def push(
     Raises:
         UserError: If the folder is no pipeline, lacks its card, or the Hub refuses.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a saved pipeline.")
     from attndiff.folder.check import check_folder  # diffusers takes seconds to import

@@ -1,6 +1,7 @@
 """Real images to compare samples with: a model's training images and others of the same kind."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,12 +55,12 @@ class Reference:
         return f"{part} of {self.name} ({len(self.test)} images; {len(self.train)} others)"
 
 
-def model_settings(pipeline) -> list[str]:
-    """Size and channels of a model's images, as ``KEY=VALUE`` settings for reading others alike."""
+def model_settings(pipeline) -> dict[str, Any]:
+    """Size and channels of a model's images, as settings for reading others alike."""
     data = pipeline.config.data or {}
     channels = data.get("channels") or ["R", "G", "B"]
     named = all(len(name) == 1 for name in channels)
-    return [f"size={side_of(pipeline)}", f"channels={''.join(channels) if named else len(channels)}"]
+    return {"size": side_of(pipeline), "channels": "".join(channels) if named else len(channels)}
 
 
 def side_of(pipeline) -> int:

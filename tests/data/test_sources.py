@@ -342,7 +342,7 @@ def test_mistakes_are_one_clear_sentence(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"path": ""}, "path is empty"),
+        ({"path": ""}, "path: '' is no path"),
         ({"validation": 1.5}, "validation=1.5"),
         ({"validation": 1}, "validation=1 is no fraction"),
         ({"on_error": "ignore"}, "on_error='ignore'"),

@@ -11,14 +11,16 @@ from accelerate.utils import patch_environment
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S
 from attndiff.training.config import TrainConfig
+from attndiff.training.settings.trackers import check_installed
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the devices and processes, made anew for every run of this Python process.
 
     Raises:
-        UserError: If fewer processes came together than the launcher started.
+        UserError: If fewer processes came together than the launcher started, or the tracker is not installed.
     """
+    check_installed(config.log.tracker)
     AcceleratorState._reset_state()
     # Who shares what out is our own affair (`sharding`, `zero`): Accelerate does so on GPUs only.
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="false"):

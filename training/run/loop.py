@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,6 +69,7 @@ class Trainer:
         if config.optim.deterministic:
             torch.use_deterministic_algorithms(True)
         self.stepper: Stepper | None = None
+        layout = self._lay_out()
         self.parts: Parts = build(config, kept_learned(config, self.out), self._held)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
@@ -76,21 +78,25 @@ class Trainer:
         self.held_out = DrawnDataset(
             self.parts.validation, conditioning, config.seed, make_sample=self.parts.make_sample
         )
-        world = self.accelerator.num_processes
-        data = None if config.data.stream else self.parts.images.fingerprint
+        self.layout = replace(layout, data=None if config.data.stream else self.parts.images.fingerprint)
+        self.parts.model.to(self.accelerator.device)
+        self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
+
+    def _lay_out(self) -> ParallelLayout:
+        """Who handles what of a batch, of whichever data; raises `UserError` if the settings make that impossible."""
+        optim, world = self.config.optim, self.accelerator.num_processes
         micro_batch = optim.micro_batch or max(1, optim.batch_size // world)
-        self.layout = ParallelLayout(
-            world, micro_batch, data, sharded=asked_of_launcher("FSDP"), zero=asked_of_launcher("DEEPSPEED")
+        layout = ParallelLayout(
+            world, micro_batch, sharded=asked_of_launcher("FSDP"), zero=asked_of_launcher("DEEPSPEED")
         )
-        if self.layout.shared_out and config.distill:
+        if layout.shared_out and self.config.distill:
             raise UserError(
                 "distill: a student and its teacher are not shared out; start it without FSDP or DeepSpeed."
             )
-        if self.layout.zero:
+        if layout.zero:
             zero_stage(optim)
-        self.layout.accumulation(optim.batch_size)
-        self.parts.model.to(self.accelerator.device)
-        self.distances = Distances(config, self.parts, self.accelerator) if config.log.evaluate_every else None
+        layout.accumulation(optim.batch_size)
+        return layout
 
     def plan(self) -> RunPlan:
         """Count and time a step; settles ``optim.steps`` where minutes were given."""

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH
+
 
 def distill(
     model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, or the bundled model emoji-xs.")],
@@ -14,7 +16,9 @@ def distill(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as optim.lr=5e-4.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the student is its pipeline folder.")] = Path("student"),
+    out: Annotated[Path, typer.Option(help="Folder of the run; the student is its pipeline folder.", **PATH)] = Path(
+        "student"
+    ),
     minutes: Annotated[float | None, typer.Option(help="How long to train; 30 if --steps is not given.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps instead of minutes.")] = None,
     guidance: Annotated[
@@ -39,12 +43,12 @@ def distill(
         raise UserError(f"{model} is a few-step student already; distil the model it was made of.")
     if guidance is None:
         guidance = teacher.own_defaults()[1]
-    from attndiff.apps.data_settings import data_config, is_config
+    from attndiff.apps.data_settings import data_config
     from attndiff.metrics.reference import model_settings, open_reference
     from attndiff.training.distill import as_text, comparable, compare, student_config
     from attndiff.training.run.loop import Trainer
 
-    images = data_config(data, [] if is_config(data) else model_settings(teacher))
+    images = data_config(data, [], model_settings(teacher))
     reference = open_reference(images, teacher)
     n = comparable(reference, n)
     settings = {

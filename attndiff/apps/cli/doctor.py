@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH, check_json_file
+
 
 def doctor(
     data: Annotated[
@@ -15,11 +17,11 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="How to read it, such as size=64 channels=5.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file, too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings to this file, too.", **PATH)
+    ] = None,
 ) -> None:
     """List everything in the data that would be dropped or altered, and why; or check the environment."""
-    from attndiff.apps.option_checks import check_json_file
-
     check_json_file(json_file)
     text, findings = check_environment() if data is None else check_data(data, overrides or [])
     print(text)

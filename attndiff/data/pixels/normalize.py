@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
-from attndiff.data.config import check_image_options
+from attndiff.data.config import check_image_options, colour_of
 from attndiff.data.geometry import Geometry, Shape, cover
 from attndiff.data.pixels.decode import PEAK, decode
-from attndiff.errors import UserError
 
 # Weights of ITU-R BT.601, as Pillow's.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -63,10 +62,7 @@ class Normalizer:
         check_image_options(size, channels, resize)
         self.shapes = shapes or [(size, size)]
         self.size, self.channels, self.background, self.resize = size, channels, background, resize
-        try:
-            colour = np.array(ImageColor.getrgb(background)[:3], np.float32) / 255
-        except (ValueError, AttributeError):
-            raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
+        colour = np.array(colour_of(background), np.float32) / 255
         grey = isinstance(channels, str) and channels.startswith("L")
         self._background = (colour @ LUMA)[None] if grey else colour  # (1 | 3,) in [0, 1]
 

@@ -28,7 +28,7 @@ def open_table(path: str, part: str, image_column: str, whole: bool) -> ImageTab
         MissingPart: The data has no such part.
         UserError: There is no such data, or it cannot be read.
     """
-    local = Path(path).expanduser()
+    local = Path(path)
     if local.is_file():
         require_part({"": None}, part, local, whole)
         return _open_parquet([local], local.name, image_column)

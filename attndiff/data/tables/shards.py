@@ -31,7 +31,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
     """
     from datasets import Image, load_dataset
 
-    local = Path(path).expanduser()
+    local = Path(path)
     if local.exists() or glob.has_magic(path):
         files = _shard_files(local)
         parts = {"": files} if not local.is_dir() else parquet_parts(files)
