@@ -125,7 +125,7 @@ def _own_validation(data: DataConfig, class_names: list[str] | None) -> EncodedI
         folder = Path(data.validation)
         if folder.is_dir() and not any(file.suffix in SHARD_SUFFIXES for file in folder.rglob("*")):
             return open_validation(data, class_names)
-        part = Stream(data.replace(path=data.validation, split="validation"), whole=True)
+        part = Stream(data.replace(path=data.validation, split="validation", config=None), whole=True)
     else:
         try:
             part = Stream(data.replace(split="validation"))

@@ -20,6 +20,7 @@ class DataConfig(Section):
 
     Args:
         path: A folder of images, a parquet file, a folder of parquet files, or a dataset's id on the Hub.
+        config: Which configuration of a dataset on the Hub that has several; None: its default one.
         split: Which part to read; the files, folder or Hub split of that name where the data has such parts.
         validation: Where the held-out images are: a path, or the fraction of the data to hold out. None: the data's
             own part called "validation", if it has one.
@@ -48,6 +49,7 @@ class DataConfig(Section):
     """
 
     path: str
+    config: str | None = None
     split: str = "train"
     validation: str | float | None = None
     size: int = 32

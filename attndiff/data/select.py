@@ -16,7 +16,8 @@ def open_table_of(config: DataConfig) -> ImageTable:
     elif part == "validation" and config.validation is not None:
         part = "train"
     whole = config.split == "validation" and path != config.path
-    return open_table(path, part, config.image_column, whole).with_images(config.columns)
+    hub_config = config.config if path == config.path else None
+    return open_table(path, part, config.image_column, whole, hub_config).with_images(config.columns)
 
 
 def select_rows(table: ImageTable, config: DataConfig) -> tuple[list[int], list[int]]:

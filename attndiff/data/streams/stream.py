@@ -37,7 +37,7 @@ class Stream:
     def __init__(self, config: DataConfig, whole: bool = False):
         self.config = config
         images = [config.image_column, *config.columns]
-        rows = open_stream(config.path, config.split, images, whole)
+        rows = open_stream(config.path, config.split, images, whole, config.config)
         asked = {"caption_column": config.caption_column, "label_column": config.label_column}
         asked |= {f"where, exclude: {column}": column for column in filter_columns(config.where, config.exclude)}
         asked = {argument: column for argument, column in asked.items() if column}

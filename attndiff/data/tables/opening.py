@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attndiff.data.tables.folder import METADATA_FILES, folder_rows
-from attndiff.data.tables.hub import HUB_ID, load_hub
+from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
 from attndiff.data.tables.splits import folder_parts, parquet_parts, require_part
 from attndiff.data.tables.table import ImageTable, require_column
 from attndiff.errors import UserError
@@ -15,7 +15,7 @@ from attndiff.errors import UserError
 MEMORY_BYTES = 1 << 30
 
 
-def open_table(path: str, part: str, image_column: str, whole: bool) -> ImageTable:
+def open_table(path: str, part: str, image_column: str, whole: bool, hub_config: str | None = None) -> ImageTable:
     """Open one part of a data set.
 
     Args:
@@ -23,12 +23,15 @@ def open_table(path: str, part: str, image_column: str, whole: bool) -> ImageTab
         part: "train", "validation" or "test".
         image_column: Column of the images, but for folders of images.
         whole: Whether data without parts is taken whole whatever part is asked for.
+        hub_config: Configuration of a dataset on the Hub; None: its default one.
 
     Raises:
         MissingPart: The data has no such part.
         UserError: There is no such data, or it cannot be read.
     """
     local = Path(path)
+    if local.exists():
+        require_no_config(hub_config, path)
     if local.is_file():
         require_part({"": None}, part, local, whole)
         return _open_parquet([local], local.name, image_column)
@@ -40,7 +43,7 @@ def open_table(path: str, part: str, image_column: str, whole: bool) -> ImageTab
         parts = folder_parts(local)
         return _open_folder(parts[require_part(parts, part, local, whole)])
     if HUB_ID.fullmatch(path):
-        return _open_hub(path, part, image_column)
+        return _image_table(load_hub(path, part, hub_config), path, image_column)
     raise UserError(f"{path}: there is no such folder, parquet file or Hub dataset, check the path")
 
 
@@ -78,7 +81,3 @@ def _open_folder(root: Path) -> ImageTable:
     except (pa.ArrowException, TypeError) as error:
         raise UserError(f"{root}: a column of the metadata mixes kinds of values ({error}), make them alike") from None
     return ImageTable(table, root.name or str(root), root=root, left_out=left_out)
-
-
-def _open_hub(repo_id: str, part: str, image_column: str) -> ImageTable:
-    return _image_table(load_hub(repo_id, part), repo_id, image_column)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from attndiff.data.tables.hub import HUB_ID, load_hub
+from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
 from attndiff.data.tables.splits import parquet_parts, require_part
 from attndiff.data.tables.table import require_column
 from attndiff.errors import UserError
@@ -15,7 +15,7 @@ from attndiff.errors import UserError
 SHARD_SUFFIXES = (".parquet", ".tar")
 
 
-def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool = False):
+def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool = False, hub_config: str | None = None):
     """A `datasets.IterableDataset` over parquet files, webdataset ``.tar`` files or a Hub dataset, images not decoded.
 
     Args:
@@ -24,6 +24,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
         part: "train", "validation" or "test".
         image_columns: Columns of images, the first that of the images themselves.
         whole: Whether data without parts is taken whole whatever part is asked for.
+        hub_config: Configuration of a dataset on the Hub; None: its default one.
 
     Raises:
         MissingPart: The data has no such part.
@@ -33,6 +34,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
 
     local = Path(path)
     if local.exists() or glob.has_magic(path):
+        require_no_config(hub_config, path)
         files = _shard_files(local)
         parts = {"": files} if not local.is_dir() else parquet_parts(files)
         chosen = [str(file) for file in parts[require_part(parts, part, local, whole)]]
@@ -45,7 +47,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be read as {files[0].suffix} files ({reason}), replace them") from None
     elif HUB_ID.fullmatch(path):
-        rows = load_hub(path, part, streaming=True)
+        rows = load_hub(path, part, hub_config, streaming=True)
     else:
         raise UserError(f"{path}: there is no such file, folder, pattern or Hub dataset, check the path")
     rows = rows if rows.features else rows._resolve_features()
