@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from attndiff.data.tables.folder import METADATA_FILES, folder_rows
 from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
+from attndiff.data.tables.literal import literal_paths
 from attndiff.data.tables.splits import folder_parts, parquet_parts, require_part
 from attndiff.data.tables.table import ImageTable, require_column
 from attndiff.errors import UserError
@@ -55,7 +56,7 @@ def _open_parquet(files: list[Path], origin: str, image_column: str) -> ImageTab
             tables = [pq.read_table(file) for file in files]
             rows = Dataset(pa.concat_tables(tables, promote_options="permissive"))
         else:
-            rows = Dataset.from_parquet([str(file) for file in files])
+            rows = Dataset.from_parquet(literal_paths(files))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{files[0]}: is no parquet file ({reason}), give a folder of images or parquet") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
+from attndiff.data.tables.literal import literal_paths, matching
 from attndiff.data.tables.splits import parquet_parts, require_part
 from attndiff.data.tables.table import require_column
 from attndiff.errors import UserError
@@ -37,7 +38,7 @@ def open_stream(path: str, part: str, image_columns: Sequence[str], whole: bool 
         require_no_config(hub_config, path)
         files = _shard_files(local)
         parts = {"": files} if not local.is_dir() else parquet_parts(files)
-        chosen = [str(file) for file in parts[require_part(parts, part, local, whole)]]
+        chosen = literal_paths(parts[require_part(parts, part, local, whole)])
         kind = {".parquet": "parquet", ".tar": "webdataset"}[files[0].suffix]
         try:
             rows = load_dataset(kind, data_files=chosen, split="train", streaming=True)
@@ -62,7 +63,7 @@ def _shard_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES]
     else:
-        files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [path] if path.is_file() else matching(path)
     suffixes = {file.suffix for file in files}
     if not files or not suffixes <= set(SHARD_SUFFIXES):
         raise UserError(f"{path}: only parquet, .tar shards and Hub datasets are streamed, and there are none here")
