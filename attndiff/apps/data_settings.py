@@ -19,7 +19,7 @@ def data_config(data: str, overrides: list[str], own: dict[str, Any] | None = No
     Args:
         data: The config or the path.
         overrides: The settings.
-        own: Others, which the settings of a path stand above; a config's stand above them all.
+        own: Where a path is given, what holds for what is not set.
 
     Raises:
         UserError: If a setting is unknown, wrong or given twice.

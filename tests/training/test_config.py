@@ -114,6 +114,15 @@ def test_a_key_given_twice_in_a_file_is_refused(tmp_path, text, words):
         load_config(file)
 
 
+@pytest.mark.parametrize(
+    "text", ["? [a]\n: b\n", "log: {prompts: &a [*a]}\n", "out: !!python/name:os.system\n", "a: b: c\n"]
+)
+def test_a_file_that_is_no_plain_yaml_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
+        load_config(tmp_path / "config.yaml")
+
+
 def test_a_key_typed_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"optim\.lr is given twice"):
         load_config(write(tmp_path, MINIMAL), ["optim.lr=1", "seed=2", "optim.lr=1"])

@@ -53,9 +53,11 @@ class _Loader(yaml.SafeLoader):
             return {self._key(key): self._value(value, kind_of_key(kind, key.value)) for key, value in node.value}
         return self.construct_object(node, deep=True)
 
-    def _key(self, node: yaml.Node) -> Any:
+    def _key(self, node: yaml.Node) -> str:
         """A key as it is written."""
-        return node.value if node.tag in _PLAIN else self.construct_object(node, deep=True)
+        if not isinstance(node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(problem="a key must be a text", problem_mark=node.start_mark)
+        return node.value
 
     def _text(self, node: yaml.ScalarNode, kinds: set) -> str | int | float:
         """What was written, but for a number where the setting may be one."""
