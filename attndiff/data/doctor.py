@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -40,11 +41,12 @@ class Diagnosis:
         buckets: Images by the ``WIDTHxHEIGHT`` that they get in training; None without buckets.
         sizes: Images by original ``WIDTHxHEIGHT``.
         kinds: Images by original mode and depth.
-        captions: Statistics of captions, lengths in characters; None if none were asked for.
+        captions: Statistics of captions, lengths in characters and the most words; None if none were asked for.
         classes: Images by class; None if none were asked for.
         duplicates: Groups of files that are the same once normalised.
         near_duplicates: Pairs that look the same; None if there were too many images to compare.
         tensor: Shape of an image in training, of the square with buckets.
+        tokens: What becomes of captions as tokens, counts and a ``note``; None where nothing says how they are read.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Diagnosis:
     duplicates: list[list[str]]
     near_duplicates: list[tuple[str, str]] | None
     tensor: list[int]
+    tokens: dict[str, int | str] | None = None
 
     def to_json(self) -> str:
         """Everything, by file name."""
@@ -82,6 +85,8 @@ class Diagnosis:
         lines += ["Sizes: " + _counts(self.sizes), "Kinds: " + _counts(self.kinds)]
         if self.captions is not None:
             lines.append("Captions: " + ", ".join(f"{name} {value:g}" for name, value in self.captions.items()))
+        if self.tokens is not None:
+            lines.append(f"Tokens: {self.tokens['note']}")
         if self.classes is not None:
             lines.append("Classes: " + _counts(self.classes))
         lines += _section("Duplicates", [" = ".join(group) for group in self.duplicates])
@@ -106,8 +111,12 @@ def _counts(counts: dict[str, int]) -> str:
     return shown + (f" and {len(counts) - 2 * SHOWN} more" if len(counts) > 2 * SHOWN else "")
 
 
-def diagnose(config: DataConfig) -> Diagnosis:
+def diagnose(config: DataConfig, count_tokens: Callable[[list[str]], dict] | None = None) -> Diagnosis:
     """Read everything that a configuration names, by the same code as training, and report.
+
+    Args:
+        config: The data.
+        count_tokens: Makes `Diagnosis.tokens` of captions.
 
     Raises:
         UserError: The data as a whole cannot be used; single bad images are reported, whatever `config.on_error`.
@@ -120,9 +129,10 @@ def diagnose(config: DataConfig) -> Diagnosis:
     passing, rows = select_rows(table, config)
     rows, silent = captioned(table, rows, config.caption_column)
     images = _Images(table, normalizer, config.row_columns(), rows)
-    captions = classes = None
+    captions = classes = tokens = None
     if config.caption_column:
-        captions = _caption_statistics(read_captions(table, rows, config.caption_column))
+        texts = [text for row in read_captions(table, rows, config.caption_column) for text in row]
+        captions, tokens = _caption_statistics(texts), count_tokens and count_tokens(texts)
     if config.label_column:
         labels, names = read_labels(table, passing, rows, config.label_column, None)
         counts = Counter(labels)
@@ -142,6 +152,7 @@ def diagnose(config: DataConfig) -> Diagnosis:
         duplicates=[names for names in images.by_content.values() if len(names) > 1],
         near_duplicates=images.near_duplicates(),
         tensor=[len(normalizer.describe()["channels"]), config.size, config.size],
+        tokens=tokens,
     )
 
 
@@ -225,8 +236,7 @@ def _principal(thumbnails: np.ndarray) -> np.ndarray:
     return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
 
 
-def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
-    texts = [text for row in captions for text in row]
+def _caption_statistics(texts: list[str]) -> dict[str, float]:
     lengths = [len(text) for text in texts if text]
     return {
         "number": len(texts),
@@ -235,6 +245,7 @@ def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
         "shortest": min(lengths),
         "median": float(np.median(lengths)),
         "longest": max(lengths),
+        "words": max(len(text.split()) for text in texts),
     }
 
 
