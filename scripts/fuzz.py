@@ -6,7 +6,7 @@
 Every case either is accepted or raises an error that names what is wrong, a `UserError` (or the `ValueError` of a
 pipeline's argument). Anything else is an unnamed error; its seed is reported, and `--target NAME --seed N` repeats it.
 What is accepted has to be right as well: checkpoints give the very weights that were saved, captions the stated shape,
-images the stated range. The targets of `fuzz_meanings` change what is meant instead of bytes.
+images the stated range. The targets of `fuzzing.meanings` change what is meant instead of bytes.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fuzz_meanings
 import numpy as np
 import torch
+from fuzzing import meanings
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -350,9 +350,9 @@ TARGETS = {
     "images": Target(images, 20_000, 4_000),
     "metadata rows": Target(metadata, 20_000, 2_000),
     "captions": Target(captions, 50_000, 5_000, (ValueError,)),
-    "layouts": Target(fuzz_meanings.layouts, 20_000, 1_000),
-    "declared depths": Target(fuzz_meanings.declared, 20_000, 1_000),
-    "spreadsheets": Target(fuzz_meanings.delimited, 20_000, 1_000),
+    "layouts": Target(meanings.layouts, 20_000, 1_000),
+    "declared depths": Target(meanings.declared, 20_000, 1_000),
+    "spreadsheets": Target(meanings.delimited, 20_000, 1_000),
     "checkpoint folders": Target(checkpoints, 5_000, 500),
     "pipeline arguments": Target(arguments, 5_000, 300, (ValueError,)),
 }

@@ -61,7 +61,7 @@ def test_every_command_has_help(command):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch):
-    def interrupted(config):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("attndiff.data.doctor.diagnose", interrupted)
@@ -71,7 +71,7 @@ def test_ctrl_c_ends_with_130(monkeypatch):
 
 
 def test_a_bug_stays_a_traceback(monkeypatch):
-    def broken(config):
+    def broken(*_):
         raise ValueError("not the user's fault")
 
     monkeypatch.setattr("attndiff.data.doctor.diagnose", broken)
