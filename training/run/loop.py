@@ -68,7 +68,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, elastic: bool = False, clock: Clock = time.perf_counter, kept: float = 0.0):
         self.config, self.out, self.elastic = config, Path(config.out), elastic
-        self.clock, self.kept, self.began = clock, kept, clock()
+        self.clock, self.kept = clock, kept
+        self.began = clock()  # or when it would have been if the run had not been interrupted
         self.pace: Pace | None = None
         self.overdue = False  # whether the least number of steps has been seen to take more than the time
         check_run_folder(self.out)
@@ -141,7 +142,6 @@ class Trainer:
                 self.stepper.close()
 
     def _run(self, stop: StopSignal) -> Path:
-        self.began = self.clock()
         newest = self._found()
         plan = self.plan()
         state = self._prepare()
@@ -196,10 +196,12 @@ class Trainer:
     def _held(self) -> Iterator[None]:
         """Hold the run's folder to write latents: the main process locks it, and the others begin after that."""
         with locked(self.out) if self.accelerator.is_main_process else nullcontext():
+            began = self.clock()
             if self.accelerator.is_main_process:
                 clear_partial(self.out / LATENTS)
             self.accelerator.wait_for_everyone()
             yield
+            self.began += self.clock() - began  # what is kept for every later run is not on this one's time
 
     def _found(self) -> Path | None:
         """The checkpoint to go on from, settings and layout taken over; None for a run that begins."""
