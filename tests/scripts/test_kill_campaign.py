@@ -13,12 +13,13 @@ pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="r
 
 def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
     kept = tmp_path / "kills.json"
-    report = asdict(kill_campaign.KillCampaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
+    report = asdict(kill_campaign.KillCampaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1, timed=2))
     assert json.loads(kept.read_text()) == report
     assert report["problems"] == []
-    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1
+    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1 + 2
     assert report["operations_of_learning"] >= 9
     assert report["kills"] >= 27 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
+    assert report["timed_runs"] == 2
     assert set(report["negative_controls"].values()) == {"failed as it must"}
     assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
 
@@ -49,7 +50,9 @@ def test_a_campaign_goes_on_from_its_result_file(tmp_path):
     kept = tmp_path / "kills.json"
     there = kill_campaign.Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
     kept.write_text(json.dumps(asdict(there)))
-    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(runs=3, pairs=0)
+    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(
+        runs=3, pairs=0, timed=0
+    )
     assert (count.runs, count.identical, count.one_process_runs) == (31, 31, 3)
     assert json.loads(kept.read_text()) == asdict(count)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from attndiff.clock import Clock
+from attndiff.clock import Clock, in_words
 from attndiff.training.config import LogConfig, TrainConfig
 from attndiff.training.run.plan import UNTIMED, RunPlan
 from attndiff.training.run.progress import read_planned
@@ -120,7 +120,7 @@ class Pace:
             return None
         return (
             f"optim.least_steps={self.least} makes the run longer than the time it was given: about "
-            f"{total / 60:.1f} min instead of {self.seconds / 60:.1f} min"
+            f"{in_words(total)} instead of {in_words(self.seconds)}"
         )
 
 
