@@ -1,8 +1,11 @@
 """A share of scripts/kill_campaign.py: real runs, really killed."""
 
+import ast
 import itertools
 import json
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
 import kill_campaign
@@ -43,6 +46,15 @@ def test_a_run_that_ends_before_its_kill_is_begun_anew(tmp_path):
     expected, _ = kill_campaign.reference(tmp_path / "whole", images, "plain")
     trial = kill_campaign.random_trial(tmp_path / "trial", images, "plain", 1, expected, 20, Patient())
     assert (trial.kills, trial.problem) == (1, None)
+
+
+def test_processes_whose_clocks_disagree_plan_the_same_steps(tmp_path):
+    how = kill_campaign.make_images(tmp_path / "images"), kill_campaign.TIMED, kill_campaign.erratic_clock, 2
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), kill_campaign.prepare) as pool:
+        found, _ = pool.submit(kill_campaign.reference, tmp_path / "two", *how).result()
+    steps = ast.literal_eval(found["planned steps"])[-1][1]
+    assert f"loss of step {steps}" in found and f"loss of step {steps + 1}" not in found
+    assert f"checkpoints/step_{steps:08d}/weights.safetensors" in found
 
 
 def test_a_campaign_goes_on_from_its_result_file(tmp_path):

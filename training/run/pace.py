@@ -24,8 +24,8 @@ from attndiff.training.state.checkpoint import read_length
 from attndiff.training.state.length import Length
 
 CHECKS = 50
-WINDOW = 0.02
-TOLERANCE = (0.05, 0.01)
+WINDOW = 0.04
+TOLERANCE = (0.05, 0.02)
 LEAST = 1e-6  # seconds of a step, where a clock is too coarse for it
 
 Stopwatch = Callable[[str], AbstractContextManager]  # a context in which something of a name is done
