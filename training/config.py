@@ -71,7 +71,8 @@ class OptimConfig(Section):
     """How the weights move."""
 
     steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)  # instead of steps: as many as fit, measured before step 1
+    minutes: float | None = Field(None, gt=0)  # instead of steps: as many as fit, corrected as the run goes
+    least_steps: int = Field(50, ge=1)  # of a run that minutes were given: fewer are not worth their time
     batch_size: int = Field(96, ge=1)  # images per step over all processes and micro-batches
     micro_batch: int | None = Field(None, ge=1)  # images a process handles at once; None: no accumulation
     optimizer: Literal["muon", "adamw"] = "muon"

@@ -30,7 +30,7 @@ from attndiff.data.tables.shards import SHARD_SUFFIXES
 from attndiff.data.tables.splits import MissingPart
 from attndiff.data.tables.table import encoded_image
 from attndiff.errors import UserError
-from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
+from attndiff.training.batches import OPEN_END, WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
 from attndiff.training.stopping import ignore_signals
 
@@ -231,7 +231,8 @@ def stream_loader(
     """
     optim, images = config.optim, dataset.images
     micro_batch = optim.batch_size // (accumulation * world_size)
-    sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, optim.steps)
+    end = optim.steps or OPEN_END
+    sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, end)
     streamed = StreamedDataset(dataset)
     loader = DataLoader(
         streamed,

@@ -6,7 +6,7 @@ import time
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment
+from accelerate.utils import broadcast, patch_environment
 
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S
@@ -51,6 +51,13 @@ def anyone(accelerator: Accelerator, what: bool) -> bool:
     if accelerator.num_processes == 1:
         return what
     return bool(accelerator.reduce(torch.tensor(int(what), device=accelerator.device), "sum").item())
+
+
+def agreed(accelerator: Accelerator, number: int) -> int:
+    """The main process's number, on all; a process that is alone waits for nothing."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(broadcast(torch.tensor(number, device=accelerator.device)).item())
 
 
 def ended_early(error: RuntimeError) -> str | None:

@@ -68,7 +68,9 @@ def write_left_out(left_out: list[tuple[str, str]] | list[str], out: Path) -> No
 
 
 def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
-    """The config of the unfinished run that a folder holds, minutes settled as that run did; None if it holds none.
+    """The config of the unfinished run that a folder holds; None if it holds none.
+
+    Runs once settled their minutes before step 1 and stored the steps; one of these goes on with them.
 
     Raises:
         UserError: If that is a run of another config; the differences are named.
@@ -77,7 +79,7 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
         return None
     stored = stored_settings(out)
     mine = config.model_dump(mode="json")
-    if config.optim.steps is None:
+    if config.optim.steps is None and stored["optim"]["steps"] is not None:
         mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
     pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
     sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
