@@ -72,7 +72,7 @@ class RunPlan:
     def _time(self, optim: OptimConfig) -> str:
         if optim.minutes is None:
             return f"time            about {self.steps * self.step_seconds / 60:.1f} min"
-        return f"time            {optim.minutes:g} min, to which the number of steps is corrected as the run goes"
+        return f"time            {optim.minutes:.3g} min, to which the number of steps is corrected as the run goes"
 
     def chores(self, config: TrainConfig, held_out: int) -> dict[str, float]:
         """Estimated seconds of what a run does beside its steps, by name, from those of a forward pass.

@@ -65,9 +65,11 @@ def distill(
     if config.optim.minutes:
         deadline = Deadline(began + 60 * config.optim.minutes)
         kept = comparison_seconds(teacher, config.distill, reference, n, deadline)
-        print(f"{in_words(kept)} of {config.optim.minutes:g} min are kept to compare the student with its teacher")
     before = time.perf_counter() - began
     trainer = Trainer(config, kept=before + kept)
+    if config.optim.minutes:
+        minutes = f"{config.optim.minutes:g} min"
+        trainer.accelerator.print(f"{in_words(kept)} of {minutes} are kept to compare the student with its teacher")
     folder = trainer.run()
     if not trainer.accelerator.is_main_process:
         return
