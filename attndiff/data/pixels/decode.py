@@ -17,6 +17,8 @@ from attndiff.errors import UserError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 NUMBERS = "numbers"
+# Where a PNG may say how it lies.
+OF_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 # Workflows, XMP and scanners' profiles in PNGs are larger than the 1 MB at which Pillow gives up.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
@@ -150,10 +152,12 @@ def _is_deep_colour(data: bytes) -> bool:
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.format == "PNG" and not image.info.keys() & OF_EXIF:
+        return image
     try:
         with warnings.catch_warnings(record=True) as complaints:
-            turned = ImageOps.exif_transpose(image)
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
     except Exception:  # EXIF data is as broken as its writers; the pixels are not.
         notes.append("unreadable EXIF ignored")
         return image

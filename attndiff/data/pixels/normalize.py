@@ -90,10 +90,11 @@ class Normalizer:
         peak = PEAK[str(dtype)]
         pixels, alpha = self._convert(decoded.pixels, decoded.alpha, peak, notes)
         notes += geometry.notes()
-        pixels = np.clip(self._fit(pixels, alpha, peak, geometry), 0, peak)
-        if dtype != np.float32:
-            pixels = np.rint(pixels)
-        levels = np.ascontiguousarray(pixels.astype(dtype).transpose(2, 0, 1))
+        pixels = self._fit(pixels, alpha, peak, geometry)
+        if pixels.dtype != decoded.pixels.dtype or dtype == np.float32:  # else nothing was reckoned with them
+            pixels = np.clip(pixels, 0, peak)
+            pixels = (pixels if dtype == np.float32 else np.rint(pixels)).astype(dtype)
+        levels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return Normalized(levels, decoded.kind, notes, geometry)
 
     def geometry(self, size: Shape) -> Geometry:
