@@ -341,6 +341,16 @@ def test_bands_are_read_in_every_compression(tmp_path, compression):
     np.testing.assert_array_equal(levels(tmp_path / "a.tif", 5), bands)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma", "jpeg"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_tiffs_of_another_library_are_read_as_bands(tmp_path, compression, mode):
+    values = np.random.default_rng(0).integers(0, 256, (16, 16, {"L": 1, "RGB": 3, "CMYK": 4}[mode]), dtype=np.uint8)
+    image = Image.fromarray(values.squeeze(), mode)
+    image.save(tmp_path / "a.tif", compression=compression, **({"quality": 100} if compression == "jpeg" else {}))
+    read = Normalizer(16, values.shape[-1]).normalize(tmp_path / "a.tif").levels.transpose(1, 2, 0)
+    np.testing.assert_allclose(read, values, atol=60 if compression == "jpeg" else 0)  # JPEG halves the colours
+
+
 @pytest.mark.parametrize("how", ["predictor", "tiles", "pyramid", "ome", "imagej", "bigtiff"])
 def test_bands_are_read_as_microscopes_and_satellites_write_them(tmp_path, how):
     bands = np.random.default_rng(0).integers(0, 65536, (5, SIZE, SIZE), dtype=np.uint16)
