@@ -122,7 +122,7 @@ def test_a_split_column_divides_the_rows(tmp_path):
 
 def test_everything_in_a_folder_is_read_or_named(tmp_path):
     put(tmp_path / "a" / "0.png"), put(tmp_path / "b" / "1.jfif", 1), put(tmp_path / "b" / "2.PNG", 2)
-    for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "a/.hidden"):
+    for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "a/.hidden", "README.md", "b/LICENSE.txt", "noto-LICENSE"):
         (tmp_path / junk).write_bytes(b"x")
     for other in ("photo.psd", "more.zip", "notes.md", "a/._0.png", "stray.txt", "old.csv"):
         (tmp_path / other).write_bytes(b"x")

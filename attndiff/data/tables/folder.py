@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from attndiff.data.tables.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Listing
+from attndiff.data.tables.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Listing, is_document
 from attndiff.data.tables.metadata import METADATA_FILES, metadata_rows, read_text
 from attndiff.data.tables.names import NameIndex, folded
 from attndiff.data.tables.splits import divide, part_of
@@ -140,7 +140,7 @@ def _add_captions(listing: Listing, rows: list[dict]) -> LeftOut:
     if not read:
         for row in rows:
             del row["text"]
-    unused = [name for name in listing.captions if name not in read]
+    unused = [name for name in listing.captions if name not in read and not is_document(name)]
     taken = NameIndex(read)
     return [(name, _why_unused(name, rows, taken)) for name in unused]
 

@@ -1,6 +1,7 @@
 """What stands in a folder: images, what is read beside them, and everything else by name and reason."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +16,9 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet", ".tar"}
 # Put there by file managers.
 JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r"}
+# About the data, and no part of it.
+DOCUMENT = re.compile(r"(readme|licen[cs]e|notice|attribution|citation|copying|authors|changelog)", re.IGNORECASE)
+DOCUMENT_SUFFIXES = ("", ".md", ".txt", ".rst", ".pdf")
 # Pictures of a kind that is not read.
 OTHER_PICTURES = {
     *(".svg", ".svgz", ".psd", ".xcf", ".ai", ".eps", ".pdf", ".kra", ".ico", ".icns", ".exr", ".hdr", ".dds"),
@@ -146,8 +150,14 @@ def _sort_in(name: str, path: str, listing: Listing) -> None:
         listing.captions.append(path)
     elif suffix in TABLE_SUFFIXES:
         listing.tables.append(path)
-    else:
+    elif not is_document(name):
         listing.left_out.append((path, _why_not(suffix)))
+
+
+def is_document(name: str) -> bool:
+    """Whether a file is about the data: README, LICENSE and the like."""
+    path = PurePosixPath(name.strip())
+    return path.suffix.lower() in DOCUMENT_SUFFIXES and DOCUMENT.search(path.stem) is not None
 
 
 def _why_not(suffix: str) -> str:
