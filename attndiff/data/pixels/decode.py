@@ -11,12 +11,16 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from attndiff.data.pixels.arrays import array_reader, decode_array
 from attndiff.data.pixels.colour import to_srgb
-from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, Decoded, check_bands, check_size
+from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, TURNED, Decoded, check_bands, check_size
 from attndiff.data.pixels.tiff import TIFF_STARTS, decode_tiff, is_for_tifffile
 from attndiff.errors import UserError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 NUMBERS = "numbers"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SAMPLES_PER_PIXEL = 277
+# Exponents that a PNG states for sRGB, or nearly.
+USUAL_GAMMA = (0.44, 0.47)
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 # Workflows, XMP and scanners' profiles in PNGs are larger than the 1 MB at which Pillow gives up.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
@@ -53,7 +57,9 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
         reason = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else reason
         raise UserError(f"{name}: cannot be read ({reason}), replace or remove it") from None
     if decoded.pixels.dtype == np.float32:
-        _check_float_range(decoded.pixels, name)
+        for values in (decoded.pixels, decoded.alpha):
+            if values is not None:
+                _check_float_range(values, name)
     return decoded
 
 
@@ -72,6 +78,8 @@ def _refuse_what_is_no_image(data: bytes, name: str) -> None:
         raise UserError(f"{name}: an SVG drawing, render it to PNG first")
     if start.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{name}: a web page (HTML), not an image, download it again")
+    if data.startswith(LFS_POINTER):
+        raise UserError(f"{name}: a pointer of Git LFS, not the image it stands for, fetch it with git lfs pull")
 
 
 def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
@@ -99,10 +107,12 @@ def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str)
     image, notes = _open(source, name) if isinstance(source, bytes) else source, []
     file_format = image.format
     if getattr(image, "is_animated", False):
-        notes.append("first frame of an animation kept")
-    if isinstance(source, bytes) and _is_deep_colour(source):
-        notes.append(f"16-bit colour {file_format} read with 8 bits (a TIFF keeps 16)")
+        notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
+    if isinstance(source, bytes):
+        notes += _said_by_the_file(image, source)
     image.load()
+    if isinstance(source, bytes) and file_format == "PNG":
+        _scale_transparency(image, source)
     image = _upright(image, notes)
     kind = image.mode
     if channels == NUMBERS:
@@ -138,6 +148,33 @@ def _register_heif(name: str) -> None:
     register_heif_opener()
 
 
+def _said_by_the_file(image: Image.Image, data: bytes) -> list[str]:
+    """Notes of what Pillow passes over or carries out without a word, of an image that is not loaded yet."""
+    notes = []
+    if _is_deep_colour(data):
+        notes.append(f"16-bit colour {image.format} read with 8 bits (a TIFF keeps 16)")
+    gamma, low, high = image.info.get("gamma"), *USUAL_GAMMA
+    if gamma is not None and not (low < gamma < high or {"srgb", "icc_profile"} & image.info.keys()):
+        notes.append(f"gamma of {gamma:g} not applied")
+    if image.format == "TIFF":
+        unnamed = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) - len(image.getbands())
+        notes += [f"{unnamed} band{'s' * (unnamed > 1)} of no stated meaning left out"] if unnamed > 0 else []
+        notes += [TURNED] if image.tag_v2.get(EXIF_ORIENTATION) in range(2, 9) else []
+    return notes
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Bring the transparent colour of a PNG, which Pillow leaves in the file's units, to those of the pixels.
+
+    Bit depth and colour type stand at 24 and 25.
+    """
+    key, (depth, kind) = image.info.get("transparency"), data[24:26]
+    if kind == 0 and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+        image.info["transparency"] = key * (255 // (2**depth - 1))
+    elif kind == 2 and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 def _is_deep_colour(data: bytes) -> bool:
     """Whether Pillow will read these 16-bit colours with 8.
 
@@ -160,7 +197,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if complaints:
         notes.append("unreadable EXIF ignored")
     if orientation in range(2, 9):
-        notes.append("rotated or mirrored as its EXIF says")
+        notes.append(TURNED)
     return turned
 
 
@@ -177,7 +214,9 @@ def _to_arrays(
     """Colour ``(H, W, 1 | 3)`` (``(H, W, 4)`` for raw CMYK) and alpha ``(H, W)`` of an opened image."""
     mode = image.mode
     if mode in SIXTEEN_BIT or (mode == "I" and file_format in ("PNG", "PPM")):
-        return np.asarray(image).astype(np.uint16)[..., None], None
+        pixels, key = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        alpha = None if raw or key is None else np.where(pixels == key, 0, 65535).astype(np.uint16)
+        return pixels[..., None], alpha
     if mode == "F":
         return np.asarray(image, np.float32)[..., None], None
     if mode in ("P", "PA"):
@@ -190,8 +229,8 @@ def _to_arrays(
     elif mode == "CMYK" and raw:
         wanted = "CMYK"
     else:
-        if mode == "CMYK":
-            notes.append("CMYK converted to RGB")
+        if mode in ("CMYK", "LAB"):
+            notes.append(f"{mode} converted to RGB")
         wanted = "RGBA" if transparent else "RGB"
     array = np.asarray(image if mode == wanted else image.convert(wanted))
     array = array[..., None] if array.ndim == 2 else array

@@ -69,7 +69,7 @@ def open_stream(
 def _shard_files(path: Path) -> list[Path]:
     """Parquet or ``.tar`` files that a path or pattern names, sorted."""
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES]
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES and file.is_file()]
     else:
         files = [path] if path.is_file() else matching(path)
     suffixes = {file.suffix for file in files}
