@@ -13,11 +13,12 @@ from attndiff.data.pixels.arrays import array_reader, decode_array
 from attndiff.data.pixels.colour import to_srgb
 from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, TURNED, Decoded, check_bands, check_size
 from attndiff.data.pixels.tiff import TIFF_STARTS, decode_tiff, is_for_tifffile
+from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 NUMBERS = "numbers"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+NO_EXIF = "unreadable EXIF ignored"
 SAMPLES_PER_PIXEL = 277
 # Exponents that a PNG states for sRGB, or nearly.
 USUAL_GAMMA = (0.44, 0.47)
@@ -78,8 +79,7 @@ def _refuse_what_is_no_image(data: bytes, name: str) -> None:
         raise UserError(f"{name}: an SVG drawing, render it to PNG first")
     if start.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{name}: a web page (HTML), not an image, download it again")
-    if data.startswith(LFS_POINTER):
-        raise UserError(f"{name}: a pointer of Git LFS, not the image it stands for, fetch it with git lfs pull")
+    refuse_pointer(data, name)
 
 
 def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
@@ -104,7 +104,8 @@ def _of_numbers(decoded: Decoded, channels: str | int, name: str) -> Decoded:
 
 def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
     """A file that Pillow reads."""
-    image, notes = _open(source, name) if isinstance(source, bytes) else source, []
+    notes: list[str] = []
+    image = _open(source, name, notes) if isinstance(source, bytes) else source
     file_format = image.format
     if getattr(image, "is_animated", False):
         notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
@@ -129,13 +130,16 @@ def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str)
     return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    with warnings.catch_warnings():
+def _open(data: bytes, name: str, notes: list[str]) -> Image.Image:
+    with warnings.catch_warnings(record=True) as complaints:
         if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             _register_heif(name)
         # Pillow's own limit, above which it warns and decodes, is looser than the one below.
+        warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data))
+    # A JPEG's is read here, for its resolution, and not again.
+    notes += [NO_EXIF] if any("EXIF" in str(complaint.message) for complaint in complaints) else []
     check_size(*image.size, name)
     return image
 
@@ -192,10 +196,10 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
             turned = ImageOps.exif_transpose(image)
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # EXIF data is as broken as its writers; the pixels are not.
-        notes.append("unreadable EXIF ignored")
+        notes += [NO_EXIF] if NO_EXIF not in notes else []
         return image
-    if complaints:
-        notes.append("unreadable EXIF ignored")
+    if complaints and NO_EXIF not in notes:
+        notes.append(NO_EXIF)
     if orientation in range(2, 9):
         notes.append(TURNED)
     return turned

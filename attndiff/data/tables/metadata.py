@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Windows' "Unicode"
@@ -114,6 +115,7 @@ def read_text(path: Path) -> str:
     """A file's text, UTF-8 or what its byte order mark says, ends of lines as one newline; raises `UserError`."""
     try:
         data = path.read_bytes()
+        refuse_pointer(data, path)
         text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
