@@ -24,6 +24,7 @@ from attndiff.data import image_set
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
 from attndiff.data.image_set import ImageSet
+from attndiff.data.parts import open_parts
 from attndiff.data.pixels.normalize import Normalized, Normalizer
 from attndiff.data.streams.encoded import EncodedImages
 from attndiff.data.tables.names import printable
@@ -149,14 +150,16 @@ def test_tables_of_other_kinds_are_to_be_saved_as_parquet(tmp_path, name):
 
 
 # markfasheh/duperemove#353, ogham/exa#156
-def test_names_cannot_command_the_terminal_nor_break_lines(tmp_path, capsys):
+def test_names_cannot_command_the_terminal_nor_break_lines(tmp_path, capsys, caplog):
     odd = ["\x1b[31mred.png", "new\nline.png", "tab\t.png", "c1\x9f.png", 'it\'s "x" %s {}.png', "-rf.png", "名.png"]
     for name in odd:
         put(tmp_path / name)
-    (tmp_path / "\x07bell.md").touch()
+    (tmp_path / "\x07bell.md").touch(), (tmp_path / "\rbad.png").write_bytes(b"x")
     assert names(ImageSet(config(tmp_path))) == sorted(odd)
     report = diagnose(config(tmp_path)).to_text()
     assert all(c.isprintable() for c in report.replace("\n", "")) and r"new\nline.png" in report
+    said = [*open_parts(config(tmp_path))[2], caplog.text.replace("\n", "")]
+    assert all(note.isprintable() for note in said) and r"\x07bell.md" in said[-2]
     assert r"\x07bell.md" in report and "名.png" in report and printable("c1\x9f") == r"c1\x9f"
     with pytest.raises(SystemExit):
         main(["doctor", str(tmp_path / "\x1b[2Jgone")])
