@@ -117,6 +117,8 @@ def class_name(value: object, where: str) -> str | None:
         raise UserError(f"{where} holds {kind} and no class; name a column with one class a row in label_column")
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as which it was stored before a missing value made floats of its column
     text = _text(value, where) if isinstance(value, bytes) else str(value)
     return unicodedata.normalize("NFC", text).strip() or None
 

@@ -16,6 +16,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
 from attndiff.data.pixels.row_images import make_normalizer, read_row
 from attndiff.data.select import Tables, select_rows
+from attndiff.data.tables.names import printable
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
@@ -99,11 +100,11 @@ class Diagnosis:
 
 def _section(title: str, entries: list[str]) -> list[str]:
     more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
+    return [f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:SHOWN]), *more]
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -18,6 +18,7 @@ from attndiff.data.kept import KeptArrays
 from attndiff.data.pixels.row_images import make_normalizer, read_planar, read_row, to_value
 from attndiff.data.rows import Rows
 from attndiff.data.select import Tables, select_rows
+from attndiff.data.tables.names import printable
 from attndiff.data.tables.splits import MissingPart
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
@@ -61,7 +62,7 @@ class ImageSet(Rows):
         if silent and config.on_error == "raise":
             raise UserError(f"{table.root / silent[0][0]}: {silent[0][1]}, write one")
         if silent:
-            logger.warning("%s: %d images skipped, first %s: %s", table.origin, len(silent), *silent[0])
+            logger.warning("%s: %d images skipped, first %s: %s", table.origin, len(silent), *map(printable, silent[0]))
         values: dict[str, list] = {}
         if config.caption_column:
             values[CAPTION.name] = read_captions(table, rows, config.caption_column)
@@ -106,7 +107,8 @@ class ImageSet(Rows):
             name, reason = bad[0]
             raise UserError(f"{self.origin}: {len(bad)} of {rows} images are bad, first {name}: {reason}")
         if bad:
-            logger.warning("%s: %d of %d images skipped, first %s: %s", self.origin, len(bad), rows, *bad[0])
+            first = map(printable, bad[0])
+            logger.warning("%s: %d of %d images skipped, first %s: %s", self.origin, len(bad), rows, *first)
         self.skipped += bad
 
     def _fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.data.select import Tables
+from attndiff.data.tables.names import printable
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 
@@ -52,7 +53,7 @@ def left_out_notes(images: ImageSet) -> list[str]:
     """How much of the data is not read, and the first of it by name and reason; nothing where all is read."""
     if not images.skipped:
         return []
-    first = "; ".join(f"{name}: {reason}" for name, reason in images.skipped[:NAMED])
+    first = "; ".join(printable(f"{name}: {reason}") for name, reason in images.skipped[:NAMED])
     more = ", ..." if len(images.skipped) > NAMED else ""
     files = "file is" if len(images.skipped) == 1 else "files are"
     return [f"{len(images.skipped)} {files} left out ({first}{more}); left_out.json in the run's folder names all"]

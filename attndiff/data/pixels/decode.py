@@ -11,14 +11,19 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from attndiff.data.pixels.arrays import array_reader, decode_array
 from attndiff.data.pixels.colour import to_srgb
-from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, Decoded, check_bands, check_size
+from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, TURNED, Decoded, check_bands, check_size
 from attndiff.data.pixels.tiff import TIFF_STARTS, decode_tiff, is_for_tifffile
+from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 NUMBERS = "numbers"
 # Where a PNG may say how it lies.
 OF_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+NO_EXIF = "unreadable EXIF ignored"
+SAMPLES_PER_PIXEL = 277
+# Exponents that a PNG states for sRGB, or nearly.
+USUAL_GAMMA = (0.44, 0.47)
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 # Workflows, XMP and scanners' profiles in PNGs are larger than the 1 MB at which Pillow gives up.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
@@ -54,8 +59,12 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else reason
         raise UserError(f"{name}: cannot be read ({reason}), replace or remove it") from None
+    if not decoded.pixels.size:
+        raise UserError(f"{name}: has no pixels, replace or remove it")
     if decoded.pixels.dtype == np.float32:
-        _check_float_range(decoded.pixels, name)
+        for values in (decoded.pixels, decoded.alpha):
+            if values is not None:
+                _check_float_range(values, name)
     return decoded
 
 
@@ -74,6 +83,7 @@ def _refuse_what_is_no_image(data: bytes, name: str) -> None:
         raise UserError(f"{name}: an SVG drawing, render it to PNG first")
     if start.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{name}: a web page (HTML), not an image, download it again")
+    refuse_pointer(data, name)
 
 
 def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
@@ -98,13 +108,16 @@ def _of_numbers(decoded: Decoded, channels: str | int, name: str) -> Decoded:
 
 def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
     """A file that Pillow reads."""
-    image, notes = _open(source, name) if isinstance(source, bytes) else source, []
+    notes: list[str] = []
+    image = _open(source, name, notes) if isinstance(source, bytes) else source
     file_format = image.format
     if getattr(image, "is_animated", False):
-        notes.append("first frame of an animation kept")
-    if isinstance(source, bytes) and _is_deep_colour(source):
-        notes.append(f"16-bit colour {file_format} read with 8 bits (a TIFF keeps 16)")
+        notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
+    if isinstance(source, bytes):
+        notes += _said_by_the_file(image, source)
     image.load()
+    if isinstance(source, bytes) and file_format == "PNG":
+        _scale_transparency(image, source)
     image = _upright(image, notes)
     kind = image.mode
     if channels == NUMBERS:
@@ -121,13 +134,16 @@ def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str)
     return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    with warnings.catch_warnings():
+def _open(data: bytes, name: str, notes: list[str]) -> Image.Image:
+    with warnings.catch_warnings(record=True) as complaints:
         if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             _register_heif(name)
         # Pillow's own limit, above which it warns and decodes, is looser than the one below.
+        warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data))
+    # A JPEG's is read here, for its resolution, and not again.
+    notes += [NO_EXIF] if any("EXIF" in str(complaint.message) for complaint in complaints) else []
     check_size(*image.size, name)
     return image
 
@@ -138,6 +154,33 @@ def _register_heif(name: str) -> None:
     except ImportError:
         raise UserError(f'{name}: HEIC is read by pillow-heif: pip install "attndiff[heif]"') from None
     register_heif_opener()
+
+
+def _said_by_the_file(image: Image.Image, data: bytes) -> list[str]:
+    """Notes of what Pillow passes over or carries out without a word, of an image that is not loaded yet."""
+    notes = []
+    if _is_deep_colour(data):
+        notes.append(f"16-bit colour {image.format} read with 8 bits (a TIFF keeps 16)")
+    gamma, low, high = image.info.get("gamma"), *USUAL_GAMMA
+    if gamma is not None and not (low < gamma < high or {"srgb", "icc_profile"} & image.info.keys()):
+        notes.append(f"gamma of {gamma:g} not applied")
+    if image.format == "TIFF":
+        unnamed = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) - len(image.getbands())
+        notes += [f"{unnamed} band{'s' * (unnamed > 1)} of no stated meaning left out"] if unnamed > 0 else []
+        notes += [TURNED] if image.tag_v2.get(EXIF_ORIENTATION) in range(2, 9) else []
+    return notes
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Bring the transparent colour of a PNG, which Pillow leaves in the file's units, to those of the pixels.
+
+    Bit depth and colour type stand at 24 and 25.
+    """
+    key, (depth, kind) = image.info.get("transparency"), data[24:26]
+    if kind == 0 and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+        image.info["transparency"] = key * (255 // (2**depth - 1))
+    elif kind == 2 and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _is_deep_colour(data: bytes) -> bool:
@@ -159,12 +202,12 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             turned = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
     except Exception:  # EXIF data is as broken as its writers; the pixels are not.
-        notes.append("unreadable EXIF ignored")
+        notes += [NO_EXIF] if NO_EXIF not in notes else []
         return image
-    if complaints:
-        notes.append("unreadable EXIF ignored")
+    if complaints and NO_EXIF not in notes:
+        notes.append(NO_EXIF)
     if orientation in range(2, 9):
-        notes.append("rotated or mirrored as its EXIF says")
+        notes.append(TURNED)
     return turned
 
 
@@ -181,7 +224,9 @@ def _to_arrays(
     """Colour ``(H, W, 1 | 3)`` (``(H, W, 4)`` for raw CMYK) and alpha ``(H, W)`` of an opened image."""
     mode = image.mode
     if mode in SIXTEEN_BIT or (mode == "I" and file_format in ("PNG", "PPM")):
-        return np.asarray(image).astype(np.uint16)[..., None], None
+        pixels, key = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        alpha = None if raw or key is None else np.where(pixels == key, 0, 65535).astype(np.uint16)
+        return pixels[..., None], alpha
     if mode == "F":
         return np.asarray(image, np.float32)[..., None], None
     if mode in ("P", "PA"):
@@ -194,8 +239,8 @@ def _to_arrays(
     elif mode == "CMYK" and raw:
         wanted = "CMYK"
     else:
-        if mode == "CMYK":
-            notes.append("CMYK converted to RGB")
+        if mode in ("CMYK", "LAB"):
+            notes.append(f"{mode} converted to RGB")
         wanted = "RGBA" if transparent else "RGB"
     array = np.asarray(image if mode == wanted else image.convert(wanted))
     array = array[..., None] if array.ndim == 2 else array

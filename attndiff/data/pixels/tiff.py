@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import tifffile
-from tifffile import COMPRESSION, PHOTOMETRIC
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
 
 from attndiff.data.pixels.decoded import (
     EXIF_ORIENTATION,
     MAX_PIXELS,
     PEAK,
+    TURNED,
     Decoded,
     check_bands,
     check_size,
@@ -32,12 +33,18 @@ def is_for_tifffile(page: tifffile.TiffPage, channels: str | int) -> bool:
     deep_colour = page.samplesperpixel > 1 and page.bitspersample > 8
     white_is_zero = page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample not in (1, 8)
     odd_depth = 8 < page.bitspersample < 16
+    # Pillow takes signed bytes for unsigned ones, and knows neither halves nor doubles.
+    is_float = page.sampleformat == SAMPLEFORMAT.IEEEFP
+    odd_numbers = page.sampleformat == SAMPLEFORMAT.INT or (is_float and page.bitspersample != 32)
+    grey_times_alpha = page.samplesperpixel == 2 and EXTRASAMPLE.ASSOCALPHA in page.extrasamples
     return (
         isinstance(channels, int)
         or page.samplesperpixel > 4
         or deep_colour
         or white_is_zero
         or odd_depth
+        or odd_numbers
+        or grey_times_alpha
         or page.compression not in OF_PILLOW
     )
 
@@ -60,14 +67,14 @@ def decode_tiff(tiff: tifffile.TiffFile, channels: str | int, name: str) -> Deco
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         pixels = PEAK[str(pixels.dtype)] - pixels
         notes.append("white is zero: inverted")
-    if alpha is not None and page.extrasamples[0] == tifffile.EXTRASAMPLE.ASSOCALPHA:
+    if alpha is not None and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA:
         pixels = _straight(pixels, alpha)
     if pixels.dtype == np.uint16:
         notes.append("16-bit scaled")
     orientation = page.tags.valueof(EXIF_ORIENTATION, 1)
     if orientation in range(2, 9):
         pixels, alpha = upright(pixels, orientation), None if alpha is None else upright(alpha, orientation)
-        notes.append("rotated or mirrored as its EXIF says")
+        notes.append(TURNED)
     bands = pixels.shape[-1] + (alpha is not None)
     return Decoded(pixels, alpha, f"{bands} bands {pixels.dtype.itemsize * 8}-bit", notes)
 

@@ -70,10 +70,11 @@ class EncodedImages(Rows):
         if called in self.class_names:
             return self.class_names.index(called)
         # A number is one of the names where these are numbers too, and else a place among them.
-        numbered = isinstance(value, int) and not any(map(is_number, self.class_names))
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        numbered = whole and not any(map(is_number, self.class_names))
         if not numbered or not 0 <= value < len(self.class_names):
             raise UserError(f"{name}: class {value!r} is not one of the {len(self.class_names)} classes named")
-        return value
+        return int(value)
 
     def by_shape(self) -> dict[Shape, np.ndarray]:
         return {(self.config.size, self.config.size): np.arange(len(self))}

@@ -1,6 +1,5 @@
 """Folders of images to rows: class folders, a metadata file, or captions beside the images."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -132,20 +131,23 @@ def _add_labels(rows: list[dict], with_parts: bool) -> None:
 def _add_captions(listing: Listing, rows: list[dict]) -> LeftOut:
     """The text beside each image, if there are such files; those that belong to none are returned."""
     beside = NameIndex(listing.captions)
+    # A name that is one image's to the letter is not another's whose name reads the same.
+    taken = set(listing.captions).intersection(name for row in rows for name in _caption_names(row["file_name"]))
     read: set[str] = set()
     for row in rows:
-        found = [name for name in map(beside.find, _caption_names(row["file_name"])) if name is not None]
+        own = _caption_names(row["file_name"])
+        found = [name for name in map(beside.find, own) if name in own or (name and name not in taken)]
         row["text"] = read_text(listing.root / found[0]) if found else None
         read.update(found[:1])
     if not read:
         for row in rows:
             del row["text"]
     unused = [name for name in listing.captions if name not in read and not is_document(name)]
-    taken = NameIndex(read)
-    return [(name, _why_unused(name, rows, taken)) for name in unused]
+    captions = NameIndex(read)
+    return [(name, _why_unused(name, rows, captions)) for name in unused]
 
 
-def _caption_names(image: str) -> Iterable[str]:
+def _caption_names(image: str) -> list[str]:
     """Where the caption of an image may stand, the first that is there first."""
     stem = image[: -len(PurePosixPath(image).suffix)] if PurePosixPath(image).suffix else image
     return [start + suffix for suffix in CAPTION_SUFFIXES for start in (stem, image)]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,22 @@ from attndiff.errors import UserError
 
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl", ".npy", ".npz", ".dcm", ".nii"),
+    *(
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".npy",
+        ".npz",
+        ".dcm",
+        ".nii",
+        ".mpo",
+    ),
 }
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet", ".tar"}
@@ -25,6 +41,8 @@ OTHER_PICTURES = {
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".mov", ".avi", ".webm", ".mkv"),
     *(".czi", ".nd2", ".lif", ".svs", ".ndpi", ".mrc", ".h5", ".hdf5", ".fits"),
 }
+# Tables of a kind that is not read, such as `datasets.Dataset.save_to_disk` writes.
+OTHER_TABLES = {".arrow", ".feather", ".xlsx", ".xls", ".ods", ".tfrecord", ".lmdb"}
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 # In a folder, each says that this program wrote it.
 OF_A_RUN, OF_A_MODEL = ("run.lock", "log.jsonl", "learned"), "model_index.json"
@@ -84,6 +102,9 @@ def list_folder(root: Path) -> Listing:
             continue
         seen.add(real)
         entries = _entries(folder)
+        if prefix and not entries:
+            listing.left_out.append((prefix.rstrip("/"), "an empty folder"))
+            continue
         ours = _written_here({entry.name for entry in entries}) if prefix else None
         if ours:
             listing.left_out.append((prefix.rstrip("/"), ours))
@@ -91,13 +112,14 @@ def list_folder(root: Path) -> Listing:
         for entry in entries:
             if entry.is_symlink():
                 _refuse_outside(entry, root)
-            if entry.is_dir():
+            if _is_kind(entry.is_dir):
                 # Real folders before links, so that what both lead to has its own name.
                 below = (f"{prefix}{entry.name}/", Path(entry.path))
                 if _is_listed(entry.name, f"{prefix}{entry.name}", listing):
                     waiting.insert(0, below) if entry.is_symlink() else waiting.append(below)
             else:
-                _sort_in(entry.name, f"{prefix}{entry.name}", listing)
+                no_file = None if _is_kind(entry.is_file) else _why_no_file(entry)
+                _sort_in(entry.name, f"{prefix}{entry.name}", listing, no_file)
     for names in (listing.images, listing.captions, listing.tables, listing.left_out):
         names.sort()
     return listing
@@ -113,6 +135,19 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         ) from None
 
 
+def _is_kind(asked: Callable[[], bool]) -> bool:
+    """What an entry answers about itself; links in a circle, which cannot be asked, are of no kind."""
+    try:
+        return asked()
+    except OSError:
+        return False
+
+
+def _why_no_file(entry: os.DirEntry) -> str:
+    """Opening a pipe would wait for ever."""
+    return "a link that leads nowhere" if entry.is_symlink() else "no file but a pipe, a socket or a device"
+
+
 def _written_here(names: set[str]) -> str | None:
     if "config.json" in names and names & set(OF_A_RUN):
         return "the folder of a run, whose pictures are drawn and not data"
@@ -120,7 +155,8 @@ def _written_here(names: set[str]) -> str | None:
 
 
 def _refuse_outside(entry: os.DirEntry, root: Path) -> None:
-    if not Path(entry.path).resolve().is_relative_to(root.resolve()):
+    # Unlike `Path.resolve`, this bears links in a circle.
+    if not Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(root)):
         raise UserError(f"{entry.path}: a link out of {root}, copy what it points to into the folder or remove it")
 
 
@@ -134,8 +170,8 @@ def _is_listed(name: str, path: str, listing: Listing) -> bool:
     return True
 
 
-def _sort_in(name: str, path: str, listing: Listing) -> None:
-    """Put a file where it belongs."""
+def _sort_in(name: str, path: str, listing: Listing, no_file: str | None) -> None:
+    """Put a file where it belongs, or say why it is none."""
     called = name.strip().lower()
     suffix = PurePosixPath(called.removesuffix(".gz") if called.endswith(".nii.gz") else called).suffix
     if called in JUNK or (name.startswith(".") and suffix not in IMAGE_SUFFIXES):
@@ -144,6 +180,8 @@ def _sort_in(name: str, path: str, listing: Listing) -> None:
         listing.left_out.append((printable(path), "its name begins with a dot, as those of hidden files do"))
     elif not is_text(name):
         listing.left_out.append((printable(path), "its name is not UTF-8, rename it"))
+    elif no_file:
+        listing.left_out.append((path, no_file))
     elif suffix in IMAGE_SUFFIXES:
         listing.images.append(path)
     elif suffix in CAPTION_SUFFIXES:
@@ -163,4 +201,6 @@ def is_document(name: str) -> bool:
 def _why_not(suffix: str) -> str:
     if suffix in ARCHIVES:
         return f"a {suffix} archive is not looked into, unpack it"
+    if suffix in OTHER_TABLES:
+        return f"{suffix} files are not read, save it as parquet"
     return f"{suffix} files are not read, convert it to PNG" if suffix in OTHER_PICTURES else "no image by its name"

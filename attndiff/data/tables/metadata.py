@@ -1,5 +1,6 @@
 """``metadata.csv`` and ``metadata.jsonl``: what is said of a folder's images, a row each."""
 
+import codecs
 import csv
 import io
 import json
@@ -8,10 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Windows' "Unicode"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 DELIMITERS = (",", ";", "\t")  # the second is a spreadsheet's where the comma is in numbers
+DELIMITER_HINT = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)  # a first line that is for spreadsheets
 
 
 def metadata_rows(path: Path) -> list[dict]:
@@ -34,16 +38,20 @@ def metadata_rows(path: Path) -> list[dict]:
 
 def _csv_rows(text: str, path: Path) -> Iterator[dict]:
     """Rows of a CSV, which ends outside of quotes and has as many cells in a row as the header has names."""
+    hint = DELIMITER_HINT.match(text)
+    text = text[hint.end() :] if hint else text
     header = text.split("\n", 1)[0]
     delimiter = next((d for d in DELIMITERS if "file_name" in (cell.strip('"\r ') for cell in header.split(d))), ",")
+    delimiter = hint[1] if hint else delimiter
+    above = 1 if hint else 0  # lines
     before = csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
+    line = above + 1
     try:
         names = [name.strip() for name in next(reader, [])]
         _refuse_twice(names, path)
         while True:
-            line = reader.line_num + 1
+            line = above + reader.line_num + 1
             cells = next(reader, None)
             if cells is None:
                 return
@@ -69,6 +77,10 @@ def _refuse_twice(names: list[str], path: Path) -> None:
 
 
 def _json_rows(text: str, path: Path) -> Iterator[dict]:
+    if text.lstrip().startswith("["):
+        raise UserError(
+            f"{path}: holds one JSON list; write each of its objects on a line of its own, without brackets"
+        )
     # Only these end a line of JSON; the other ends of lines that Python knows may stand in a text.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -100,10 +112,14 @@ def safe_relative(name: str, where: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text; raises `UserError`."""
+    """A file's text, UTF-8 or what its byte order mark says, ends of lines as one newline; raises `UserError`."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text, save it as UTF-8") from None
+        data = path.read_bytes()
+        refuse_pointer(data, path)
+        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise UserError(f"{path}: is not UTF-8 text (byte 0x{byte:02x} in line {line}), save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -32,8 +32,12 @@ class NameIndex:
 
 
 def printable(name: str) -> str:
-    """A file name that can be written to any terminal and file: bytes that are no UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name that can be written to any terminal and file, on one line.
+
+    Bytes that are no UTF-8 and characters that command a terminal become escapes.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def is_text(name: str) -> bool:

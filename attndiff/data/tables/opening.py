@@ -11,6 +11,7 @@ from attndiff.data.tables.folder import folder_parts, folder_rows, has_metadata
 from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
 from attndiff.data.tables.listing import Listing, list_folder
 from attndiff.data.tables.literal import literal_paths
+from attndiff.data.tables.pointers import refuse_pointers
 from attndiff.data.tables.splits import COLUMNS, MissingPart, require_part, shard_parts, split_column
 from attndiff.data.tables.table import ImageTable, require_column
 from attndiff.errors import UserError
@@ -126,6 +127,7 @@ def _open_parquet(files: list[Path], origin: str, image_column: str, left_out: l
         else:
             rows = Dataset.from_parquet(literal_paths(files))
     except (pa.ArrowException, OSError) as error:
+        refuse_pointers(file for file in files if file.is_file())
         reason = str(error).splitlines()[0]
         raise UserError(f"{files[0]}: is no parquet file ({reason}), give a folder of images or parquet") from None
     return _image_table(rows, origin, image_column, left_out)

@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from attndiff.data.tables.hub import HUB_ID, load_hub, require_no_config
 from attndiff.data.tables.literal import literal_paths, matching
+from attndiff.data.tables.pointers import refuse_pointers
 from attndiff.data.tables.splits import require_part, shard_parts
 from attndiff.data.tables.table import require_column
 from attndiff.errors import UserError
 
 SHARD_SUFFIXES = (".parquet", ".tar")
+ADVICE = {"parquet": "", "webdataset": "; the files of each image stand together and have the same endings throughout"}
 
 
 def open_stream(
@@ -53,8 +55,11 @@ def open_stream(
             # Of a parquet file, Arrow reads all row groups ahead into memory; each a shard of its own bounds that.
             rows = rows.reshard()
         except (OSError, tarfile.TarError, pa.ArrowException, ValueError) as error:
+            refuse_pointers(files)
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: cannot be read as {files[0].suffix} files ({reason}), replace them") from None
+            raise UserError(
+                f"{path}: cannot be read as {files[0].suffix} files ({reason}), replace them{ADVICE[kind]}"
+            ) from None
     elif HUB_ID.fullmatch(path):
         rows = load_hub(path, part, hub_config, streaming=True)
     else:
@@ -69,7 +74,7 @@ def open_stream(
 def _shard_files(path: Path) -> list[Path]:
     """Parquet or ``.tar`` files that a path or pattern names, sorted."""
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES]
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SHARD_SUFFIXES and file.is_file()]
     else:
         files = [path] if path.is_file() else matching(path)
     suffixes = {file.suffix for file in files}
