@@ -23,14 +23,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attndiff.condition import Condition
 from attndiff.diffusion.guidance import GuidedNetwork
 from attndiff.diffusion.objectives import Objective, make_objective
-from attndiff.diffusion.sampler import sampling_steps
+from attndiff.diffusion.sampler import SamplingStep, sampling_steps
 from attndiff.diffusion.solver import Solver
 from attndiff.diffusion.student import StudentRules
 from attndiff.lens.record import AttentionMaps, AttentionRecorder
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.pipelines.call.checks import check_choice, check_generators, check_latents, check_size
+from attndiff.pipelines.call.checks import check_choice, check_generators, check_guidance, check_size
 from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition
+from attndiff.pipelines.call.given import check_latents, returned_tensors
 from attndiff.pipelines.call.guides import check_guide
 from attndiff.pipelines.call.lock import CallLock
 from attndiff.pipelines.call.options import CallOptions
@@ -198,11 +199,11 @@ class ImagePipeline(ConditionedPipeline):
         steps, sigmas, student = options.num_inference_steps, options.sigmas, self.student
         with self._lock:
             solver = Solver(self.scheduler, self.objective)
+            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
+            self._check_guidance()
             if student:
-                student.check(self.scheduler, options.guidance_scale)
                 sigmas = sigmas or student.levels(steps)
             solver.set_timesteps(steps, self._execution_device, sigmas)
-            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
             self._num_timesteps = len(solver.timesteps)
             yield solver
             self.maybe_free_model_hooks()
@@ -265,8 +266,8 @@ class ImagePipeline(ConditionedPipeline):
             for step in sampling_steps(network, solver, latents, options.generator):
                 tensors["latents"] = step.latents
                 if options.callback_on_step_end is not None:
-                    shown = {name: tensors[name] for name in options.shown_tensors}
-                    tensors |= options.callback_on_step_end(self, step.index, step.timestep, shown) or {}
+                    tensors |= self._called_back(options, step, tensors)
+                    encoded = self._led(encoded, tensors)
                     step.latents = tensors["latents"]
                     self._tell(network, encoded, tensors, aligned)
                 progress.update()
@@ -274,13 +275,53 @@ class ImagePipeline(ConditionedPipeline):
                     break
         return tensors["latents"], recorder.maps() if recorder else None
 
+    def _called_back(
+        self, options: CallOptions, step: SamplingStep, tensors: dict[str, torch.Tensor | None]
+    ) -> dict[str, torch.Tensor | None]:
+        """What the callback puts in the place of tensors after a step, checked as arguments of the call are."""
+        shown = {name: tensors[name] for name in options.shown_tensors}
+        returned = options.callback_on_step_end(self, step.index, step.timestep, shown)
+        changed = returned_tensors(returned, tensors)
+        if "latents" in changed:
+            latents = changed["latents"]
+            if latents is None:
+                raise ValueError("latents: callback_on_step_end must return a tensor, not None.")
+            check_latents(latents, step.latents.shape, "the noisy image")
+            changed["latents"] = latents.to(step.latents.device, torch.float32)
+        for name in ("prompt", "negative_prompt"):
+            names = f"{name}_embeds", f"{name}_attention_mask"
+            if changed.keys() & set(names):
+                told = self._given_tokens(name, *({**tensors, **changed}[one] for one in names), len(step.latents))
+                changed |= dict(zip(names, (told.tokens, told.mask)))
+        return changed
+
+    def _led(self, encoded: EncodedCondition, tensors: dict[str, torch.Tensor | None]) -> EncodedCondition:
+        """The conditions, with what guidance needs if a callback has turned it on; puts the negative into ``tensors``.
+
+        Raises:
+            ValueError: If the model cannot be guided like this.
+        """
+        self._check_guidance()
+        no_negative = self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is None
+        no_guide = self.do_autoguidance and self.guide_encoder is not None and encoded.of_guide is None
+        if not (no_negative or no_guide):
+            return encoded
+        encoded = encoded.again(self.do_classifier_free_guidance, self.do_autoguidance)
+        if no_negative:
+            tensors |= {name: part for name, part in encoded.tensors.items() if name.startswith("negative_prompt")}
+        return encoded
+
+    def _check_guidance(self) -> None:
+        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way."""
+        check_guidance(self._guidance_scale)
+        if self.student:
+            self.student.check(self.scheduler, self._guidance_scale)
+
     def guided_network(
         self, encoded: EncodedCondition, options: CallOptions, aligned: torch.Tensor | None = None
     ) -> GuidedNetwork:
         """The network under the guidance of a call; arguments as in `sample`."""
-        can_read = self.guide_encoder is None or encoded.of_guide is not None
-        guide = self.guide if can_read else None
-        network = GuidedNetwork(self.unet, self.objective, guide, options.guidance_interval)
+        network = GuidedNetwork(self.unet, self.objective, self.guide, options.guidance_interval)
         self._tell(network, encoded, encoded.tensors, aligned)
         return network
 
@@ -298,7 +339,10 @@ class ImagePipeline(ConditionedPipeline):
         if self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is not None:
             tokens, mask = tensors["negative_prompt_embeds"], tensors["negative_prompt_attention_mask"]
             negative = Condition(tokens, mask, aligned=aligned)
-        of_guide = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+        of_guide = None
+        if self.do_autoguidance:
+            own = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+            of_guide = positive if self.guide_encoder is None else own
         network.prepare(positive, negative, of_guide)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
 from attndiff.pipelines.call.conditioning import GivenCondition
-from attndiff.pipelines.call.images import as_mask, as_pixels, padded, rows_for
+from attndiff.pipelines.call.images import as_mask, as_pixels, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
 
 
@@ -88,7 +88,8 @@ def _given_back(images, given, mask: torch.Tensor):
     if isinstance(images, list):
         sources = given if isinstance(given, (list, tuple)) else [given]
         return [_pasted(image, sources[i * len(sources) // len(images)], known[i, 0]) for i, image in enumerate(images)]
-    sources = given[None] if getattr(given, "ndim", 0) == 3 else given
+    sources = stacked(list(given)) if isinstance(given, (list, tuple)) and isinstance(given[0], kind) else given
+    sources = sources[None] if getattr(sources, "ndim", 0) == 3 else sources
     if not isinstance(sources, kind):
         return images
     turns = [i * len(sources) // len(images) for i in range(len(images))]

@@ -1,12 +1,12 @@
 """Feed what comes from outside with damaged and hostile input, and count what happens.
 
     python scripts/fuzz.py --fast --json fuzz.json      # under 3 minutes on two cores
-    python scripts/fuzz.py --json fuzz.json             # 218,000 cases
+    python scripts/fuzz.py --json fuzz.json             # 280,000 cases
 
 Every case either is accepted or raises an error that names what is wrong, a `UserError` (or the `ValueError` of a
 pipeline's argument). Anything else is an unnamed error; its seed is reported, and `--target NAME --seed N` repeats it.
 What is accepted has to be right as well: checkpoints give the very weights that were saved, captions the stated shape,
-images the stated range.
+images the stated range. The targets of `fuzzing.meanings` change what is meant instead of bytes.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fuzzing import meanings
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.tables.folder import folder_rows
+from attndiff.data.tables.listing import list_folder
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective
@@ -120,7 +122,7 @@ def safetensors_files(folder: Path) -> Case:
 
     def case(rng: random.Random) -> None:
         file.write_bytes(mutated(sound, rng))
-        check_weights(file, shapes)
+        check_weights([file], shapes)
         opened = load_file(file)
         assert {k: list(v.shape) for k, v in opened.items()} == shapes
         assert all(v.isfinite().all() for v in opened.values())
@@ -197,7 +199,7 @@ def metadata(folder: Path) -> Case:
         for other in ("jsonl", "csv"):
             (root / f"metadata.{other}").unlink(missing_ok=True)
         (root / f"metadata.{form}").write_bytes(mutated(sound, rng))
-        found, _ = folder_rows(root)
+        found, _ = folder_rows(list_folder(root))
         assert len(found) <= 50 and json.dumps(found, ensure_ascii=False).encode()
 
     return case
@@ -348,6 +350,9 @@ TARGETS = {
     "images": Target(images, 20_000, 4_000),
     "metadata rows": Target(metadata, 20_000, 2_000),
     "captions": Target(captions, 50_000, 5_000, (ValueError,)),
+    "layouts": Target(meanings.layouts, 20_000, 1_000),
+    "declared depths": Target(meanings.declared, 20_000, 1_000),
+    "spreadsheets": Target(meanings.delimited, 20_000, 1_000),
     "checkpoint folders": Target(checkpoints, 5_000, 500),
     "pipeline arguments": Target(arguments, 5_000, 300, (ValueError,)),
 }

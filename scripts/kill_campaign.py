@@ -7,7 +7,9 @@ A run is killed with SIGKILL one to three times at random, with all its loader w
 command each time, and compared at its end with one that nobody touched: every logged loss in hex, and the SHA-256 of
 weights, averages, optimizer moments, sample grid and pipeline. After every kill, what had been committed must still be
 there. Some runs are of two processes, killed together or one alone, and further ones die at every single operation of a
-commit on the disk, and one at each of writing what it learned from its data before step 1.
+commit on the disk, and one at each of writing what it learned from its data before step 1. Runs of some minutes instead
+of steps are killed, too, by a clock whose speed changes all the time, so that their length is corrected often; each is
+compared with an untouched run that is given the corrections of the killed one.
 The result file is written as the campaign goes, and the same command goes on from it.
 
 The negative controls spoil one thing each, and the campaign has to notice:
@@ -48,11 +50,15 @@ from attndiff.training.card import hardware
 from attndiff.training.config import make_config
 from attndiff.training.run import loop
 from attndiff.training.run.loop import Trainer
+from attndiff.training.run.pace import Pace
+from attndiff.training.run.progress import PLANNED, read_planned
 from attndiff.training.state import checkpoint, learned
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.checkpoint import newest_checkpoint, save_checkpoint
+from attndiff.training.state.resume import write_config
 
 STEPS, SAVE_EVERY = 12, 3
+TIMED = "minutes"  # the variant whose length is corrected as it goes
 VARIANTS = {  # what each adds to `settings`
     "plain": {},
     "two loader workers": {"optim": {"workers": 2}},
@@ -102,7 +108,9 @@ def settings(images: Path, out: Path, variant: str) -> dict:
         },
     }
     values["log"]["prompts"] = ["red", "blue"]
-    for section, more in VARIANTS[variant].items():
+    if variant == TIMED:
+        values["optim"] |= {"steps": None, "minutes": 2, "least_steps": 6}
+    for section, more in VARIANTS.get(variant, {}).items():
         values[section] = {**values[section], **more}
     return values
 
@@ -126,7 +134,10 @@ def digest(out: Path) -> dict[str, str]:
         if "loss" in entry:
             step, loss = f"loss of step {entry['step']}", entry["loss"].hex()
             found[step] = loss if found.get(step, loss) == loss else "two different ones"
-    names = [*(out / f"checkpoints/step_{STEPS:08d}").glob("*.safetensors"), *(out / "samples").glob("*.png")]
+    if planned := read_planned(out / "log.jsonl"):
+        found["planned steps"] = str(planned)
+    last = checkpoint.checkpoints(out / "checkpoints")[-1]
+    names = [*last.glob("*.safetensors"), *(out / "samples").glob("*.png")]
     for file in [*names, *(out / "pipeline").rglob("*.safetensors")]:
         found[file.relative_to(out).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
@@ -249,20 +260,44 @@ def random_trial(
     Of several processes either all are killed at once or one alone; those that do not end of it within a second are
     killed then, as a launcher would.
     """
-    out, trial = root / "run", Trial()
     root.mkdir(parents=True)
-    values = settings(images, out, variant)
+    values, trial = settings(images, root / "run", variant), Trial()
+    be_killed(trial, values, None, world, seconds, rng)
+    return finish(trial, values, expected, world=world)
+
+
+def timed_trial(root: Path, images: Path, variant: str, seconds: float, rng: random.Random) -> Trial:
+    """The same of a run of some minutes by an erratic clock, compared with an untouched one of the same corrections."""
+    root.mkdir(parents=True)
+    values, trial = settings(images, root / "run", variant), Trial()
+    be_killed(trial, values, erratic_clock, 1, seconds, rng)
+    return finish(trial, values, partial(repeated, values, root / "again"), erratic_clock)
+
+
+def be_killed(trial: Trial, values: dict, patch: Patch | None, world: int, seconds: float, rng: random.Random) -> None:
+    """Start a run and kill it, one to three times."""
+    out = Path(values["out"])
     while not trial.kills:
         shutil.rmtree(out, ignore_errors=True)
         for _ in range(rng.randint(1, 3)):
-            run = start(values, None, world)
+            run = start(values, patch, world)
             if run.wait(rng.uniform(0, seconds)) is not None:
                 break
             run.kill(rng.choice([run.there, [rng.choice(run.there)]]))
             if run.wait(1) is None:
                 run.kill(run.there)
             note_kill(trial, out)
-    return finish(trial, values, expected, world=world)
+
+
+def repeated(values: dict, root: Path) -> dict[str, str]:
+    """Digest of an untouched run that has the corrections of another one from the beginning, and makes none itself."""
+    planned, out = read_planned(Path(values["out"]) / "log.jsonl"), root / "run"
+    write_config(make_config(values), out)
+    lines = [json.dumps({"step": step, PLANNED: steps}) + "\n" for step, steps in planned]
+    (out / "log.jsonl").write_text("".join(lines), encoding="utf-8")
+    if start({**values, "out": str(out)}, no_corrections).wait(TOO_LONG) != 0:
+        return {"an untouched run": errors_of(root)}
+    return digest(out)
 
 
 def commit_trial(root: Path, images: Path, expected: dict, operation: int, patch: Patch | None = None) -> Trial:
@@ -306,18 +341,25 @@ def note_kill(trial: Trial, out: Path) -> None:
     trial.problem = trial.problem or lost(out)
 
 
-def finish(trial: Trial, values: dict, expected: dict, patch: Patch | None = None, world: int = 1) -> Trial:
-    """Run to the end and compare."""
+def finish(
+    trial: Trial,
+    values: dict,
+    expected: dict | Callable[[], dict],
+    patch: Patch | None = None,
+    world: int = 1,
+) -> Trial:
+    """Run to the end and compare; what is expected may follow from the run itself."""
     out = Path(values["out"])
     run = start(values, patch, world)
     code = run.wait(TOO_LONG)
     if code != 0:
         run.kill(run.there)
         trial.problem = trial.problem or f"ended with {code}: {errors_of(out.parent)}"
-    elif digest(out) != expected:
-        mine = digest(out)
-        different = sorted(key for key in mine.keys() | expected.keys() if mine.get(key) != expected.get(key))
-        trial.problem = trial.problem or f"differs in {', '.join(different[:5])}"
+    else:
+        mine, theirs = digest(out), expected() if callable(expected) else expected
+        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if different:
+            trial.problem = trial.problem or f"differs in {', '.join(different[:5])}"
     shutil.rmtree(out.parent, ignore_errors=True)
     return trial
 
@@ -353,6 +395,23 @@ def die_in(writer: str, operations: list, operation: int, call: int = 1) -> None
     setattr(loop, writer, counted)
     for owner, name in operations:
         watched(owner, name)
+
+
+def erratic_clock() -> None:
+    """Have a run's clock go on by itself at every look, at a speed that changes now and then and in each process."""
+    make, rng, state = Trainer.__init__, random.Random(os.getpid()), {"now": 0.0, "speed": 1.0}
+
+    def clock() -> float:
+        if rng.random() < 0.1:
+            state["speed"] = rng.choice([0.3, 1.0, 3.0])
+        state["now"] += state["speed"] * rng.uniform(0.5, 1)
+        return state["now"]
+
+    Trainer.__init__ = lambda self, config: make(self, config, clock=clock)
+
+
+def no_corrections() -> None:
+    Pace.corrected = lambda self, step, length: None
 
 
 def no_rename() -> None:
@@ -434,6 +493,7 @@ class Count:
         identical: Those that ended as if nothing had happened.
         one_process_runs: Of them, killed at random.
         two_process_runs: Of them, of two processes.
+        timed_runs: Of them, of some minutes instead of steps.
         operations_of_a_commit: Of them, those that died at one operation each; 0 as long as none was tried.
         operations_of_learning: At which one run died, one after the other: of writing what it learned from its data.
         negative_controls: What became of each.
@@ -449,6 +509,7 @@ class Count:
     identical: int = 0
     one_process_runs: int = 0
     two_process_runs: int = 0
+    timed_runs: int = 0
     operations_of_a_commit: int = 0
     operations_of_learning: int = 0
     negative_controls: dict[str, str] = field(default_factory=dict)
@@ -525,8 +586,8 @@ class KillCampaign:
         self.images = make_images(self.folder / "images")
         self.since = time.monotonic()
 
-    def run(self, runs: int, pairs: int) -> Count:
-        """Everything, up to so many killed runs of one process and of two."""
+    def run(self, runs: int, pairs: int, timed: int) -> Count:
+        """Everything, up to so many killed runs of one process, of two, and of some minutes."""
         with ProcessPoolExecutor(self.lanes, multiprocessing.get_context("spawn"), prepare) as pool:
             alone = {v: (v, 1, *self.reference(pool, v)) for v in VARIANTS}
             if not self.count.operations_of_a_commit:
@@ -535,6 +596,7 @@ class KillCampaign:
             if self.count.two_process_runs < pairs:
                 together = ("plain", 2, *self.reference(pool, "plain", 2))
                 self.kill_at_random(pool, "two_process_runs", [together], pairs)
+            self.kill_at_random(pool, "timed_runs", [(TIMED, 2 * alone["plain"][3])], timed, timed_trial)
         return self.count
 
     def reference(self, pool: ProcessPoolExecutor, variant: str, world: int = 1) -> tuple[dict, float]:
@@ -565,7 +627,14 @@ class KillCampaign:
         self.count.negative_controls = {name: future.result() for name, future in spoilt.items()}
         self.save()
 
-    def kill_at_random(self, pool: ProcessPoolExecutor, kind: str, ways: list[tuple], wanted: int) -> None:
+    def kill_at_random(
+        self,
+        pool: ProcessPoolExecutor,
+        kind: str,
+        ways: list[tuple],
+        wanted: int,
+        try_one: Callable[..., Trial] = random_trial,
+    ) -> None:
         """Up to so many runs of a kind, `PORTION` by `PORTION`; a trial's number is its seed.
 
         Args:
@@ -573,13 +642,14 @@ class KillCampaign:
             kind: Which of the count's numbers they are.
             ways: Variant, processes, digest and seconds of the runs that they are compared with, taken in turn.
             wanted: So many at last.
+            try_one: What kills one, given its folder, the images, its way and random numbers.
         """
         with tqdm(desc=f"Killed {kind.replace('_', ' ')}", total=wanted, initial=getattr(self.count, kind)) as bar:
             while (first := getattr(self.count, kind)) < wanted:
                 jobs = {}
                 for i in range(first, min(first + PORTION, wanted)):
                     way, where = ways[i % len(ways)], self.folder / kind / str(i)
-                    jobs[pool.submit(random_trial, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
+                    jobs[pool.submit(try_one, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
                 for job in as_completed(jobs):
                     self.count.add(job.result(), jobs[job])
                     bar.update()
@@ -589,15 +659,16 @@ class KillCampaign:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="100 runs and 5 of two processes")
+    parser.add_argument("--fast", action="store_true", help="100 runs, 5 of two processes, 10 of minutes")
     parser.add_argument("--runs", type=int, default=2000, help="killed runs of one process")
     parser.add_argument("--pairs", type=int, default=200, help="killed runs of two processes")
+    parser.add_argument("--timed", type=int, default=200, help="killed runs of some minutes instead of steps")
     parser.add_argument("--json", type=Path, help="result file; a campaign that it holds a part of goes on from there")
     arguments = parser.parse_args()
-    runs, pairs = (100, 5) if arguments.fast else (arguments.runs, arguments.pairs)
+    wanted = (100, 5, 10) if arguments.fast else (arguments.runs, arguments.pairs, arguments.timed)
     so_far = earlier(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        count = KillCampaign(Path(folder), so_far, arguments.json).run(runs, pairs)
+        count = KillCampaign(Path(folder), so_far, arguments.json).run(*wanted)
     print(json.dumps(asdict(count), indent=1))
     spoilt = [name for name, result in count.negative_controls.items() if result == "PASSED"]
     if count.identical != count.runs or spoilt:

@@ -17,7 +17,8 @@ import attndiff
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
 # The floors of the core: a room imports rooms of the floors before its own, and itself.
 FLOORS = (
-    {"errors", "device"},
+    {"errors", "device", "clock"},
+    {"paths"},
     {"viewing", "settings", "nn"},
     {"condition"},
     {"diffusion"},

@@ -17,6 +17,7 @@ from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.stopping import ignore_signals
 
+OPEN_END = 2**40  # the step before which the batches end of a run whose number of steps is not settled
 WORKER_TIMEOUT_S = 300  # for a batch; after that a loader worker counts as hung
 
 
@@ -118,7 +119,7 @@ def training_loader(
         rank,
         world_size,
         start_step,
-        optim.steps,
+        optim.steps or OPEN_END,
     )
     return DataLoader(
         dataset,

@@ -25,7 +25,7 @@ from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.learning import learn, learn_objective
-from attndiff.training.parts.networks import Networks, make_networks
+from attndiff.training.parts.networks import Networks, check_model, make_networks
 from attndiff.training.parts.opening import Opened, bucket_note, encoded, open_data
 from attndiff.training.state.learned import Learned
 
@@ -88,6 +88,7 @@ def build(
     Raises:
         UserError: If data and model do not go together.
     """
+    check_model(config)
     opened = open_data(config, kept and kept.class_names)
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)

@@ -12,7 +12,6 @@ import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from PIL import Image
@@ -29,6 +28,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.samples import grid_prompts, make_pipeline, sample_row, swapped
 from attndiff.training.evaluation.validation import validate
 from attndiff.training.latents import images_of, vae_factor
+from attndiff.training.settings.plain_yaml import write_yaml
 from attndiff.training.state.checkpoint import RunState
 from attndiff.viewing import as_picture
 
@@ -68,7 +68,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         "data": _data(config, parts),
         "notes": parts.notes,
         "training": _training(config, parts, state),
-        "config": yaml.safe_dump(_without_places(config.model_dump(mode="json")), sort_keys=False).strip(),
+        "config": write_yaml(_without_places(config.model_dump(mode="json"))).strip(),
         "losses": _losses(validation),
         "student": _student(config),
         "memory": memory,

@@ -1,6 +1,7 @@
 """From captions and labels to the tensors that the condition encoder takes."""
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
 
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from attndiff.training.config import ConditionConfig
 from attndiff.training.state.learned import Learned
 
 KNOWN = 100_000  # captions whose tokens are kept; about a kilobyte each
+COUNTED = 1000  # captions whose tokens are counted at once
 
 
 @dataclass
@@ -56,6 +58,58 @@ class Conditioning:
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
         encoder = self.text_encoder.to(ids.device)
         return {**batch, "context": encoder(ids, attention_mask=mask).last_hidden_state, "context_mask": mask}
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """What becomes of captions as tokens.
+
+    Args:
+        captions: How many there are.
+        kept: Tokens of a caption that are kept at most.
+        longest: Tokens of the longest.
+        cut: Captions that are longer than what is kept.
+        equal: Captions, no two of them alike, that have the tokens of another once they are cut.
+    """
+
+    captions: int
+    kept: int
+    longest: int
+    cut: int
+    equal: int
+
+    def note(self, adjustable: bool) -> str:
+        """The same in a sentence, with what to do; ``adjustable`` is whether ``condition.max_length`` would help."""
+        if not self.cut:
+            return f"captions have at most {self.longest} tokens, and {self.kept} are kept"
+        equal = f", and {self.equal} that differ become equal" if self.equal else ""
+        advice = f"raise condition.max_length to keep up to {self.longest}"
+        advice = advice if adjustable else "the model that reads them takes no more: write shorter ones"
+        return (
+            f"{self.cut / self.captions:.1%} of {self.captions} captions are longer than the {self.kept} tokens that "
+            f"are kept (the longest has {self.longest}): the rest is cut off{equal}; {advice}"
+        )
+
+    def to_json(self, adjustable: bool) -> dict[str, int | str]:
+        """The counts, and the ``note``."""
+        return {**asdict(self), "note": self.note(adjustable)}
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> CaptionTokens:
+    """What a tokenizer makes of captions."""
+    kept, longest, cut = tokenizer.model_max_length, 0, 0
+    alike: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)  # whole tokens by what is kept of them
+    for start in range(0, len(captions), COUNTED):
+        texts = captions[start : start + COUNTED]
+        whole = tokenizer(texts, verbose=False)["input_ids"]
+        longest, cut = max(longest, *map(len, whole)), cut + sum(len(ids) > kept for ids in whole)
+        full = [(text, ids) for text, ids in zip(texts, whole, strict=True) if len(ids) >= kept]
+        if full:
+            shown = tokenizer([text for text, _ in full], truncation=True)["input_ids"]
+            for (_, ids), rest in zip(full, shown, strict=True):
+                alike[tuple(rest)].add(tuple(ids))
+    equal = sum(len(ids) for ids in alike.values() if len(ids) > 1)
+    return CaptionTokens(len(captions), kept, longest, cut, equal)
 
 
 def make_conditioning(config: ConditionConfig, learned: Learned) -> Conditioning:

@@ -5,18 +5,20 @@ would be right.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, model_serializer
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from attndiff.data.config import DataConfig
 from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
-from attndiff.settings import Section, SettingError, check_keys
+from attndiff.paths import expand, expand_setting
+from attndiff.settings import Section, SettingError, check_choice, check_keys
 from attndiff.tasks.registry import AnyTaskSettings
 from attndiff.tasks.task import GenerateSettings
-from attndiff.training.settings.plain_yaml import read_override, read_yaml, write_yaml
+from attndiff.training.settings.overrides import apply_overrides
+from attndiff.training.settings.plain_yaml import read_yaml, write_yaml
+from attndiff.training.settings.trackers import TRACKERS
 
 FORMAT_VERSION = 1
 RECIPES = Path(__file__).parent / "recipes"
@@ -31,6 +33,8 @@ class ConditionConfig(Section):
     pretrained: str | None = None  # name or folder of a frozen transformers text encoder used instead of our tokenizer
     dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
 
+    _expand = field_validator("pretrained", mode="before")(expand_setting)
+
 
 class ModelConfig(Section):
     """The network: a preset, and whatever is to differ from it."""
@@ -42,6 +46,8 @@ class ModelConfig(Section):
     vae: str | None = None  # folder or Hub id of a frozen AutoencoderKL in whose latents to train
     lora_rank: int | None = Field(None, ge=1)  # train an adapter of this rank on init_from instead of all weights
 
+    _expand = field_validator("init_from", "vae", mode="before")(expand_setting)
+
 
 class ObjectiveConfig(Section):
     """What the network learns to predict; what is not given is as in the model that the run starts from.
@@ -50,10 +56,11 @@ class ObjectiveConfig(Section):
     """
 
     name: Literal["flow", "edm", "epsilon", "v"] | None = None  # flow where it is given nowhere
-    sigma_data: float | None = Field(None, gt=0, allow_inf_nan=False)  # of the training images; None: measured
-    noise_mean: float = Field(0.0, allow_inf_nan=False)  # of ln(noise / signal) over training samples
-    noise_std: float = Field(1.4, gt=0, allow_inf_nan=False)
-    min_snr_gamma: float | None = Field(None, gt=0)  # cap of the signal-to-noise weight; None: the objective's own
+    sigma_data: float | None = Field(None, gt=0)  # of the training images; None: measured
+    noise_mean: float = 0.0  # of ln(noise / signal) over training samples
+    noise_std: float = Field(1.4, gt=0)
+    # Cap of the signal-to-noise weight, infinite without one; None: the objective's own.
+    min_snr_gamma: float | None = Field(None, gt=0, allow_inf_nan=True)
 
     @model_serializer(mode="wrap")
     def _given(self, dump) -> dict[str, Any]:
@@ -64,7 +71,8 @@ class OptimConfig(Section):
     """How the weights move."""
 
     steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)  # instead of steps: as many as fit, measured before step 1
+    minutes: float | None = Field(None, gt=0)  # instead of steps: as many as fit, corrected as the run goes
+    least_steps: int = Field(50, ge=1)  # of a run that minutes were given: fewer are not worth their time
     batch_size: int = Field(96, ge=1)  # images per step over all processes and micro-batches
     micro_batch: int | None = Field(None, ge=1)  # images a process handles at once; None: no accumulation
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -73,8 +81,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)  # steps
     decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero
-    clip: float = Field(1.0, gt=0)  # gradient norm at most
-    skip_above: float | None = Field(None, gt=0)  # leave out steps with a gradient norm above this (log: gradient_norm)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=True)  # gradient norm at most, which may be infinite
+    # Leave out steps with a gradient norm above this (log: gradient_norm).
+    skip_above: float | None = Field(None, gt=0, allow_inf_nan=True)
     max_skips: int = Field(5, ge=0)  # steps left out in a row, for that or for not being finite; then it stops
     ema: list[float] = [0.05, 0.10]  # relative widths of the kept averages
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -108,7 +117,13 @@ class LogConfig(Section):
     snapshot_every: int | None = Field(None, ge=1)  # keep the averages this often, to rebuild any other after the run
     prompts: list[str] = []  # captions (or class names) of the sample grids; empty: some of the held-out ones
     guidance_scale: float = Field(3.0, ge=0)
-    tracker: str | None = "tensorboard"
+    tracker: str | None = "tensorboard"  # as Accelerate has it; None: none
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tracker is not None:
+            check_choice("tracker", self.tracker, tuple(TRACKERS))
+        return self
 
 
 class TrainConfig(Section):
@@ -116,7 +131,7 @@ class TrainConfig(Section):
 
     format_version: int = FORMAT_VERSION
     out: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     task: AnyTaskSettings = GenerateSettings()
     data: DataConfig
     condition: ConditionConfig = ConditionConfig()
@@ -126,27 +141,29 @@ class TrainConfig(Section):
     distill: DistillConfig | None = None
     log: LogConfig = LogConfig()
 
+    _expand = field_validator("out", mode="before")(expand_setting)
+
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     """Read a YAML file (or the name of a bundled recipe) and apply ``KEY=VALUE`` overrides with dotted keys.
 
     Raises:
-        UserError: If the file is missing or no YAML, a key is unknown, or a value does not fit.
+        UserError: If the file is missing or no YAML, a key is unknown or given twice, or a value does not fit.
     """
-    file = Path(path)
+    file = expand(path)
     if not file.is_file() and (RECIPES / f"{path}.yaml").is_file():
         file = RECIPES / f"{path}.yaml"
     if not file.is_file():
         bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise UserError(f"config {path} does not exist; give a YAML file or one of the bundled recipes: {bundled}.")
     try:
-        values = read_yaml(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is not UTF-8 text; save it as UTF-8.") from None
+    values = read_yaml(text, TrainConfig, f"config {path}") or {}
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold 'key: value' lines, not a {type(values).__name__}.")
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides, TrainConfig)
     return make_config(values)
 
 
@@ -195,14 +212,3 @@ def _check_student(config: TrainConfig) -> None:
 def store_config(config: TrainConfig, path: Path) -> None:
     """Write the resolved settings as YAML."""
     path.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put one ``a.b=value`` into nested settings."""
-    key, value = read_override(override, "optim.steps=2000")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UserError(f"setting {override!r}: {parent} is a single value and has no {last!r}.")
-    values[last] = value

@@ -1,7 +1,7 @@
 """From a model to a student that needs one to four calls of the network, and a comparison of the two."""
 
 import json
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
 from diffusers import (
@@ -11,6 +11,7 @@ from diffusers import (
     SchedulerMixin,
 )
 
+from attndiff.clock import Deadline
 from attndiff.data.config import DataConfig
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
@@ -24,11 +25,14 @@ from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import prompt_of
-from attndiff.training.config import TrainConfig, apply_override, make_config
+from attndiff.training.config import DistillConfig, TrainConfig, make_config
+from attndiff.training.evaluation.ways import SHOWN, Drawing, Way
+from attndiff.training.settings.overrides import apply_overrides
 from attndiff.viewing import contact_sheet
 
 CALLS = 35  # of the network at most, for the teacher that a student is compared with
-SHOWN = 10  # samples a row
+YARDSTICK = 30.0  # seconds of training what distances are measured by, on two cores
+KEPT = 0.25  # share of a student's time, at most, that is for its comparison with the teacher
 
 
 def student_config(pipeline, model: str, data: DataConfig, settings: dict, overrides: list[str]) -> TrainConfig:
@@ -57,30 +61,8 @@ def student_config(pipeline, model: str, data: DataConfig, settings: dict, overr
     for section, more in settings.items():
         values[section] = {**values.get(section, {}), **more} if isinstance(more, dict) else more
     values["log"] = {"guidance_scale": 1.0}
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides, TrainConfig)
     return make_config(values)
-
-
-@dataclass
-class Way:
-    """One way to sample.
-
-    Args:
-        pipeline: Of the teacher or the student.
-        steps: Of its scheduler.
-        guidance: Guidance scale.
-    """
-
-    pipeline: object
-    steps: int
-    guidance: float
-
-    @property
-    def calls(self) -> int:
-        """Evaluations of the network for one image."""
-        calls = self.steps * self.pipeline.scheduler.order - (self.pipeline.scheduler.order - 1)
-        return calls * (2 if self.guidance > 1 else 1)
 
 
 def ways(teacher, student) -> dict[str, Way]:
@@ -91,7 +73,8 @@ def ways(teacher, student) -> dict[str, Way]:
     for name, scheduler in solvers(teacher.scheduler).items():
         pipeline = type(teacher).from_pipe(teacher, scheduler=scheduler)
         steps = max(n for n in range(1, CALLS + 1) if Way(pipeline, n, scale).calls <= CALLS)
-        found[f"teacher, {name}, {steps} steps"] = Way(pipeline, steps, scale)
+        extra = scheduler is not teacher.scheduler
+        found[f"teacher, {name}, {steps} steps"] = Way(pipeline, steps, scale, extra)
     found[f"teacher, {numbers[0]} steps"] = Way(teacher, numbers[0], scale)
     for steps in numbers:
         found[f"student, {steps} step{'s' * (steps > 1)}"] = Way(student, steps, 1.0)
@@ -121,8 +104,32 @@ def comparable(reference: Reference, asked: int | None) -> int:
     return n
 
 
-def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: int = 0) -> dict:
+def comparison_seconds(teacher, settings: DistillConfig, reference: Reference, n: int, deadline: Deadline) -> float:
+    """Seconds to keep for `compare`: what it would take as a whole, but no more than `KEPT` of the time there is.
+
+    Args:
+        teacher: The pipeline that is to be distilled.
+        settings: How.
+        reference: Real images of their kind.
+        n: Samples each; from `comparable`.
+        deadline: By which all is to be done.
+    """
+    values = prompt_of(teacher).of_all(reference.choose(n, 0)[0])[:SHOWN]
+    way = Way(teacher, max(settings.steps), settings.guidance_scale)
+    began = deadline.clock()
+    sample_pixels(teacher, values, range(len(values)), way.steps, way.guidance)
+    a_call = (deadline.clock() - began) / (len(values) * way.calls)
+    calls = len(solvers(teacher.scheduler)) * CALLS + way.calls + sum(settings.steps)
+    return min(KEPT * max(0.0, deadline.left), n * calls * a_call + YARDSTICK)
+
+
+def compare(
+    teacher, student, reference: Reference, folder: Path, n: int, seed: int = 0, deadline: Deadline | None = None
+) -> dict:
     """Measure a student against its teacher on the same captions and noise, as ``distill.json`` and ``distill.png``.
+
+    Where time is short, it is left out in this order what takes most of it: samples, the teacher by other solvers than
+    its own, distances. A sentence says so.
 
     Args:
         teacher: The pipeline that was distilled.
@@ -131,27 +138,27 @@ def compare(teacher, student, reference: Reference, folder: Path, n: int, seed: 
         folder: Where to write.
         n: Samples each; from `comparable`.
         seed: Of the first sample.
+        deadline: By which to end; None: whenever it is done.
 
     Returns:
         By way of sampling: ``calls``, Frechet and kernel distance (``value``, ``n``, ``extractor``, ``floor``), and of
         each Frechet distance its ratio to the best of the teacher's, ``ratio``, and the same with the floor taken off,
-        ``excess``; only ``calls`` and ``guidance`` where there are too few real images for distances, or
-        nothing to measure them by.
+        ``excess``; only ``calls`` and ``guidance`` where there are too few real images for distances, or too little
+        time, or nothing to measure them by.
     """
     test, others, rest = reference.choose(n, seed)
-    enough = n >= frechet_needs(FEATURES)
-    yardstick = _yardstick(test, others, rest, seed) if enough else None
-    values = prompt_of(teacher).of_all(test)
-    report, rows = {}, {}
-    for name, way in ways(teacher, student).items():
-        samples = sample_pixels(way.pipeline, values, range(seed, seed + n), way.steps, way.guidance, quiet=False)
-        report[name] = {"calls": way.calls, "guidance": way.guidance}
-        if yardstick is not None:
-            report[name] |= yardstick.measure(samples)
-        rows[name] = [as_image(image) for image in samples[:SHOWN]]
-    if yardstick is not None:
+    values, needed = prompt_of(teacher).of_all(test), frechet_needs(FEATURES)
+    deadline = deadline or Deadline(math.inf)
+    until = Deadline(deadline.at - (YARDSTICK if n >= needed else 0.0), deadline.clock)
+    drawing = Drawing(ways(teacher, student), values, seed, until, needed)
+    samples, n = drawing.run(), drawing.drawn
+    report = {name: {"calls": way.calls, "guidance": way.guidance} for name, way in drawing.ways.items()}
+    if n >= needed and (yardstick := _yardstick(Subset(test, range(n)), Subset(others, range(n)), rest, seed)):
+        for name, images in samples.items():
+            report[name] |= yardstick.measure(images)
         _add_ratios(report)
     captions = ["" if value is None else str(value) for value in values[:SHOWN]]
+    rows = {name: [as_image(image) for image in images[:SHOWN]] for name, images in samples.items()}
     contact_sheet(rows, captions).save(folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
@@ -185,7 +192,8 @@ def as_text(report: dict) -> str:
     """A comparison as a table to read."""
     metric = measured(report)
     if metric is None:
-        return f"no distances: {frechet_needs(FEATURES)} held-out images are needed, and something to learn from them"
+        needed = frechet_needs(FEATURES)
+        return f"no distances: {needed} held-out images are needed, time to sample as many, and something to learn"
     entry = next(iter(report.values()))[metric]
     lines = [f"{metric.replace('_', ' ')}, {entry['extractor']}, n={entry['n']}, real images {entry['floor']:.4g}"]
     lines += [

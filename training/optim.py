@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from attndiff.training.config import OptimConfig
+from attndiff.training.state.length import Length
 
 ADVERSARY = {"lr": 2e-3, "betas": (0.0, 0.9), "weight_decay": 0.0}  # of a discriminator (arXiv 1704.00028, Alg. 1)
 
@@ -39,12 +40,10 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and not any(part in name for part in ("embedding", "modulation"))
 
 
-def lr_factor(step: int, config: OptimConfig) -> float:
+def lr_factor(step: int, length: Length, config: OptimConfig) -> float:
     """Share of the full learning rate at a step counted from 0: linear warm-up, constant, linear decay to zero."""
     warm = min(1.0, (step + 1) / (config.warmup + 1))
-    decay_steps = config.decay * config.steps
-    left = config.steps - step
-    return warm * (min(1.0, left / decay_steps) if decay_steps else 1.0)
+    return warm * length.fall(step, config.decay)
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -30,7 +30,7 @@ from attndiff.data.tables.shards import SHARD_SUFFIXES
 from attndiff.data.tables.splits import MissingPart
 from attndiff.data.tables.table import encoded_image
 from attndiff.errors import UserError
-from attndiff.training.batches import WORKER_TIMEOUT_S, DrawnDataset
+from attndiff.training.batches import OPEN_END, WORKER_TIMEOUT_S, DrawnDataset
 from attndiff.training.config import TrainConfig
 from attndiff.training.stopping import ignore_signals
 
@@ -122,10 +122,10 @@ def _order_note(stream: Stream, batch_size: int) -> str:
 def _own_validation(data: DataConfig, class_names: list[str] | None) -> EncodedImages | ImageSet | None:
     """Held-out images from the path that names them, or from the data's own part; None if it has none."""
     if data.validation is not None:
-        folder = Path(data.validation).expanduser()
+        folder = Path(data.validation)
         if folder.is_dir() and not any(file.suffix in SHARD_SUFFIXES for file in folder.rglob("*")):
             return open_validation(data, class_names)
-        part = Stream(data.replace(path=data.validation, split="validation"), whole=True)
+        part = Stream(data.replace(path=data.validation, split="validation", config=None), whole=True)
     else:
         try:
             part = Stream(data.replace(split="validation"))
@@ -231,7 +231,8 @@ def stream_loader(
     """
     optim, images = config.optim, dataset.images
     micro_batch = optim.batch_size // (accumulation * world_size)
-    sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, optim.steps)
+    end = optim.steps or OPEN_END
+    sampler = StreamSampler(images, micro_batch, accumulation, config.seed, rank, world_size, start_step, end)
     streamed = StreamedDataset(dataset)
     loader = DataLoader(
         streamed,

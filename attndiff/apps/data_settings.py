@@ -1,6 +1,7 @@
 """What images a command is to read: a training config, or a path with settings."""
 
 from pathlib import Path
+from typing import Any
 
 from attndiff.data.config import DataConfig
 from attndiff.folder.shipped import bundled_data
@@ -12,24 +13,26 @@ def is_config(data: str) -> bool:
     return Path(data).suffix.lower() in (".yaml", ".yml")
 
 
-def data_config(data: str, overrides: list[str]) -> DataConfig:
+def data_config(data: str, overrides: list[str], own: dict[str, Any] | None = None) -> DataConfig:
     """The data part of a training config, or a path with ``KEY=VALUE`` settings.
 
+    Args:
+        data: The config or the path.
+        overrides: The settings.
+        own: Where a path is given, what holds for what is not set.
+
     Raises:
-        UserError: If a setting is unknown or wrong.
+        UserError: If a setting is unknown, wrong or given twice.
     """
     if is_config(data):
         from attndiff.training.config import load_config
 
         config = load_config(data, overrides).data
         return config.replace(path=str(bundled_data(config.path) or config.path))
-    return DataConfig(path=str(bundled_data(data) or data), **dict(map(_setting, overrides)))
+    from attndiff.training.settings.overrides import apply_overrides
 
-
-def _setting(override: str) -> tuple[str, object]:
-    """``KEY=VALUE`` of `DataConfig`."""
-    from attndiff.training.settings.plain_yaml import read_override
-
-    key, value = read_override(override, "size=64")
-    check_choice("setting", key, tuple(name for name in DataConfig.model_fields if name != "path"))
-    return key, value
+    values = dict(own or {})
+    apply_overrides(values, overrides, DataConfig, "size=64")
+    for key in values:
+        check_choice("setting", key, tuple(name for name in DataConfig.model_fields if name != "path"))
+    return DataConfig(path=str(bundled_data(data) or data), **values)

@@ -1,11 +1,13 @@
-"""Checks of arguments that are cheap enough to come before anything is loaded."""
+"""How options are read, and checks of arguments that are cheap enough to come before anything is loaded."""
 
 import os
 import re
 from pathlib import Path
 
 from attndiff.errors import UserError
+from attndiff.paths import expand
 
+PATH = {"parser": expand, "metavar": "PATH"}  # for typer, of an option or argument that is a file or folder
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 

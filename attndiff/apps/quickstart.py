@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image
 
 from attndiff.apps.report import write_report
 from attndiff.apps.sample import Request, open_model, sample_rows, save_attention
+from attndiff.apps.timetable import Stage, Timetable
+from attndiff.clock import Clock, Deadline
 from attndiff.errors import UserError
 from attndiff.folder.shipped import ASSETS, CONCEPTS, bundled_model
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
@@ -26,7 +29,6 @@ OPENER = "open_with_diffusers.py"
 FOLDERS = ("attention", "style", "classes")
 PICTURES = ("samples", "student-samples", "trained-samples", "class-samples", "loss-curve", "class-loss-curve")
 FILES = (*(f"{name}.png" for name in PICTURES), OPENER, "report.md", "report.json")
-
 
 TIMED = 16  # images of the student
 
@@ -45,6 +47,7 @@ class Tour:
         class_recipe: Recipe that trains a class model from random weights.
         overrides: ``KEY=VALUE`` settings by recipe.
         steps: Sampling steps; None for the model's own number.
+        minutes: For all of it. Recipes that name minutes get fewer where the machine is slow.
     """
 
     model: str = "emoji-xs"
@@ -56,18 +59,23 @@ class Tour:
     class_recipe: str = "faces"
     overrides: dict[str, list[str]] = field(default_factory=dict)
     steps: int | None = None
+    minutes: float = 10.0
 
-    def config(self, recipe: str, out: Path) -> TrainConfig:
-        """A recipe's settings with the run in ``out``."""
-        return load_config(recipe, [*self.overrides.get(recipe, []), f"out={out}", "log.tracker=null"])
+    def config(self, recipe: str, out: Path, seconds: float | None = None) -> TrainConfig:
+        """A recipe's settings with the run in ``out``, and in so many seconds if it names minutes."""
+        config = load_config(recipe, [*self.overrides.get(recipe, []), f"out={out}", "log.tracker=null"])
+        if config.optim.minutes and seconds is not None:
+            config.optim.minutes = seconds / 60
+        return config
 
 
-def run_quickstart(out: Path, tour: Tour | None = None) -> dict:
+def run_quickstart(out: Path, tour: Tour | None = None, clock: Clock = time.perf_counter) -> dict:
     """Run all stages and write ``report.md`` and ``report.json``.
 
     Args:
         out: New or empty folder, or that of an earlier quickstart, which is redone.
         tour: What to show.
+        clock: For all that is timed.
 
     Returns:
         The report, as in ``report.json``.
@@ -76,12 +84,13 @@ def run_quickstart(out: Path, tour: Tour | None = None) -> dict:
         UserError: If ``out`` holds anything else, or the model to begin with is not there.
     """
     tour = tour or Tour()
+    deadline = Deadline.after(60 * tour.minutes, clock)
     check_folder(out)
     for model in (tour.model, tour.student):
         if not folder_of(model).is_dir():
             raise UserError(f"the model {model} is not there; install attndiff with its assets.")
     claim_folder(out)
-    return Quickstart(out, tour).run()
+    return Quickstart(out, tour, deadline).run()
 
 
 def folder_of(model: str) -> Path:
@@ -110,37 +119,39 @@ def claim_folder(out: Path) -> None:
 class Quickstart:
     """The stages; each fills in its part of ``report``, paths relative to the folder."""
 
-    def __init__(self, out: Path, tour: Tour):
-        self.out, self.tour = out, tour
+    def __init__(self, out: Path, tour: Tour, deadline: Deadline):
+        self.out, self.tour, self.deadline = out, tour, deadline
         self.report: dict = {"bundled_model": str(folder_of(tour.model).resolve()), "seconds": {}}
         self.pipeline = open_model(self.report["bundled_model"])
         self.prompts: dict[str, list[str]] = {}  # of the sample grids, by run
 
     def run(self) -> dict:
         """All stages in turn, with progress and time left."""
-        stages = {
-            "sampling the bundled model": (self.sample, 15),
-            "sampling its few-step student": (self.sample_student, 5),
-            "looking inside": (self.look_inside, 15),
-            "training a new style": (self.train_style, self._expected(self.tour.style_recipe)),
-            "training a class model from scratch": (self.train_classes, self._expected(self.tour.class_recipe)),
-            "opening both with diffusers alone": (self.open_elsewhere, 40),
-        }
-        left = sum(seconds for _, seconds in stages.values())
-        for number, (name, (stage, expected)) in enumerate(stages.items(), 1):
-            print(f"[{number}/{len(stages)}] {name} (about {left / 60:.1f} minutes left)", flush=True)
-            start = time.perf_counter()
-            stage()
-            self.report["seconds"][name] = round(time.perf_counter() - start, 2)
-            left -= expected
+        timetable = Timetable(self.stages(), self.deadline)
+        for number, (stage, left) in enumerate(timetable.run(), 1):
+            total = len(timetable.stages)
+            print(f"[{number}/{total}] {stage.name} (about {left / 60:.1f} minutes left)", flush=True)
+        self.report["seconds"] = {name: round(seconds, 2) for name, seconds in timetable.taken.items()}
         markdown = write_report(self.report, self.out)
         print(f"done in {sum(self.report['seconds'].values()) / 60:.1f} minutes: {markdown}")
         print(f"next: {self.report['next'][0]}")
         return self.report
 
-    def _expected(self, recipe: str) -> float:
-        """Seconds that training takes, with its packaging."""
-        return 60 * (self.tour.config(recipe, self.out).optim.minutes or 1) + 20
+    def stages(self) -> list[Stage]:
+        """What is done, in order."""
+        return [
+            Stage("sampling the bundled model", lambda _: self.sample(), 15),
+            Stage("sampling its few-step student", lambda _: self.sample_student(), 5),
+            Stage("looking inside", lambda _: self.look_inside(), 15),
+            self._training("training a new style", self.train_style, self.tour.style_recipe),
+            self._training("training a class model from scratch", self.train_classes, self.tour.class_recipe),
+            Stage("opening both with diffusers alone", lambda _: self.open_elsewhere(), 40),
+        ]
+
+    def _training(self, name: str, run: Callable[[float], None], recipe: str) -> Stage:
+        """A stage that trains: its time is that of the recipe, if that names one, and a minute otherwise."""
+        minutes = self.tour.config(recipe, self.out).optim.minutes
+        return Stage(name, run, 60 * (minutes or 1), flexible=minutes is not None)
 
     def sample(self) -> None:
         """A grid of the model's own styles."""
@@ -175,19 +186,19 @@ class Quickstart:
         self.report["attention_pictures"] = [path.relative_to(self.out).as_posix() for path in paths]
         self.report["attention"] = self.report["attention_pictures"][0]
 
-    def train_style(self) -> None:
+    def train_style(self, seconds: float) -> None:
         """Adapt the model to a style that it has not seen."""
-        self._train("style", self.tour.style_recipe)
+        self._train("style", self.tour.style_recipe, seconds)
         self.report |= {"trained_model": "style/pipeline", "loss_curve": "loss-curve.png"}
 
-    def train_classes(self) -> None:
+    def train_classes(self, seconds: float) -> None:
         """A small model of classes from random weights."""
-        self._train("classes", self.tour.class_recipe)
+        self._train("classes", self.tour.class_recipe, seconds)
         self.report |= {"class_model": "classes/pipeline", "class_loss_curve": "class-loss-curve.png"}
 
-    def _train(self, name: str, recipe: str) -> None:
+    def _train(self, name: str, recipe: str, seconds: float) -> None:
         """One run in the folder ``name``; notes what to sample from it and what it came to."""
-        trainer = Trainer(self.tour.config(recipe, self.out / name))
+        trainer = Trainer(self.tour.config(recipe, self.out / name, seconds), clock=self.deadline.clock)
         trainer.run()
         curve = {"style": "loss-curve.png", "classes": "class-loss-curve.png"}[name]
         shutil.copyfile(trainer.out / "loss_curve.png", self.out / curve)

@@ -1,13 +1,14 @@
 """What to read and how: the data part of a training configuration."""
 
 from math import inf
-from os import PathLike
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from PIL import ImageColor
 from pydantic import field_validator, model_validator
 
 from attndiff.data.columns import CAPTION, IMAGE, LABEL, Column
 from attndiff.errors import UserError
+from attndiff.paths import expand_setting
 from attndiff.settings import Section, check_choice
 
 NAMED_CHANNELS = ("L", "LA", "RGB", "RGBA")
@@ -19,9 +20,12 @@ class DataConfig(Section):
 
     Args:
         path: A folder of images, a parquet file, a folder of parquet files, or a dataset's id on the Hub.
+        config: Which configuration of a dataset on the Hub that has several; None: its default one.
         split: Which part to read; the files, folder or Hub split of that name where the data has such parts.
         validation: Where the held-out images are: a path, or the fraction of the data to hold out. None: the data's
             own part called "validation", if it has one.
+        named_parts: Whether files and folders called train, val, test and the like, and a column "split" of such names,
+            are the parts of the data. None: if all are so called; where some are and others are not, nothing is read.
         size: Height and width of the images in pixels; the shorter side is resized to it, the middle is kept.
         max_aspect: Train on aspect-ratio buckets: images are cropped not to the square but to the nearest of several
             shapes of at most its area, up to this ratio of the longer to the shorter side, such as 2.0. A batch holds
@@ -47,8 +51,10 @@ class DataConfig(Section):
     """
 
     path: str
+    config: str | None = None
     split: str = "train"
     validation: str | float | None = None
+    named_parts: bool | None = None
     size: int = 32
     max_aspect: float | None = None
     bucket_multiple: int = 8
@@ -60,16 +66,13 @@ class DataConfig(Section):
     label_column: str | None = None
     columns: dict[str, Literal["image", "mask"]] = {}
     where: dict[str, list] | None = None
-    exclude: list[dict] | None = None
+    exclude: list[dict[str, Any]] | None = None
     on_error: str = "skip"
     stream: bool = False
     shuffle_buffer: int = 4096
     class_names: list[str] | None = None
 
-    @field_validator("path", mode="before")
-    @classmethod
-    def _take_path(cls, path: object) -> object:
-        return str(path) if isinstance(path, PathLike) else path
+    _expand = field_validator("path", "validation", mode="before")(expand_setting)
 
     @field_validator("where", mode="before")
     @classmethod
@@ -88,10 +91,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.path:
-            raise UserError("path is empty: name a folder of images, a parquet file or a Hub dataset")
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
+        colour_of(self.background)
         check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation:g} is no fraction: give a number between 0 and 1, or a path")
@@ -123,6 +125,14 @@ def check_image_options(size: int, channels: str | int, resize: str) -> None:
             raise UserError(f"channels={channels} is no number of bands: give 1 to 512")
     else:
         check_choice("channels", channels, NAMED_CHANNELS)
+
+
+def colour_of(background: str) -> tuple[int, ...]:
+    """Red, green and blue, to 255, of a colour by name or as ``#rrggbb``; raises `UserError` if it is none."""
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except (ValueError, AttributeError):
+        raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
 
 
 def check_bucket_options(size: int, max_aspect: float | None, multiple: int) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -14,12 +15,13 @@ from attndiff.data.columns import Column
 from attndiff.data.config import DataConfig
 from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
 from attndiff.data.pixels.row_images import make_normalizer, read_row
-from attndiff.data.select import open_table_of, select_rows
+from attndiff.data.select import Tables, select_rows
+from attndiff.data.tables.names import printable
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
-# Near duplicates are found by comparing all pairs of thumbnails, 64 numbers each: a second or two at this many.
-MAX_COMPARED = 20_000
+# Near duplicates are found by comparing thumbnails, 64 numbers a channel: some gigabytes of memory at this many.
+MAX_COMPARED = 1_000_000
 THUMBNAIL = 8
 # Root mean square difference of thumbnails, of a range of 2, below which two images look the same.
 NEAR = 0.02
@@ -40,11 +42,12 @@ class Diagnosis:
         buckets: Images by the ``WIDTHxHEIGHT`` that they get in training; None without buckets.
         sizes: Images by original ``WIDTHxHEIGHT``.
         kinds: Images by original mode and depth.
-        captions: Statistics of captions, lengths in characters; None if none were asked for.
+        captions: Statistics of captions, lengths in characters and the most words; None if none were asked for.
         classes: Images by class; None if none were asked for.
         duplicates: Groups of files that are the same once normalised.
         near_duplicates: Pairs that look the same; None if there were too many images to compare.
         tensor: Shape of an image in training, of the square with buckets.
+        tokens: What becomes of captions as tokens, counts and a ``note``; None where nothing says how they are read.
     """
 
     path: str
@@ -61,6 +64,7 @@ class Diagnosis:
     duplicates: list[list[str]]
     near_duplicates: list[tuple[str, str]] | None
     tensor: list[int]
+    tokens: dict[str, int | str] | None = None
 
     def to_json(self) -> str:
         """Everything, by file name."""
@@ -82,6 +86,8 @@ class Diagnosis:
         lines += ["Sizes: " + _counts(self.sizes), "Kinds: " + _counts(self.kinds)]
         if self.captions is not None:
             lines.append("Captions: " + ", ".join(f"{name} {value:g}" for name, value in self.captions.items()))
+        if self.tokens is not None:
+            lines.append(f"Tokens: {self.tokens['note']}")
         if self.classes is not None:
             lines.append("Classes: " + _counts(self.classes))
         lines += _section("Duplicates", [" = ".join(group) for group in self.duplicates])
@@ -94,11 +100,11 @@ class Diagnosis:
 
 def _section(title: str, entries: list[str]) -> list[str]:
     more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
+    return [f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:SHOWN]), *more]
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -106,19 +112,28 @@ def _counts(counts: dict[str, int]) -> str:
     return shown + (f" and {len(counts) - 2 * SHOWN} more" if len(counts) > 2 * SHOWN else "")
 
 
-def diagnose(config: DataConfig) -> Diagnosis:
+def diagnose(config: DataConfig, count_tokens: Callable[[list[str]], dict] | None = None) -> Diagnosis:
     """Read everything that a configuration names, by the same code as training, and report.
+
+    Args:
+        config: The data.
+        count_tokens: Makes `Diagnosis.tokens` of captions.
 
     Raises:
         UserError: The data as a whole cannot be used; single bad images are reported, whatever `config.on_error`.
     """
-    normalizer, table = make_normalizer(config), open_table_of(config)
+    if config.stream:
+        raise UserError(
+            f"{config.path}: a stream is not read through; name one of its parquet files, or a folder of some images"
+        )
+    normalizer, table = make_normalizer(config), Tables().of(config)
     passing, rows = select_rows(table, config)
     rows, silent = captioned(table, rows, config.caption_column)
     images = _Images(table, normalizer, config.row_columns(), rows)
-    captions = classes = None
+    captions = classes = tokens = None
     if config.caption_column:
-        captions = _caption_statistics(read_captions(table, rows, config.caption_column))
+        texts = [text for row in read_captions(table, rows, config.caption_column) for text in row]
+        captions, tokens = _caption_statistics(texts), count_tokens and count_tokens(texts)
     if config.label_column:
         labels, names = read_labels(table, passing, rows, config.label_column, None)
         counts = Counter(labels)
@@ -138,6 +153,7 @@ def diagnose(config: DataConfig) -> Diagnosis:
         duplicates=[names for names in images.by_content.values() if len(names) > 1],
         near_duplicates=images.near_duplicates(),
         tensor=[len(normalizer.describe()["channels"]), config.size, config.size],
+        tokens=tokens,
     )
 
 
@@ -194,20 +210,34 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(thumbnails: np.ndarray, chunk: int = 512) -> list[tuple[int, int]]:
-    """Pairs ``i < j`` of thumbnails ``(N, D)`` whose root mean square difference is below `NEAR`."""
+    """Pairs ``i < j`` of thumbnails ``(N, D)`` whose root mean square difference is below `NEAR`.
+
+    Two that are near are no farther apart along any one direction, so that in the order along the direction in which
+    they differ most only few come into question.
+    """
+    radius = NEAR * thumbnails.shape[1] ** 0.5
+    places = _principal(thumbnails)
+    order = np.argsort(places)
+    places, thumbnails = places[order], thumbnails[order]
     squares = np.square(thumbnails).sum(axis=1)
     pairs = []
     for start in range(0, len(thumbnails), chunk):
-        block = thumbnails[start : start + chunk]
-        distances = squares[start : start + chunk, None] + squares - 2 * block @ thumbnails.T
-        for i, j in np.argwhere(distances < NEAR**2 * thumbnails.shape[1]):
-            if start + i < j:
-                pairs.append((int(start + i), int(j)))
-    return pairs
+        here = slice(start, start + chunk)
+        ahead = slice(start, np.searchsorted(places, places[here][-1] + radius, side="right"))
+        distances = squares[here, None] + squares[ahead] - 2 * thumbnails[here] @ thumbnails[ahead].T
+        for i, j in np.argwhere(distances < radius**2):
+            if i < j:
+                pairs.append(tuple(sorted((int(order[start + i]), int(order[start + j])))))
+    return sorted(pairs)
 
 
-def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
-    texts = [text for row in captions for text in row]
+def _principal(thumbnails: np.ndarray) -> np.ndarray:
+    """Places ``(N,)`` along the direction, of length one, in which the thumbnails differ most."""
+    centred = thumbnails - thumbnails.mean(axis=0)
+    return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
+
+
+def _caption_statistics(texts: list[str]) -> dict[str, float]:
     lengths = [len(text) for text in texts if text]
     return {
         "number": len(texts),
@@ -216,6 +246,7 @@ def _caption_statistics(captions: list[list[str]]) -> dict[str, float]:
         "shortest": min(lengths),
         "median": float(np.median(lengths)),
         "longest": max(lengths),
+        "words": max(len(text.split()) for text in texts),
     }
 
 

@@ -17,7 +17,8 @@ from attndiff.data.geometry import Shape
 from attndiff.data.kept import KeptArrays
 from attndiff.data.pixels.row_images import make_normalizer, read_planar, read_row, to_value
 from attndiff.data.rows import Rows
-from attndiff.data.select import open_table_of, select_rows
+from attndiff.data.select import Tables, select_rows
+from attndiff.data.tables.names import printable
 from attndiff.data.tables.splits import MissingPart
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
@@ -42,6 +43,7 @@ class ImageSet(Rows):
     Args:
         config: What to read and how.
         class_names: Names and order of the classes, as of the set trained on; None: those found.
+        tables: Where data that is read already is kept.
 
     Attributes:
         origin: What messages call the data.
@@ -51,16 +53,16 @@ class ImageSet(Rows):
         UserError: The data cannot be used.
     """
 
-    def __init__(self, config: DataConfig, class_names: list[str] | None = None):
+    def __init__(self, config: DataConfig, class_names: list[str] | None = None, tables: Tables | None = None):
         self.normalizer, self.columns = make_normalizer(config), config.row_columns()
         self._planar = [column for column in self.columns if column.is_planar]
-        table = open_table_of(config)
+        table = (tables or Tables()).of(config)
         passing, rows = select_rows(table, config)
         rows, silent = captioned(table, rows, config.caption_column)
         if silent and config.on_error == "raise":
             raise UserError(f"{table.root / silent[0][0]}: {silent[0][1]}, write one")
         if silent:
-            logger.warning("%s: %d images skipped, first %s: %s", table.origin, len(silent), *silent[0])
+            logger.warning("%s: %d images skipped, first %s: %s", table.origin, len(silent), *map(printable, silent[0]))
         values: dict[str, list] = {}
         if config.caption_column:
             values[CAPTION.name] = read_captions(table, rows, config.caption_column)
@@ -105,7 +107,8 @@ class ImageSet(Rows):
             name, reason = bad[0]
             raise UserError(f"{self.origin}: {len(bad)} of {rows} images are bad, first {name}: {reason}")
         if bad:
-            logger.warning("%s: %d of %d images skipped, first %s: %s", self.origin, len(bad), rows, *bad[0])
+            first = map(printable, bad[0])
+            logger.warning("%s: %d of %d images skipped, first %s: %s", self.origin, len(bad), rows, *first)
         self.skipped += bad
 
     def _fingerprint(self) -> str:
@@ -155,10 +158,12 @@ class ImageSet(Rows):
         return self.normalizer.describe(self._bit_depth, self.class_names)
 
 
-def open_validation(config: DataConfig, class_names: list[str] | None = None) -> ImageSet | None:
+def open_validation(
+    config: DataConfig, class_names: list[str] | None = None, tables: Tables | None = None
+) -> ImageSet | None:
     """The held-out images that belong to a configuration, with the classes of the training set, or None."""
     try:
-        return ImageSet(config.replace(split="validation"), class_names)
+        return ImageSet(config.replace(split="validation"), class_names, tables)
     except MissingPart:
         if config.validation is not None:
             raise

@@ -37,6 +37,7 @@ class GuidedNetwork:
         self.main = ConditionedNetwork(unet)
         self.guide = None if guide is None else ConditionedNetwork(guide)
         self._given: list[torch.Tensor] = []
+        self._guide_told = False
 
     def prepare(
         self,
@@ -49,11 +50,12 @@ class GuidedNetwork:
         Args:
             condition: What the network is told.
             negative: What it is told to lead away from.
-            of_guide: What the guide is told, in its own terms.
+            of_guide: What the guide is told, in its own terms; it is not asked without.
 
         Raises:
             ValueError: If the first two have different numbers of rows.
         """
+        self._guide_told = self.guide is not None and of_guide is not None
         given = [part for each in (condition, negative, of_guide) if each is not None for part in each.parts.values()]
         if self._given and len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given)):
             return
@@ -63,17 +65,17 @@ class GuidedNetwork:
                 f"prompt_embeds has {condition.rows} rows, but negative_prompt_embeds has {negative.rows}."
             )
         self.main.prepare(condition if negative is None else condition.join(negative))
-        if self.guide is not None:
-            self.guide.prepare(of_guide or condition)
+        if self._guide_told:
+            self.guide.prepare(of_guide)
 
     def __call__(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The prediction ``(B, C, H, W)`` float32 for noisy images of the objective at one native level, a scalar."""
         scale = self._scale_at(level)
         x, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
-        can_lead = self.guide is not None or self.main.condition.rows == 2 * len(x)
+        can_lead = self._guide_told or self.main.condition.rows == 2 * len(x)
         if scale == 1 or not can_lead:
             return self.main(x, coordinate)
-        if self.guide is not None:
+        if self._guide_told:
             good, plain = self.main(x, coordinate), self.guide(x, coordinate)
         else:
             good, plain = self.main(torch.cat([x, x]), coordinate).chunk(2)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 import attndiff  # its names of pipelines
 from attndiff.errors import UserError
 from attndiff.folder.index import INDEX, VERSION_KEY, check_format, stored_class
+from attndiff.folder.weights import SHARD_FILE, shard_indexes, shards_of
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.level import Level
 from attndiff.nn.unet import AttentionUNet2DModel
@@ -50,9 +51,10 @@ def check_folder(folder: Path) -> str:
     networks = {part: name for part, (_, name) in parts.items() if name in NETWORKS}
     for part, name in networks.items():
         check_network(folder / part, name)
-    for path in sorted(folder.glob("*/*.safetensors")):
-        if path.parent.name not in networks:
-            _check_header(path)
+    others = {path.parent for path in folder.glob("*/*.safetensors*")} - {folder / part for part in networks}
+    for part in sorted(others):
+        for file in [file for files in weight_files(part) for file in files]:
+            stored_shapes(file)
     return stored_class(index)
 
 
@@ -93,7 +95,7 @@ def check_network(folder: Path, name: str) -> None:
     """Look through the folder of one of our networks.
 
     Args:
-        folder: With ``config.json`` and one safetensors file for each variant.
+        folder: With ``config.json`` and, for each variant, one safetensors file or shards with their index.
         name: Of its class.
 
     Raises:
@@ -107,8 +109,8 @@ def check_network(folder: Path, name: str) -> None:
             shapes = {key: list(value.shape) for key, value in cls(**settings).state_dict().items()}
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UserError(f"{path} makes no {name}: {' '.join(str(error).split())[:200]}") from None
-    for file in sorted(folder.glob("*.safetensors")):
-        check_weights(file, shapes)
+    for files in weight_files(folder):
+        check_weights(files, shapes)
 
 
 def check_settings(path: Path, cls: type) -> dict:
@@ -141,20 +143,70 @@ def _check_size(path: Path, value, place: str = "") -> None:
         raise UserError(f"{path}: {place} is {value}, where {MOST} is the most.")
 
 
-def check_weights(file: Path, shapes: dict[str, list[int]]) -> None:
-    """Raise `UserError` unless a file holds these tensors and no others, all finite."""
+def weight_files(folder: Path) -> list[list[Path]]:
+    """The files of each variant of a component's weights: one file, or all shards of an index.
+
+    Raises:
+        UserError: If an index is none, or shards are not those that it names.
+    """
+    sharded = [_check_shards(index) for index in shard_indexes(folder)]
+    named = {file for files in sharded for file in files}
+    whole = [file for file in sorted(folder.glob("*.safetensors")) if file not in named]
+    for file in whole:
+        if SHARD_FILE.fullmatch(file.name):
+            raise UserError(f"{file} is a shard that no index names; remove it, or copy or download the folder again.")
+    return [*sharded, *([file] for file in whole)]
+
+
+def _check_shards(index: Path) -> list[Path]:
+    """The shards of an index; raises `UserError` unless together they hold what it says, each tensor once."""
+    places = shards_of(read_json(index))
+    if places is None:
+        raise UserError(f"{index} must name a safetensors file beside it for each tensor; copy or download it again.")
+    files = [index.parent / name for name in sorted(set(places.values()))]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing, and {index.name} names it; copy or download it again.")
+    found: dict[str, Path] = {}
+    for file in files:
+        for key in stored_shapes(file):
+            if key in found:
+                raise UserError(f"{file}: {key} is in {found[key].name}, too; copy or download both again.")
+            found[key] = file
+    for key in sorted(places.keys() | found.keys()):
+        named, stored = places.get(key, "no file"), found[key].name if key in found else "none"
+        if named != stored:
+            raise UserError(f"{index}: {key} should be in {named} and is in {stored}; copy or download all again.")
+    return files
+
+
+def check_weights(files: list[Path], shapes: dict[str, list[int]]) -> None:
+    """Raise `UserError` unless files together hold these tensors and no others, all finite."""
+    stored = {key: (file, shape) for file in files for key, shape in stored_shapes(file).items()}
+    for key in sorted(shapes.keys() | stored.keys()):
+        file, shape = stored.get(key, (files[0] if len(files) == 1 else files[0].parent, None))
+        if shapes.get(key) != shape:
+            what = f"{shape or 'absent'}, where the config asks for {shapes.get(key, 'nothing')}"
+            raise UserError(f"{file}: {key} is {what}; copy or download it again.")
+    for file in files:
+        _check_finite(file)
+
+
+def stored_shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes of a safetensors file's tensors; raises `UserError` unless its header is sound and all data are there."""
     try:
-        with safe_open(file, framework="pt") as weights:
-            stored = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no dict
-            for key in sorted(shapes.keys() | stored.keys()):
-                if shapes.get(key) != stored.get(key):
-                    what = f"{stored.get(key, 'absent')}, where the config asks for {shapes.get(key, 'nothing')}"
-                    raise UserError(f"{file}: {key} is {what}; copy or download it again.")
-            for key in stored:
-                if not weights.get_tensor(key).isfinite().all():
-                    raise UserError(f"{file}: {key} holds numbers that are not finite; take an earlier version of it.")
+        with safe_open(file, framework="np") as weights:
+            return {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); copy or download it again.") from None
+
+
+def _check_finite(file: Path) -> None:
+    """Raise `UserError` unless all numbers of a sound file are finite."""
+    with safe_open(file, framework="pt") as weights:
+        for key in weights.keys():  # noqa: SIM118 - no dict
+            if not weights.get_tensor(key).isfinite().all():
+                raise UserError(f"{file}: {key} holds numbers that are not finite; take an earlier version of it.")
 
 
 def read_json(path: Path):
@@ -162,12 +214,3 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is no valid JSON; copy or download it again.") from error
-
-
-def _check_header(path: Path) -> None:
-    """Raise UserError unless the file's header is sound and all of its data is there."""
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); copy or download it again.") from error

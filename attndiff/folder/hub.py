@@ -11,6 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 
 from attndiff.errors import UserError
 from attndiff.folder.fetch import fetch_without_code
+from attndiff.folder.weights import same_weights
+from attndiff.paths import expand
 
 BUSY = (429, 500, 502, 503, 504)  # HTTP status of a server that may take the same request a moment later
 WAITS_S = (2, 8)  # before a busy server is asked again
@@ -39,7 +41,7 @@ def push(
     Raises:
         UserError: If the folder is no pipeline, lacks its card, or the Hub refuses.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the folder of a saved pipeline.")
     from attndiff.folder.check import check_folder  # diffusers takes seconds to import
@@ -55,7 +57,7 @@ def push(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message="Upload pipeline",
-                delete_patterns="*_????????????.py",  # code files of earlier versions
+                delete_patterns=["*_????????????.py", *_weights_in(folder)],  # of earlier versions
             )
         )
     except HFValidationError as error:
@@ -66,6 +68,12 @@ def push(
             "token that may write there."
         ) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Patterns of the names, in a repository, that the same weights may have: shards may have become a whole file."""
+    files = [path.relative_to(folder) for path in folder.glob("*/*.safetensors")]
+    return sorted({f"{file.parent}/{pattern}" for file in files for pattern in same_weights(file.name)})
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:

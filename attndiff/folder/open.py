@@ -1,12 +1,12 @@
 """Opening a pipeline from a folder or the Hugging Face Hub."""
 
 import os
-from pathlib import Path
 
 import attndiff  # its pipelines are imported when they are asked for: diffusers takes seconds
 from attndiff.errors import UserError
 from attndiff.folder.hub import download, one_line
 from attndiff.folder.shipped import bundled_model
+from attndiff.paths import expand
 
 
 def load(path_or_hub_id: str | os.PathLike, **kwargs):
@@ -23,7 +23,7 @@ def load(path_or_hub_id: str | os.PathLike, **kwargs):
     Raises:
         UserError: If there is no such folder or repository, or something in it is missing or damaged.
     """
-    folder = bundled_model(str(path_or_hub_id)) or Path(path_or_hub_id)
+    folder = bundled_model(str(path_or_hub_id)) or expand(path_or_hub_id)
     if not folder.is_dir():
         if "/" not in folder.as_posix():
             raise UserError(f"{folder}: no such folder; name a Hub repository user/name or the bundled emoji-xs.")

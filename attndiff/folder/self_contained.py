@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from attndiff.folder.code_files import code_file, write_code, written_by
 from attndiff.folder.fetch import fetch_without_code
 from attndiff.folder.index import FOLDER_FORMAT, FORMAT_KEY, check_format, stored_class
+from attndiff.folder.weights import remove_stale_weights
 
 
 def forget_origin(config: Path) -> None:
@@ -36,6 +37,8 @@ class SelfContainedPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, safe_serialization: bool = True, *args, **kwargs):
         """Write the pipeline to a folder, as `diffusers.DiffusionPipeline.save_pretrained` does, and its code.
 
+        Weights that were saved there before, whole or in shards, are replaced; those of other variants stay.
+
         Raises:
             ValueError: If ``safe_serialization`` is off, which would write pickle files.
         """
@@ -45,6 +48,8 @@ class SelfContainedPipeline(DiffusionPipeline):
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         # The last thing that saving does before it uploads anything.
+        for name in self.components:
+            remove_stale_weights(Path(save_directory) / name)
         write_code(Path(save_directory), type(self))
         for name, cls in self._networks().items():
             write_code(Path(save_directory) / name, cls)

@@ -1,12 +1,13 @@
 """Real images to compare samples with: a model's training images and others of the same kind."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
-from attndiff.data.select import open_table_of
+from attndiff.data.select import Tables
 from attndiff.data.subset import Subset
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
@@ -54,12 +55,12 @@ class Reference:
         return f"{part} of {self.name} ({len(self.test)} images; {len(self.train)} others)"
 
 
-def model_settings(pipeline) -> list[str]:
-    """Size and channels of a model's images, as ``KEY=VALUE`` settings for reading others alike."""
+def model_settings(pipeline) -> dict[str, Any]:
+    """Size and channels of a model's images, as settings for reading others alike."""
     data = pipeline.config.data or {}
     channels = data.get("channels") or ["R", "G", "B"]
     named = all(len(name) == 1 for name in channels)
-    return [f"size={side_of(pipeline)}", f"channels={''.join(channels) if named else len(channels)}"]
+    return {"size": side_of(pipeline), "channels": "".join(channels) if named else len(channels)}
 
 
 def side_of(pipeline) -> int:
@@ -127,7 +128,7 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:
     """The configuration with the columns that the model's condition and the extractor need."""
-    prompt, table, names = prompt_of(pipeline), open_table_of(config), class_names_of(pipeline)
+    prompt, table, names = prompt_of(pipeline), Tables().of(config), class_names_of(pipeline)
     found = {}
     if prompt.is_given and getattr(config, prompt.setting) is None:
         found[prompt.setting] = prompt.find_column(table, names)

@@ -12,18 +12,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from attndiff.data.columns import IMAGE, Column
 from attndiff.data.rows import Row
+from attndiff.settings import Section
 
 Sample = dict[str, torch.Tensor]
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(Section):
     """Settings of a task, the section ``task`` of a run; what is None in them is measured on the training images."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     name: str
 

@@ -20,14 +20,19 @@ def check_numbers(
     }.items():
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
+    check_guidance(guidance_scale)
     interval = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(
             "guidance_interval must be two rising numbers within [0, 1], where 0 is no noise and 1 is noise alone, "
             f"not {guidance_interval!r}."
         )
+
+
+def check_guidance(guidance_scale: float) -> None:
+    """Raise ValueError unless a guidance scale is a finite number."""
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
 
 
 def check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -55,17 +60,6 @@ def nearest_sizes(size: int, multiple: int) -> str:
         return f"the smallest is {multiple}"
     below = int(size) // multiple * multiple
     return f"nearest are {below} and {below + multiple}"
-
-
-def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless given latents are a floating tensor of this shape."""
-    if latents is None:
-        return
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise ValueError(f"latents must be a floating-point tensor of standard normal noise, not {kind}.")
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents must have the shape {shape} for this call, not {tuple(latents.shape)}.")
 
 
 def check_generators(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:

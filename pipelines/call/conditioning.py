@@ -3,13 +3,16 @@
 Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from attndiff.condition import Condition
 from attndiff.folder.self_contained import SelfContainedPipeline
+from attndiff.pipelines.call.given import given_tokens
 from attndiff.pipelines.call.inputs import as_labels, as_texts
 from attndiff.pipelines.call.tokenizing import tokenize
 
@@ -35,11 +38,14 @@ class EncodedCondition:
         positive: What the network is told; without parts if it is unconditional.
         negative: What it is told to lead away from.
         of_guide: What a guide with its own encoder is told.
+        again: Makes all of them anew, with what another guidance needs: called with whether classifier-free guidance
+            and autoguidance are on.
     """
 
     positive: Condition
     negative: Condition | None = None
     of_guide: Condition | None = None
+    again: Callable[[bool, bool], "EncodedCondition"] | None = None
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
@@ -55,7 +61,8 @@ class EncodedCondition:
     def repeat(self, times: int) -> "EncodedCondition":
         """Every row ``times`` times, side by side."""
         conditions = (self.positive, self.negative, self.of_guide)
-        return EncodedCondition(*(None if one is None else one.repeat(times) for one in conditions))
+        repeated = (None if one is None else one.repeat(times) for one in conditions)
+        return EncodedCondition(*repeated, again=self.again)
 
 
 class ConditionedPipeline(SelfContainedPipeline):
@@ -118,16 +125,19 @@ class ConditionedPipeline(SelfContainedPipeline):
             ValueError: If it was told something that the model was not made for.
         """
         self._check_condition(given)
+        again = partial(self.encode, given, num_images_per_prompt)
         if not self._conditional:
-            return EncodedCondition(Condition())
+            return EncodedCondition(Condition(), again=again)
         inputs = None
-        positive = Condition(given.prompt_embeds, given.prompt_attention_mask)
-        if given.prompt_embeds is None:
+        if given.prompt_embeds is not None:
+            positive = self._given_tokens("prompt", given.prompt_embeds, given.prompt_attention_mask)
+        else:
             inputs = self._encoder_inputs(as_texts(given.prompt), self._labels(given.class_labels))
             positive = self._encode(self.condition_encoder, inputs)
         negative = None
         if given.negative_prompt_embeds is not None:
-            negative = Condition(given.negative_prompt_embeds, given.negative_prompt_attention_mask)
+            tokens = given.negative_prompt_embeds, given.negative_prompt_attention_mask
+            negative = self._given_tokens("negative_prompt", *tokens, positive.rows)
         elif classifier_free_guidance:
             negative = self._encode_negative(given, positive.rows)
         of_guide = None
@@ -135,7 +145,17 @@ class ConditionedPipeline(SelfContainedPipeline):
             if inputs is None:
                 raise ValueError("prompt_embeds: the guide encodes the condition itself; give prompt or class_labels.")
             of_guide = self._encode(self.guide_encoder, inputs)
-        return EncodedCondition(positive, negative, of_guide).repeat(num_images_per_prompt)
+        return EncodedCondition(positive, negative, of_guide, again).repeat(num_images_per_prompt)
+
+    def _given_tokens(
+        self, name: str, embeds: torch.Tensor, mask: torch.Tensor | None, rows: int | None = None
+    ) -> Condition:
+        """Tokens that the network is given as they are; arguments as of `given_tokens`."""
+        if not self._conditional:
+            raise ValueError(f"{name}_embeds: this model is unconditional, leave them out.")
+        width = self.condition_encoder.config.hidden_size if self.condition_encoder is not None else None
+        width = self.unet.config.cross_attention_dim if self.unet is not None else width
+        return given_tokens(name, embeds, mask, width, rows, self._execution_device)
 
     @staticmethod
     def _encode(encoder: ModelMixin, inputs: dict) -> Condition:
@@ -178,19 +198,30 @@ class ConditionedPipeline(SelfContainedPipeline):
 
     def _check_condition(self, given: GivenCondition) -> None:
         """Raise ValueError unless the kinds of condition given are those that the model was made for."""
-        texts = self.tokenizer is not None
-        classes = self.condition_encoder is not None and self.condition_encoder.config.num_classes is not None
+        encodes = self.condition_encoder is not None
+        texts = encodes and self.tokenizer is not None
+        classes = encodes and self.condition_encoder.config.num_classes is not None
         takes = " or ".join(["a prompt"] * texts + ["class_labels"] * classes) or "prompt_embeds"
         prompt, class_labels, negative = given.prompt, given.class_labels, given.negative_prompt
         if not self._conditional:
-            if any(value is not None for value in (prompt, class_labels, negative, given.prompt_embeds)):
-                raise ValueError("this model is unconditional: call it without prompt and class_labels.")
-        elif given.prompt_embeds is not None:
-            if prompt is not None or class_labels is not None:
-                raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
-        elif prompt is None and class_labels is None:
+            if any(value is not None for value in vars(given).values()):
+                raise ValueError("this model is unconditional: call it without prompt, class_labels and embeds.")
+            return
+        _check_together(given)
+        if given.prompt_embeds is None and prompt is None and class_labels is None:
             raise ValueError(f"this model needs a condition: give {takes}.")
-        elif (prompt is not None or negative is not None) and not texts:
+        if (prompt is not None or negative is not None) and not texts:
             raise ValueError(f"this model does not read text: give {takes} instead of prompt and negative_prompt.")
-        elif class_labels is not None and not classes:
+        if class_labels is not None and not classes:
             raise ValueError(f"this model has no classes: give {takes} instead of class_labels.")
+
+
+def _check_together(given: GivenCondition) -> None:
+    """Raise ValueError for arguments of which one would be passed over."""
+    if given.prompt_embeds is not None and (given.prompt is not None or given.class_labels is not None):
+        raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
+    if given.negative_prompt_embeds is not None and given.negative_prompt is not None:
+        raise ValueError("negative_prompt_embeds stands for negative_prompt: leave one of them out.")
+    for name in ("prompt", "negative_prompt"):
+        if getattr(given, f"{name}_attention_mask") is not None and getattr(given, f"{name}_embeds") is None:
+            raise ValueError(f"{name}_attention_mask says which of {name}_embeds count: give both.")

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from attndiff.pipelines.call.inputs import describe_type
+
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -24,33 +26,57 @@ def as_pixels(image, channels: int, name: str = "image") -> torch.Tensor:
     Raises:
         ValueError: If it is none of these, of another number of channels, or its images differ in size.
     """
-    images = image if isinstance(image, (list, tuple)) else [image]
-    if images and all(isinstance(one, Image.Image) for one in images):
-        sizes = {one.size for one in images}
-        if len(sizes) > 1:
-            raise ValueError(f"{name} has pictures of different sizes, {sorted(sizes)[:3]}: give those of one size.")
+    images = _alike(image, name)
+    if isinstance(images[0], Image.Image):
         images = [np.asarray(one.convert(MODES.get(channels, one.mode)), np.float32) / 255 for one in images]
         image = np.stack([one[..., None] if one.ndim == 2 else one for one in images])
-    elif images and all(isinstance(one, (np.ndarray, torch.Tensor)) for one in images):
-        image = image if len(images) == 1 and images[0] is image else _stacked(images, name)
     else:
-        raise ValueError(f"{name} must be pictures, arrays or tensors, not {type(image).__name__}.")
+        image = image if images[0] is image else stacked(images)
     if isinstance(image, np.ndarray):
         image = image[None] if image.ndim == 3 else image
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2) if image.ndim == 4 else image
     image = image[None] if image.ndim == 3 else image
     if image.ndim != 4 or image.shape[1] != channels:
         raise ValueError(f"{name} has the shape {tuple(image.shape)}, and this model takes {channels} channels.")
+    if not image.is_floating_point():  # 1 of a byte would be white
+        raise ValueError(f"{name} must hold floating-point numbers from 0 to 1, not {image.dtype}: scale it.")
     image = image.float()
-    if not image.isfinite().all() or image.amin() < 0 or image.amax() > 1:
+    if not _within_unit(image):
         raise ValueError(f"{name} holds values outside of 0 to 1: scale it, or give pictures.")
     return image * 2 - 1
 
 
-def _stacked(images: list, name: str) -> np.ndarray | torch.Tensor:
+def _alike(image, name: str) -> list[Image.Image] | list[np.ndarray] | list[torch.Tensor]:
+    """A picture, array or tensor, or several, as a list of one kind and size.
+
+    Raises:
+        ValueError: If they differ, are empty or of more than 8 bits, or are none of these.
+    """
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    kinds = [kind for kind in (Image.Image, np.ndarray, torch.Tensor) if all(isinstance(one, kind) for one in images)]
+    if not images or not kinds:
+        raise ValueError(f"{name} must be pictures, arrays or tensors, all of one kind, not {describe_type(image)}.")
+    pictures = kinds == [Image.Image]
+    sizes = {one.size if pictures else tuple(one.shape) for one in images}
+    if len(sizes) > 1:
+        raise ValueError(f"{name} has images of different sizes, {sorted(sizes)[:3]}: give those of one size.")
+    deep = [one.mode for one in images if pictures and one.mode.startswith(("I", "F"))]
+    if deep:  # conversion to 8 bits would clip
+        raise ValueError(f"{name} is a picture of mode {deep[0]}: give an array with values from 0 to 1.")
+    if not pictures and 0 in images[0].shape:
+        raise ValueError(f"{name} has the shape {tuple(images[0].shape)}: it is empty.")
+    if not pictures and isinstance(images[0], np.ndarray) and images[0].dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold numbers, not {images[0].dtype}.")
+    return images
+
+
+def _within_unit(values: torch.Tensor) -> bool:
+    """Whether all are finite and from 0 to 1."""
+    return bool(values.isfinite().all() and values.amin() >= 0 and values.amax() <= 1)
+
+
+def stacked(images: list[np.ndarray] | list[torch.Tensor]) -> np.ndarray | torch.Tensor:
     """Images without N as one array or tensor."""
-    if len({tuple(one.shape) for one in images}) > 1:
-        raise ValueError(f"{name} has images of different shapes: give those of one shape.")
     join = torch.stack if isinstance(images[0], torch.Tensor) else np.stack
     images = join(list(images))
     return images.flatten(0, 1) if images.ndim == 5 and isinstance(images, torch.Tensor) else images
@@ -60,13 +86,23 @@ def as_mask(mask_image, size: tuple[int, int]) -> torch.Tensor:
     """Masks as ``(N, 1, H, W)`` float32 of 0 and 1; white, or above a half, is what is to be drawn.
 
     Raises:
-        ValueError: If they are of another size than the images.
+        ValueError: If they are of another size than the images, or hold other numbers than masks do.
     """
+    for one in _alike(mask_image, "mask_image"):
+        if not isinstance(one, Image.Image):
+            _check_mask_values(torch.as_tensor(np.ascontiguousarray(one) if isinstance(one, np.ndarray) else one))
+    mask_image = list(mask_image) if isinstance(mask_image, tuple) else mask_image
     masks = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True, do_resize=False)
     mask = masks.preprocess(mask_image).float()
     if mask.ndim != 4 or mask.shape[1] != 1 or tuple(mask.shape[-2:]) != size:
         raise ValueError(f"mask_image has the shape {tuple(mask.shape)}, and the image is {size[0]} x {size[1]}.")
     return mask
+
+
+def _check_mask_values(values: torch.Tensor) -> None:
+    """Raise ValueError unless they are from 0 to 1, or those of a black and white picture, 0 and 255."""
+    if values.is_complex() or not (_within_unit(values.float()) or ((values == 0) | (values == 255)).all()):
+        raise ValueError("mask_image holds values outside of 0 to 1: it must be 1 where it is to be drawn, else 0.")
 
 
 def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:

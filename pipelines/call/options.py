@@ -36,6 +36,10 @@ class CallOptions:
         steps, scale = self.num_inference_steps, self.guidance_scale
         check_numbers(steps, scale, self.guidance_interval, self.num_images_per_prompt)
         check_choice("output_type", [self.output_type], OUTPUT_TYPES)
+        if not (self.callback_on_step_end is None or callable(self.callback_on_step_end)):
+            raise ValueError(
+                f"callback_on_step_end must be a function, not {type(self.callback_on_step_end).__name__}."
+            )
 
     @property
     def shown_tensors(self) -> list[str]:

@@ -1,14 +1,19 @@
 """Captions to the tokens of a pipeline's tokenizer."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
 
+REMEMBERED = 10_000  # prompts of a tokenizer that are not warned of again
+_warned: WeakKeyDictionary[PreTrainedTokenizerBase, set[int]] = WeakKeyDictionary()
+
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning.
+    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning, once.
 
     Returns:
         Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
@@ -16,8 +21,19 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torc
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     for text, kept in zip(texts, encoded["input_ids"].tolist()):
         whole = tokenizer(text, verbose=False)["input_ids"]
-        if len(whole) > len(kept):
+        if len(whole) > len(kept) and _is_news(tokenizer, text):
             same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
             cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
             logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _is_news(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether nothing was said of a prompt yet: a training run draws the same ones again and again."""
+    known = _warned.setdefault(tokenizer, set())
+    if hash(text) in known:
+        return False
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known.add(hash(text))
+    return True

@@ -35,6 +35,7 @@ def place(tmp_path_factory):
     (root / "used/thesis.txt").write_text("years of work")
     (root / "list.yaml").write_text("- one\n- two\n")
     (root / "torn.yaml").write_text("out: [unclosed\n")
+    (root / "twice.yaml").write_text("out: a\nout: b\n")
     (root / "binary.yaml").write_bytes(bytes(range(128, 256)))
     make_config(root / "config.yaml", root / "images", root / "run")
     return root
@@ -77,6 +78,13 @@ TRAIN = {
     "model to begin with is damaged": (["model.init_from={root}/cut"], ["safetensors", "cut"]),
     "out is a file": (["out={root}/notes.txt"], ["notes.txt"]),
     "out is in use": (["out={root}/used"], ["used"]),
+    "key typed twice": (["optim.lr=1", "optim.lr=2"], ["optim.lr", "twice"]),
+    "unknown tracker": (["log.tracker=tensorbord"], ["tracker", "tensorbord", "tensorboard"]),
+    "true for a number": (["optim.steps=true"], ["optim.steps", "number"]),
+    "infinite learning rate": (["optim.lr=.inf"], ["optim.lr", "finite"]),
+    "sexagesimal minutes": (["optim.steps=null", "optim.minutes=1:30"], ["optim.minutes", "1:30"]),
+    "folder in brackets that is not there": (["data.path=[2024] set"], ["[2024] set"]),
+    "colour of a number": (["data.background=5"], ["background", "5"]),
     "other format": (["format_version=99"], ["format_version", "99"]),
 }
 
@@ -121,6 +129,12 @@ OTHERS = {
     "doctor of an empty folder": (["doctor", "{root}/empty"], ["empty", "no images"]),
     "doctor with an unknown setting": (["doctor", "{root}/images", "sise=16"], ["sise", "size"]),
     "doctor with an impossible size": (["doctor", "{root}/images", "size=big"], ["size", "big"]),
+    "doctor with a setting typed twice": (["doctor", "{root}/images", "size=16", "size=8"], ["size", "twice"]),
+    "doctor with no colour": (["doctor", "{root}/images", "background=5"], ["background", "5"]),
+    "doctor with half a list": (["doctor", "{root}/images", "caption_column=[text"], ["[text", "caption_column"]),
+    "doctor with a number for a column": (["doctor", "{root}/images", "label_column=5"], ["label_column", "5"]),
+    "doctor with text for a number": (["doctor", "{root}/images", "shuffle_buffer=x"], ["shuffle_buffer", "x"]),
+    "key twice in a config": (["train", "{root}/twice.yaml"], ["twice.yaml", "out", "lines 1 and 2"]),
     "export of no run": (["export", "{root}/images", "{root}/new"], ["images", "run"]),
     "push of nothing": (["push", "{root}/nowhere", "user/name"], ["nowhere"]),
     "push of no pipeline": (["push", "{root}/images", "user/name"], ["images"]),

@@ -61,7 +61,7 @@ def test_every_command_has_help(command):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch):
-    def interrupted(config):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("attndiff.data.doctor.diagnose", interrupted)
@@ -71,7 +71,7 @@ def test_ctrl_c_ends_with_130(monkeypatch):
 
 
 def test_a_bug_stays_a_traceback(monkeypatch):
-    def broken(config):
+    def broken(*_):
         raise ValueError("not the user's fault")
 
     monkeypatch.setattr("attndiff.data.doctor.diagnose", broken)
@@ -155,6 +155,25 @@ def test_attention_maps_are_pictures_and_change_no_pixel(models, tmp_path):
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "looked.png").read_bytes()
     pictures = sorted((tmp_path / "maps").glob("*.png"))
     assert len(pictures) == 2 and Image.open(pictures[0]).width > 2 * 144
+
+
+def test_the_home_folder_is_meant_in_every_argument_that_is_a_path(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images", count=4), (tmp_path / "none").symlink_to(models / "none")
+    make_config(tmp_path / "config.yaml", "~/images", "~/run")
+    answers = [
+        attndiff("doctor", "~/images", "size=16", "--json=~/new/report.json"),
+        attndiff("doctor", "~/config.yaml"),
+        attndiff("train", "~/config.yaml", "--dry-run"),
+        attndiff("sample", "~/none", "--steps=1", "--count=1", "--out=~/new/g.png", "--images=~/all"),
+        attndiff("push", "~/none", "some/name"),
+        attndiff("export", "~/none", "~/exported"),
+    ]
+    assert [answer.code for answer in answers] == [0, 0, 0, 0, 2, 2], [answer.err for answer in answers]
+    assert all(f"{tmp_path}/none" in answer.err for answer in answers[-2:])
+    assert not (tmp_path / "~").exists()
+    assert all((tmp_path / name).is_file() for name in ("new/report.json", "new/g.png", "all/0000.png"))
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):

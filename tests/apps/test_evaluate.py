@@ -95,9 +95,9 @@ def test_a_sample_does_not_depend_on_those_beside_it():
 
 
 def test_model_settings_read_images_as_the_model_draws_them():
-    assert model_settings(unconditional_pipeline()) == ["size=16", "channels=RGB"]
+    assert model_settings(unconditional_pipeline()) == {"size": 16, "channels": "RGB"}
     bands = {"channels": [f"band{i}" for i in range(5)], "bit_depth": 16, "value_range": [0, 65535], "size": [16, 16]}
-    assert model_settings(unconditional_pipeline(5, data=bands)) == ["size=16", "channels=5"]
+    assert model_settings(unconditional_pipeline(5, data=bands)) == {"size": 16, "channels": 5}
 
 
 # Copies

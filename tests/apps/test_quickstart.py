@@ -7,7 +7,9 @@ from commands import WORDS, attndiff, make_config, make_images, tree
 from factories import student_pipeline, text_pipeline
 from PIL import Image
 
-from attndiff.apps.quickstart import Tour, check_folder, claim_folder, run_quickstart
+from attndiff.apps.quickstart import Quickstart, Tour, check_folder, claim_folder, run_quickstart
+from attndiff.apps.timetable import Timetable
+from attndiff.clock import Deadline
 
 STAGES = 6
 PICTURES = (
@@ -105,3 +107,66 @@ def test_an_earlier_quickstart_is_redone_and_what_was_added_kept(tmp_path):
     check_folder(tmp_path / "out")
     claim_folder(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".attndiff-quickstart", "mine.png"]
+
+
+class Simulated(Quickstart):
+    """The stages of a real quickstart with nothing in them but time: sampling turns the clock, training keeps to it."""
+
+    def __init__(self, slowness):
+        self.out, self.tour, self.now, self.slowness = "unused", Tour(), 0.0, slowness
+        self.trained: list[float] = []
+
+    def work(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.now += self.slowness(self.now)
+
+    def train(self, seconds: float) -> None:
+        self.trained.append(seconds)
+        self.now += seconds
+
+    def sample(self) -> None:
+        self.work(15)
+
+    def sample_student(self) -> None:
+        self.work(5)
+
+    def look_inside(self) -> None:
+        self.work(15)
+
+    def open_elsewhere(self) -> None:
+        self.work(40)
+
+    train_style = train_classes = train
+
+
+def simulated(slowness) -> tuple[Simulated, list[float]]:
+    """A quickstart by a clock, and the seconds that it said were left before each stage."""
+    tour = Simulated(slowness)
+    timetable = Timetable(tour.stages(), Deadline.after(60 * tour.tour.minutes, lambda: tour.now))
+    return tour, [left for _, left in timetable.run()]
+
+
+def test_an_idle_machine_needs_less_than_the_ten_minutes():
+    tour, left = simulated(lambda now: 1.0)
+    assert tour.trained == [240, 120] and tour.now == left[0] == 435
+
+
+@pytest.mark.parametrize("lost", [(0, 300), (300, 600), (0, 600), (150, 450)], ids=str)
+@pytest.mark.parametrize("times", [2.0, 4.0])
+def test_ten_minutes_are_kept_on_a_machine_that_slows_down_in_them(lost, times):
+    tour, left = simulated(lambda now: times if lost[0] <= now < lost[1] else 1.0)
+    assert tour.now <= 660 and len(left) == STAGES
+    assert tour.trained[0] >= 1.5 * tour.trained[1] > 60
+
+
+def test_a_machine_far_too_slow_still_trains():
+    tour, _ = simulated(lambda now: 30.0)
+    assert tour.trained == [1, 1]  # the runs' least number of steps is what they take
+
+
+def test_a_recipe_gets_the_minutes_that_there_are_for_it(tmp_path):
+    tour = Tour(overrides={"faces": ["optim.minutes=null", "optim.steps=9"]})
+    assert tour.config("emoji-style", tmp_path, 90).optim.minutes == 1.5
+    assert tour.config("emoji-style", tmp_path).optim.minutes == 4
+    optim = tour.config("faces", tmp_path, 90).optim
+    assert optim.minutes is None and optim.steps == 9

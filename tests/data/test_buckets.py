@@ -262,7 +262,7 @@ def test_small_buckets_are_named(folder, tmp_path):
     ("overrides", "words"),
     [
         (["data.max_aspect=1"], ["max_aspect", "above 1"]),
-        (["data.max_aspect=.nan"], ["max_aspect", "above 1"]),
+        (["data.max_aspect=.nan"], ["max_aspect", "finite"]),
         (["data.max_aspect=wide"], ["max_aspect", "number"]),
         (["data.max_aspect=1.2"], ["max_aspect=1.2", "size=16", "1.67"]),
         (["data.bucket_multiple=0"], ["bucket_multiple=0"]),

@@ -51,7 +51,8 @@ def folder(tmp_path):
 
 def test_captions_classes_and_duplicates(folder):
     report = diagnose(DataConfig(path=str(folder), size=16, caption_column="text", label_column="kind"))
-    assert report.captions == {"number": 7, "distinct": 6, "empty": 1, "shortest": 1, "median": 2, "longest": 14}
+    lengths = {"shortest": 1, "median": 2, "longest": 14, "words": 3}
+    assert report.captions == {"number": 7, "distinct": 6, "empty": 1, **lengths} and report.tokens is None
     assert report.classes == {"a": 4, "b": 3}
     assert report.duplicates == [["0.png", "4.png"]] and report.near_duplicates == [("1.png", "5.png")]
     assert report.dropped == [("broken.png", "the file is empty (0 bytes), replace or remove it")]

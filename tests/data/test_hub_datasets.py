@@ -11,8 +11,14 @@ from http.server import ThreadingHTTPServer
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from loopback_hub import HubRequest, LoopbackHub, Repo, blob_hash
 from PIL import Image
+
+from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet
+from attndiff.data.streams.stream import Stream
+from attndiff.errors import UserError
 
 
 class DatasetRequest(HubRequest):
@@ -80,6 +86,56 @@ print(json.dumps({
 """
 
 
+CONFIGS = """
+import json, sys
+from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.streams.stream import Stream
+from attndiff.errors import UserError
+
+def outcome(read, **settings):
+    try:
+        return len(read(DataConfig(path="someone/sizes", size=4, **settings)))
+    except UserError as error:
+        return str(error)
+
+def shard(config):
+    return list(Stream(config).shard(0))
+
+def held_out(config):
+    return open_validation(config.replace(validation="someone/squares"))
+
+for read in (ImageSet, shard):
+    print(json.dumps([outcome(read), outcome(read, config="small"), outcome(read, config="smal")]))
+print(json.dumps([outcome(held_out, config="small")]))
+"""
+
+SPLITS = {"training": [0, 1], "dev": [2]}
+OTHER_NAMES = """
+import json
+from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet
+from attndiff.errors import UserError
+
+config = DataConfig(path="someone/squares", size=4)
+counts = [len(ImageSet(config)), len(ImageSet(config.replace(split="validation")))]
+try:
+    ImageSet(config.replace(split="test"))
+except UserError as error:
+    counts.append(str(error))
+print(json.dumps(counts))
+"""
+
+CARD = """---
+configs:
+- config_name: small
+  data_files: [{split: train, path: small/*.parquet}]
+- config_name: my split
+  data_files: [{split: train, path: large/*.parquet}]
+---
+"""
+
+
 def square(level: int) -> dict:
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(buffer, "PNG")
@@ -93,17 +149,53 @@ def parquet(levels: list[int]) -> bytes:
     return buffer.getvalue()
 
 
+def run(script: str, hub: DatasetHub, home: str) -> list:
+    """What a script that reads from the hub prints, a value a line; its process and its cache are its own."""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + "\n".join(hub.requests)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 def test_hub_dataset(tmp_path):
     parts = {"train": parquet([0, 255]), "validation": parquet([9])}
     files = {f"data/{part}-00000-of-00001.parquet": content for part, content in parts.items()}
     with DatasetHub() as hub:
         hub.repos["someone/squares"] = Repo(commits=[("1" * 40, files)])
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        environment.pop("HF_HUB_OFFLINE", None)
-        done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
-        requests = "\n".join(hub.requests)
-    assert done.returncode == 0, done.stderr[-3000:] + requests
-    result = json.loads(done.stdout.splitlines()[-1])
+        result = run(SCRIPT, hub, str(tmp_path))[-1]
     assert result["train"] == [[["level 0"], -1.0], [["level 255"], 1.0]]
     assert result["validation"] == 1 and result["shard"] == ["level 0", "level 255"]
     assert result["refusal"].startswith("someone/absent: no such folder here")
+
+
+def test_splits_of_other_names_are_found(tmp_path):
+    files = {f"data/{part}-00000-of-00001.parquet": parquet(levels) for part, levels in SPLITS.items()}
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - {{split: {part}, path: data/{part}-*}}\n" for part in SPLITS) + "---\n"
+    with DatasetHub() as hub:
+        hub.repos["someone/squares"] = Repo(commits=[("1" * 40, {**files, "README.md": card.encode()})])
+        counts = run(OTHER_NAMES, hub, str(tmp_path))[-1]
+    assert counts == [2, 1, "someone/squares: has no part called 'test', it has training, dev"]
+
+
+def test_one_of_several_configurations_is_chosen(tmp_path):
+    sizes = {"README.md": CARD.encode(), "small/a.parquet": parquet([0, 1]), "large/a.parquet": parquet([0, 1, 2])}
+    squares = {"data/train-0.parquet": parquet([0]), "data/validation-0.parquet": parquet([1, 2, 3])}
+    with DatasetHub() as hub:
+        hub.repos["someone/sizes"] = Repo(commits=[("1" * 40, sizes)])
+        hub.repos["someone/squares"] = Repo(commits=[("2" * 40, squares)])
+        whole, streamed, held_out = run(CONFIGS, hub, str(tmp_path))
+    for missing, small, wrong in (whole, streamed):
+        assert missing == "someone/sizes: has no default configuration, choose one by config: small, my split"
+        assert small == 2
+        assert wrong == "someone/sizes: has no configuration 'smal', choose one by config: small, my split"
+    assert held_out == [3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_data_that_is_here_has_no_configurations(tmp_path, stream):
+    (tmp_path / "a.parquet").write_bytes(parquet([0]))
+    with pytest.raises(UserError, match="config='small' is for datasets on the Hub"):
+        config = DataConfig(path=tmp_path, size=4, config="small", stream=stream)
+        Stream(config) if stream else ImageSet(config)

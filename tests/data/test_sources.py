@@ -212,12 +212,12 @@ def test_fraction_holds_out_whole_families(parquet):
 def test_bad_images_are_skipped_listed_and_logged(tmp_path, caplog):
     for i in range(4):
         put(tmp_path / f"{i}.png", i)
-    (tmp_path / "1.png").write_bytes(b""), (tmp_path / "photo.heic").write_bytes(b"x")
+    (tmp_path / "1.png").write_bytes(b""), (tmp_path / "photo.psd").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
         images = ImageSet(config(tmp_path))
     assert names(images) == ["0.png", "2.png", "3.png"] and "1 of 4 images skipped" in caplog.text
     assert_shows(images, 1, 2)
-    assert [name for name, _ in images.skipped] == ["photo.heic", "1.png"]
+    assert [name for name, _ in images.skipped] == ["photo.psd", "1.png"]
     assert images.skipped[1][1].startswith("the file is empty")
     with pytest.raises(UserError, match=r"1\.png.*empty"):
         ImageSet(config(tmp_path, on_error="raise"))
@@ -323,7 +323,7 @@ MISTAKES = {
     "bad json": "metadata.jsonl: line 1 is not JSON",
     "no file_name": "row 1 has no file_name, only file, text",
     "not utf-8": "metadata.csv: is not UTF-8",
-    "surplus cells": "row 1 has more cells than the header",
+    "surplus cells": "line 2 has more cells than the header",
     "missing cell": "b.png: has no caption",
     "empty captions": "every caption in column 'text' is empty",
     "half of a character": r"line 1 holds '\\ud800', which is half of a character",
@@ -342,7 +342,7 @@ def test_mistakes_are_one_clear_sentence(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"path": ""}, "path is empty"),
+        ({"path": ""}, "path: '' is no path"),
         ({"validation": 1.5}, "validation=1.5"),
         ({"validation": 1}, "validation=1 is no fraction"),
         ({"on_error": "ignore"}, "on_error='ignore'"),

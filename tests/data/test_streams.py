@@ -19,6 +19,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.streams import stream as stream_module
 from attndiff.data.streams.blocks import block_order, lane_count, shuffled_blocks
 from attndiff.data.streams.stream import Stream
+from attndiff.data.tables import opening
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.training.config import make_config
@@ -275,6 +276,40 @@ def test_filters_and_globs(shards, tmp_path):
     images, _, notes = opened(f"{shards}/part-[01].parquet", tmp_path, where={"kind": [1]})
     assert images.stream.shards == 2 and any("too few images to hold any out" in note for note in notes)
     assert len(images) == 8 and {images.cells(i)["kind"] for i in range(len(images))} == {1}
+
+
+ODD_FOLDERS = ["set [v2]", "a::b", "what? *all*", "run:1", "50% #2"]
+
+
+@pytest.fixture
+def odd(request, tmp_path, monkeypatch) -> Path:
+    """A folder whose name would be something else to a shell, a glob or `datasets`; what `datasets` keeps lies here."""
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache/datasets")
+    (tmp_path / request.param).mkdir()
+    return tmp_path / request.param
+
+
+@pytest.mark.parametrize("odd", ODD_FOLDERS, indirect=True)
+def test_a_path_that_exists_is_no_pattern(odd, emoji, monkeypatch):
+    tars, parquet = write_tars(odd / "tars", emoji), write_parquet(odd / "parquet", emoji)
+    monkeypatch.chdir(odd.parent)
+    for path, column in ((tars, "webp"), (parquet, "image")):
+        name = path.relative_to(odd.parent)
+        only, pattern = next(name.glob("part-1.*")), f"{name}/part-[13].*"
+        found = [
+            Stream(DataConfig(path=str(p), size=16, stream=True, image_column=column)) for p in (name, only, pattern)
+        ]
+        assert [stream.shards for stream in found] == [5, 1, 2]
+        assert [len(list(stream.shard(stream.shards - 1))) for stream in found] == [6, 9, 8]
+
+
+@pytest.mark.parametrize("odd", ODD_FOLDERS, indirect=True)
+def test_large_parquet_may_lie_in_any_folder(odd, emoji, monkeypatch):
+    parquet = write_parquet(odd / "parquet", emoji)
+    monkeypatch.setattr(opening, "MEMORY_BYTES", 10)
+    for path, rows in ((parquet, sum(SHARDS)), (parquet / "part-2.parquet", SHARDS[2])):
+        assert len(opening.Source(str(path), "image").table("train", whole=True)) == rows
 
 
 def test_a_validation_part_or_path_of_its_own_is_taken(emoji, tmp_path):

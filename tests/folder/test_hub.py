@@ -54,6 +54,13 @@ json.dump(told, open(f"{request['out']}/told.json", "w"))
 """
 
 
+STALE = (
+    "unet/unet_0123456789ab.py",
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """Two pipelines pushed and opened by both doors: the hub, what the first process told, the pixels of every way."""
@@ -66,7 +73,7 @@ def shared(tmp_path_factory):
     pipelines["text"].save_pretrained(root / "bare")
     folders = {name: str(root / name) for name in pipelines}
     with LoopbackHub() as hub:
-        stale = {"unet/unet_0123456789ab.py": b"", "keep.py": b""}
+        stale = dict.fromkeys(STALE, b"") | {"keep.py": b""}
         hub.repos["me/text"] = Repo(private=True, commits=[("1" * 40, stale)])
         hub.faults = {
             "POST api/models/me/busy/commit/main": [429, 503],
@@ -103,7 +110,7 @@ def test_pushed_repository_is_the_folder(shared):
         local = {str(p.relative_to(root / name)): p.read_bytes() for p in (root / name).rglob("*") if p.is_file()}
         remote = dict(hub.repos[f"me/{name}"].commits[-1][1])
         if name == "text":
-            assert remote.pop("keep.py") == b""  # the stale code file beside it is gone
+            assert remote.pop("keep.py") == b""  # the stale files beside it are gone
         assert remote == local
         assert told["pushed"][name] == f"{hub.url}/me/{name}"
     assert len(hub.repos["me/text"].commits) == 2  # pushing the same again makes no commit

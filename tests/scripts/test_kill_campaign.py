@@ -1,8 +1,11 @@
 """A share of scripts/kill_campaign.py: real runs, really killed."""
 
+import ast
 import itertools
 import json
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
 import kill_campaign
@@ -13,12 +16,13 @@ pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="r
 
 def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
     kept = tmp_path / "kills.json"
-    report = asdict(kill_campaign.KillCampaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1))
+    report = asdict(kill_campaign.KillCampaign(tmp_path / "first", kept=kept).run(runs=4, pairs=1, timed=2))
     assert json.loads(kept.read_text()) == report
     assert report["problems"] == []
-    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1
+    assert report["identical"] == report["runs"] == 4 + report["operations_of_a_commit"] + 1 + 1 + 2
     assert report["operations_of_learning"] >= 9
     assert report["kills"] >= 27 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
+    assert report["timed_runs"] == 2
     assert set(report["negative_controls"].values()) == {"failed as it must"}
     assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
 
@@ -44,12 +48,23 @@ def test_a_run_that_ends_before_its_kill_is_begun_anew(tmp_path):
     assert (trial.kills, trial.problem) == (1, None)
 
 
+def test_processes_whose_clocks_disagree_plan_the_same_steps(tmp_path):
+    how = kill_campaign.make_images(tmp_path / "images"), kill_campaign.TIMED, kill_campaign.erratic_clock, 2
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), kill_campaign.prepare) as pool:
+        found, _ = pool.submit(kill_campaign.reference, tmp_path / "two", *how).result()
+    steps = ast.literal_eval(found["planned steps"])[-1][1]
+    assert f"loss of step {steps}" in found and f"loss of step {steps + 1}" not in found
+    assert f"checkpoints/step_{steps:08d}/weights.safetensors" in found
+
+
 def test_a_campaign_goes_on_from_its_result_file(tmp_path):
     """What is there is not run again: only the last of three runs is."""
     kept = tmp_path / "kills.json"
     there = kill_campaign.Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
     kept.write_text(json.dumps(asdict(there)))
-    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(runs=3, pairs=0)
+    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(
+        runs=3, pairs=0, timed=0
+    )
     assert (count.runs, count.identical, count.one_process_runs) == (31, 31, 3)
     assert json.loads(kept.read_text()) == asdict(count)
 

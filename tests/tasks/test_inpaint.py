@@ -66,8 +66,9 @@ def hole(height: int, width: int) -> torch.Tensor:
     return mask
 
 
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("kind", ["pt", "np", "pil"])
-def test_given_pixels_come_back_to_the_last_bit(pipeline, kind):
+def test_given_pixels_come_back_to_the_last_bit(pipeline, kind, listed):
     numbers = np.random.default_rng(0)
     mask = hole(13, 18)
     if kind == "pil":
@@ -76,6 +77,7 @@ def test_given_pixels_come_back_to_the_last_bit(pipeline, kind):
     else:
         given = numbers.random((1, 13, 18, 3)).astype(np.float32)
         image, told = (torch.from_numpy(given).permute(0, 3, 1, 2), mask) if kind == "pt" else (given, mask)
+    image = [image if kind == "pil" else image[0]] if listed else image
     got = pipeline(image, told, "red", num_inference_steps=2, output_type=kind).images
     got = np.asarray(got[0]) if kind == "pil" else (got.permute(0, 2, 3, 1).numpy() if kind == "pt" else got)
     inside = mask[0, 0].numpy() > 0.5

@@ -1,11 +1,21 @@
 """From rows to what the condition's encoder takes."""
 
-import torch
+import json
 
+import pytest
+import torch
+from commands import make_images
+from factories import text_pipeline, word_tokenizer
+
+from attndiff.apps.cli.doctor import check_data
 from attndiff.data.tokenizer import train_tokenizer
+from attndiff.pipelines.call.tokenizing import tokenize
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training import conditioning
-from attndiff.training.conditioning import Conditioning
+from attndiff.training.build import build
+from attndiff.training.conditioning import CaptionTokens, Conditioning, count_tokens
+from attndiff.training.config import make_config
+from attndiff.training.evaluation.samples import sample_row
 
 WORDS = ["a red apple", "two green pears", "a blue plum"]
 
@@ -33,3 +43,100 @@ def test_only_so_many_captions_are_kept(monkeypatch):
     for caption in [*WORDS, *WORDS]:
         made.sample({"caption": [caption]}, 0.0)
     assert len(made._known) <= 2 and set(asked) == set(WORDS)
+
+
+def test_tokens_of_captions_are_counted(monkeypatch):
+    tokenizer = word_tokenizer(5)  # begin and end among them
+    same = ["red apple flat cat", "red apple flat rocket", "red apple flat rocket"]
+    captions = [*same, "red apple flat", "blue heart flat cat", "cat"]
+    expected = CaptionTokens(captions=6, kept=5, longest=6, cut=4, equal=3)  # one that just fits among the equal
+    assert count_tokens(tokenizer, captions) == expected
+    monkeypatch.setattr(conditioning, "COUNTED", 2)
+    assert count_tokens(tokenizer, captions) == expected
+    assert count_tokens(tokenizer, ["cat", "cat"]) == CaptionTokens(2, 5, 3, 0, 0)
+
+
+def test_what_is_cut_is_said_with_what_to_do():
+    note = CaptionTokens(captions=8, kept=24, longest=90, cut=2, equal=0).note(adjustable=True)
+    assert note.startswith("25.0% of 8 captions are longer than the 24 tokens that are kept (the longest has 90)")
+    assert "equal" not in note and note.endswith("raise condition.max_length to keep up to 90")
+    note = CaptionTokens(captions=8, kept=24, longest=90, cut=2, equal=2).note(adjustable=False)
+    assert "2 that differ become equal" in note and "max_length" not in note and note.endswith("write shorter ones")
+
+
+ENDS = [f"a very long caption about one and the same thing but for its end {i % 3}" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict:
+    """Of a run on captions of which some differ at their ends alone."""
+    root = tmp_path_factory.mktemp("captions")
+    images = make_images(root / "images", count=6)
+    for path, text in zip(sorted(images.rglob("*.txt")), ENDS, strict=True):
+        path.write_text(text)
+    return {
+        "out": str(root / "run"),
+        "data": {"path": str(images), "size": 16, "validation": 0.1, "caption_column": "text"},
+        "condition": {"kind": "text", "vocab_size": 300, "max_length": 12},
+        "model": {"preset": "tiny"},
+        "optim": {"steps": 2, "batch_size": 4, "warmup": 1, "precision": "fp32"},
+        "log": {"tracker": None},
+    }
+
+
+def test_a_run_says_at_its_start_what_share_of_captions_is_cut(settings):
+    parts = build(make_config(settings))
+    (note,) = [note for note in parts.notes if "captions" in note]
+    assert (
+        note.startswith("100.0% of 5 captions are longer than the 12 tokens") and "3 that differ become equal" in note
+    )
+    longest = int(note.rpartition(" ")[2])
+    enough = settings | {"condition": settings["condition"] | {"max_length": longest}}
+    assert not [note for note in build(make_config(enough)).notes if "captions" in note]
+
+
+def test_a_model_that_is_gone_on_with_keeps_what_its_tokenizer_keeps(settings, tmp_path):
+    text_pipeline(max_length=12).save_pretrained(tmp_path)
+    parts = build(make_config(settings | {"model": {"preset": "tiny", "init_from": str(tmp_path)}}))
+    (note,) = [note for note in parts.notes if "captions" in note]
+    assert "the 12 tokens" in note and note.endswith("write shorter ones")
+
+
+def test_the_doctor_of_a_config_says_what_its_run_would(settings, tmp_path):
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    text, found = check_data(str(tmp_path / "run.yaml"), [])
+    (note,) = [note for note in build(make_config(settings)).notes if "captions" in note]
+    assert f"Tokens: {note}" in text.splitlines()
+    tokens = json.loads(found)["tokens"]
+    assert (tokens["captions"], tokens["kept"], tokens["cut"], tokens["equal"]) == (5, 12, 5, 3)
+    text, found = check_data(str(tmp_path / "run.yaml"), ["condition.max_length=99"])
+    assert f"Tokens: captions have at most {tokens['longest']} tokens, and 99 are kept" in text
+    text, found = check_data(settings["data"]["path"], ["size=16", "caption_column=text"])
+    assert json.loads(found)["tokens"] is None and "words 15" in text
+    text, _ = check_data(str(tmp_path / "run.yaml"), ["condition.kind=none"])
+    assert "Tokens" not in text
+
+
+@pytest.fixture
+def warned(monkeypatch) -> list[str]:
+    """What is warned of by prompts."""
+    said = []
+    monkeypatch.setattr("attndiff.pipelines.call.tokenizing.logger.warning", said.append)
+    return said
+
+
+def test_sample_grids_warn_of_a_prompt_once(settings, warned):
+    parts = build(make_config(settings))
+    for prompts in (ENDS[:2], ENDS[:2], ENDS[1:3], ["short"]):
+        sample_row(parts, prompts, 1.0)
+    assert len(warned) == 3
+
+
+def test_every_tokenizer_warns_for_itself(warned, monkeypatch):
+    monkeypatch.setattr("attndiff.pipelines.call.tokenizing.REMEMBERED", 2)
+    first, second = (train_tokenizer(WORDS, 300, 4) for _ in range(2))
+    for tokenizer, text in ((first, ENDS[0]), (first, ENDS[0]), (second, ENDS[0]), (first, ENDS[1]), (first, ENDS[2])):
+        tokenize(tokenizer, [text])
+    assert len(warned) == 4
+    tokenize(first, [ENDS[0]])  # forgotten among so many
+    assert len(warned) == 5

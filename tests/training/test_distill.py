@@ -227,6 +227,16 @@ def test_the_command_ends_with_a_student_and_a_picture_of_both(place, tmp_path):
     assert attndiff("sample", tmp_path / "run/pipeline", "red apple", "--out", tmp_path / "g.png").code == 0
 
 
+def test_minutes_are_for_the_comparison_too(place, tmp_path):
+    arguments = ["--data", place / "images", "--out", tmp_path / "run", "--minutes", 0.01, "optim.least_steps=4"]
+    result = attndiff("distill", place / "text", *arguments, *TINY)
+    assert result.code == 0, result.err
+    assert "of 0.01 min are kept to compare the student with its teacher" in result.out
+    assert "optim.least_steps=4 makes the run longer than the time it was given" in result.err
+    assert {"student, 1 step", "teacher, 4 steps"} < set(json.loads((tmp_path / "run/distill.json").read_text()))
+    assert (tmp_path / "run/distill.png").stat().st_size > 0
+
+
 def test_a_run_cut_short_goes_on_to_the_same_student(place, tmp_path):
     assert distil(place, tmp_path / "whole", "--adversarial", 0.5).code == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -22,6 +22,7 @@ from attndiff.training.export import export_checkpoint
 from attndiff.training.run import loop
 from attndiff.training.run.loop import Trainer
 from attndiff.training.state import learned as module
+from attndiff.training.state import resume
 from attndiff.training.state.learned import Learned, learned_digest, read_learned, write_learned
 
 FORMAT_1 = TESTS / "fixtures/format_1"
@@ -278,3 +279,49 @@ def test_a_run_that_kept_nothing_is_exported_from_its_data_alone(tmp_path, capsy
     (run / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"are not those that it was trained on, and it kept nothing"):
         export_checkpoint(run, tmp_path / "other")
+
+
+def interrupted(finished: Path, to: Path) -> tuple[Path, Path, list[str]]:
+    """Data, a run that stopped before its last step, and the losses that it comes to."""
+    data, run = copied(finished, to)
+    expected = losses(run)
+    shutil.rmtree(max((run / "checkpoints").glob("step_*")))
+    return data, run, expected
+
+
+def test_a_run_goes_on_where_its_data_were_moved_to(finished, tmp_path):
+    data, run, expected = interrupted(finished, tmp_path)
+    moved = data.rename(tmp_path / "elsewhere")
+    kind = json.loads((run / "config.json").read_text())["condition"]["kind"]
+    Trainer(make_config(settings(moved, run, kind))).run()
+    assert losses(run)[-1] == expected[-1]
+
+
+def test_a_run_does_not_go_on_with_other_data(finished, tmp_path):
+    _, run, _ = interrupted(finished, tmp_path)
+    kind = json.loads((run / "config.json").read_text())["condition"]["kind"]
+    other = make_images(tmp_path / "other", count=20)
+    with pytest.raises(UserError, match="are not those that the run began with"):
+        Trainer(make_config(settings(other, run, kind))).run()
+
+
+def test_a_run_that_read_its_images_otherwise_is_refused_only_if_they_show_it(finished, tmp_path, monkeypatch):
+    data, run, expected = interrupted(finished, tmp_path)
+    kind = json.loads((run / "config.json").read_text())["condition"]["kind"]
+    monkeypatch.setattr(resume, "INTAKE", module.INTAKE + 1)
+    Trainer(make_config(settings(data, run, kind))).run()
+    assert losses(run)[-1] == expected[-1]
+    shutil.rmtree(max((run / "checkpoints").glob("step_*")))
+    Image.fromarray(255 - np.asarray(Image.open(next(data.rglob("*.png"))))).save(next(data.rglob("*.png")))
+    with pytest.raises(UserError, match="read its images in another way"):
+        Trainer(make_config(settings(data, run, kind))).run()
+
+
+def test_what_is_left_out_is_said_and_written_beside_the_run(tmp_path, capsys):
+    data = make_images(tmp_path / "data", count=8)
+    (data / "drawing.svg").write_text("<svg/>")
+    Trainer(make_config(settings(data, tmp_path / "run"))).run()
+    assert "1 file is left out (drawing.svg: .svg files are not read" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/left_out.json").read_text()) == [
+        ["drawing.svg", ".svg files are not read, convert it to PNG"]
+    ]

@@ -17,7 +17,6 @@ from attndiff.folder.open import load
 from attndiff.training.config import make_config
 from attndiff.training.export import export_checkpoint
 from attndiff.training.run.loop import Trainer
-from attndiff.training.run.plan import UNTIMED, RunPlan, fit_steps
 
 
 @pytest.fixture(scope="module")
@@ -318,19 +317,3 @@ def test_timing_a_step_changes_nothing(tmp_path):
     assert plan.optimizer_seconds > 0 and plan.step_seconds > plan.pass_seconds > 0
     for name, parameter in trainer.parts.model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None, name
-
-
-def test_minutes_hold_whole_steps_and_validations(tmp_path):
-    config = make_config(settings(tmp_path, optim__minutes=10, optim__steps=None))
-    plan = RunPlan(0, (16, 16), 0.0, pass_seconds=2.0, optimizer_seconds=1.0, memory_bytes=0)
-    assert fit_steps(config, plan, 0) == int(600 / (3 * UNTIMED))
-    # 3 weight sets, 8 levels, 3 held-out images: 72 forward passes, which take as long as 3 steps' passes of 8 images.
-    assert fit_steps(config, plan, 3) == int(600 / (3 * UNTIMED + 3 * 2.0 / 3))
-
-
-def test_minutes_become_steps(tmp_path):
-    values = settings(tmp_path / "run")
-    values["optim"] = {**values["optim"], "steps": None, "minutes": 0.01}
-    trainer = Trainer(make_config(values))
-    trainer.plan()
-    assert trainer.config.optim.steps >= 10 and trainer.config.optim.minutes is None

@@ -6,19 +6,21 @@ import time
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment
+from accelerate.utils import broadcast, patch_environment
 
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S
 from attndiff.training.config import TrainConfig
+from attndiff.training.settings.trackers import check_installed
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's view of the devices and processes, made anew for every run of this Python process.
 
     Raises:
-        UserError: If fewer processes came together than the launcher started.
+        UserError: If fewer processes came together than the launcher started, or the tracker is not installed.
     """
+    check_installed(config.log.tracker)
     AcceleratorState._reset_state()
     # Who shares what out is our own affair (`sharding`, `zero`): Accelerate does so on GPUs only.
     with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="false"):
@@ -49,6 +51,13 @@ def anyone(accelerator: Accelerator, what: bool) -> bool:
     if accelerator.num_processes == 1:
         return what
     return bool(accelerator.reduce(torch.tensor(int(what), device=accelerator.device), "sum").item())
+
+
+def agreed(accelerator: Accelerator, number: int) -> int:
+    """The main process's number, on all; a process that is alone waits for nothing."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(broadcast(torch.tensor(number, device=accelerator.device)).item())
 
 
 def ended_early(error: RuntimeError) -> str | None:

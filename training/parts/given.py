@@ -37,7 +37,7 @@ def open_given(config: TrainConfig) -> Given:
     source = load_quietly(config.model.init_from) if config.model.init_from else None
     if config.distill and source.config.student:
         raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
-    return Given(source, _open_vae(config, source), _open_text(config, source))
+    return Given(source, _open_vae(config, source), open_text(config, source))
 
 
 def _open_vae(config: TrainConfig, source: DiffusionPipeline | None) -> AutoencoderKL | None:
@@ -47,7 +47,7 @@ def _open_vae(config: TrainConfig, source: DiffusionPipeline | None) -> Autoenco
     return freeze(source.vae) if source is not None and source.vae is not None else None
 
 
-def _open_text(config: TrainConfig, source: DiffusionPipeline | None) -> Conditioning | None:
+def open_text(config: TrainConfig, source: DiffusionPipeline | None) -> Conditioning | None:
     """What reads text: the earlier model's own tokenizer and encoder, or the pretrained ones that are named."""
     prompt = PROMPTS[config.condition.kind]
     if not prompt.reads_text:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from attndiff.data.columns import CAPTION, IMAGE
 from attndiff.data.rows import Row, Rows
@@ -15,6 +16,7 @@ from attndiff.errors import UserError
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.tasks.registry import TASKS
 from attndiff.tasks.task import GENERATE, TaskSettings, nothing
+from attndiff.training.conditioning import Conditioning, count_tokens
 from attndiff.training.config import TrainConfig
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
@@ -39,12 +41,18 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     stream, prompt = config.data.stream, PROMPTS[config.condition.kind]
     task = learn_task(config, images)
     given_images = TASKS[task.name].given is not nothing
-    own_text = prompt.reads_text and given.conditioning is None
+    tokenizer = None
+    if prompt.reads_text:
+        captions = [caption for row in images for caption in row[CAPTION.name]]
+        tokenizer = make_tokenizer(config, given.conditioning, captions)
+        tokens = count_tokens(tokenizer, captions)
+        if tokens.cut:
+            opened.notes.append(tokens.note(is_adjustable(config, given.conditioning)))
     return Learned(
         data=images.describe(),
         images=None if stream else len(images),
         held_out=len(validation),
-        tokenizer=_tokenizer(config, images) if own_text else None,
+        tokenizer=tokenizer if given.conditioning is None else None,
         fingerprint=images.fingerprint,
         skipped=None if stream else len(images.skipped),
         licences=_licences(images),
@@ -54,9 +62,18 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     )
 
 
-def _tokenizer(config: TrainConfig, images: Rows):
-    captions = [caption for row in images for caption in row[CAPTION.name]]
+def make_tokenizer(config: TrainConfig, given: Conditioning | None, captions: list[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer that reads captions: the given one, or one that is trained on them."""
+    if given is not None:
+        return given.tokenizer
     return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
+
+
+def is_adjustable(config: TrainConfig, given: Conditioning | None) -> bool:
+    """Whether ``condition.max_length`` decides how much is kept of a caption, rather than the model that is given."""
+    if given is None:
+        return True
+    return config.model.init_from is None and given.tokenizer.model_max_length == config.condition.max_length
 
 
 def _licences(images: Rows) -> list[tuple[str, int]]:

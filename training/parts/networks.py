@@ -38,6 +38,12 @@ class Networks:
     notes: list[str] = field(default_factory=list)
 
 
+def check_model(config: TrainConfig) -> None:
+    """Raise `UserError` for a setting of ``model.unet`` or ``model.encoder`` that no network has; needs no data."""
+    check_network_settings(AttentionUNet2DModel, config.model.unet, "model.unet")
+    check_network_settings(ConditionEncoder, config.model.encoder, "model.encoder")
+
+
 def make_networks(config: TrainConfig, learned: Learned, given: Given) -> Networks:
     """Networks from random weights, or from those of an earlier model.
 

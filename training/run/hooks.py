@@ -11,8 +11,10 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.distances import Distances, in_words
 from attndiff.training.evaluation.samples import save_grid, swapped
 from attndiff.training.evaluation.validation import validate
+from attndiff.training.run.pace import Stopwatch
 from attndiff.training.run.progress import Progress
 from attndiff.training.state.checkpoint import RunState
+from attndiff.training.state.length import Length
 
 
 class EvalHooks:
@@ -20,10 +22,12 @@ class EvalHooks:
 
     Args:
         accelerator: For the device and the sharing of the work among processes.
-        config: The run's settings, its number of steps settled.
+        config: The run's settings.
         parts: Its modules and data.
         held_out: Held-out images with their conditions.
         distances: Measures samples, if that is wanted.
+        length: Of the run.
+        timed: Makes the context in which something of a name is done, and its time noted.
     """
 
     def __init__(
@@ -33,13 +37,15 @@ class EvalHooks:
         parts: Parts,
         held_out: DrawnDataset,
         distances: Distances | None,
+        length: Length,
+        timed: Stopwatch,
     ):
         self.accelerator, self.config, self.parts = accelerator, config, parts
-        self.held_out, self.distances = held_out, distances
+        self.held_out, self.distances, self.length, self.timed = held_out, distances, length, timed
 
     def due(self, every: int | None, step: int) -> bool:
         """Whether something is to be done after a step; at the end, all that is done at all."""
-        return bool(every) and (step % every == 0 or step == self.config.optim.steps)
+        return bool(every) and (step % every == 0 or step == self.length.end(step))
 
     def any_due(self, step: int) -> bool:
         """Whether there is anything to do after a step."""
@@ -52,11 +58,15 @@ class EvalHooks:
         log, out, step = self.config.log, Path(self.config.out), state.step
         main = self.accelerator.is_main_process
         if self.due(log.validate_every, step):
-            self.validate(state, progress)
+            with self.timed("validate"):
+                self.validate(state, progress)
         if self.due(log.sample_every, step) and main:
-            save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, out / "samples" / f"step_{step:08d}.png")
+            with self.timed("sample"):
+                grid = out / "samples" / f"step_{step:08d}.png"
+                save_grid(self.parts, state.ema, log.prompts, log.guidance_scale, grid)
         if self.due(log.evaluate_every, step):
-            self.measure_distances(state, progress)
+            with self.timed("evaluate"):
+                self.measure_distances(state, progress)
         if log.snapshot_every and step % log.snapshot_every == 0 and main:
             state.ema.save_snapshots(out / "snapshots", step)
 

@@ -1,5 +1,6 @@
 """Micro-batches that fit into memory: the largest is found before step 1, and lowered if memory runs out later."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from filelock import FileLock
 
+from attndiff.clock import Clock
 from attndiff.errors import UserError
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.config import TrainConfig
@@ -21,13 +23,18 @@ LOCK = "memory.lock"
 
 
 def plan_within_memory(
-    head: Head, images: DrawnDataset, config: TrainConfig, accelerator: Accelerator, layout: ParallelLayout
+    head: Head,
+    images: DrawnDataset,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    layout: ParallelLayout,
+    clock: Clock = time.perf_counter,
 ) -> tuple[RunPlan, ParallelLayout]:
     """The plan of the largest micro-batch, no larger than the layout's, that every process has the memory for."""
     while True:
         plan = None
         try:
-            plan = make_plan(head, images, config, accelerator, layout)
+            plan = make_plan(head, images, config, accelerator, layout, clock)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

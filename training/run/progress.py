@@ -7,9 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from attndiff.clock import Clock
 from attndiff.training.run.step import StepResult
+from attndiff.training.state.checkpoint import sync
 
-OTHER = {"distances", "skipped", "checkpoint_seconds"}  # in the log's entries that are neither steps nor validations
+PLANNED = "planned_steps"
+# What entries of the log have that are neither steps nor validations.
+OTHER = {"distances", "skipped", "checkpoint_seconds", PLANNED}
 
 
 def progress_bar(total: int, main: bool, start: int = 0) -> tqdm:
@@ -30,12 +34,23 @@ class Progress:
         log: JSON-lines file, appended to; a line that a crash cut short is taken out, and after a resume the steps
             since the checkpoint are logged again.
         main: Whether this process shows anything.
+        clock: For the rates.
     """
 
-    def __init__(self, total: int, start: int, batch_size: int, flops_per_image: float, log: Path, main: bool):
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        batch_size: int,
+        flops_per_image: float,
+        log: Path,
+        main: bool,
+        clock: Clock = time.perf_counter,
+    ):
         self.batch_size, self.flops_per_image, self.log, self.main = batch_size, flops_per_image, log, main
+        self.clock = clock
         self.bar = progress_bar(total, main, start)
-        self.last_time, self.last_step = time.perf_counter(), start
+        self.last_time, self.last_step = clock(), start
         if main and log.is_file():
             drop_torn_line(log)
 
@@ -44,7 +59,7 @@ class Progress:
         self.bar.update(step - self.bar.n)
         if not store:
             return None
-        now = time.perf_counter()
+        now = self.clock()
         rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
         self.last_time, self.last_step = now, step
         flops = rate * self.flops_per_image
@@ -57,7 +72,14 @@ class Progress:
 
     def pause(self) -> None:
         """Leave time spent on validation, grids or checkpoints out of the next rate."""
-        self.last_time = time.perf_counter()
+        self.last_time = self.clock()
+
+    def replan(self, step: int, planned: int, seconds: float) -> None:
+        """Note that from ``step`` on the run is to have ``planned`` steps: on the disk before that takes effect."""
+        self.bar.total = planned
+        self.write({"step": step, PLANNED: planned, "seconds": round(seconds, 3)})
+        if self.main:
+            sync(self.log)
 
     def write(self, entry: dict) -> None:
         """Append an entry to the log."""
@@ -79,6 +101,14 @@ def drop_torn_line(log: Path) -> None:
     """Cut off what comes after the last whole line."""
     with open(log, "rb+") as stream:
         stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def read_planned(log: Path) -> list[tuple[int, int]]:
+    """The entries of a run's `Length` that its log tells of, by step; what follows the last whole line is no entry."""
+    if not log.is_file():
+        return []
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    return [(entry["step"], entry[PLANNED]) for line in whole if PLANNED in (entry := json.loads(line))]
 
 
 def read_log(log: Path) -> tuple[list[dict], list[dict]]:

@@ -81,7 +81,7 @@ class Stepper:
                 then no process takes the step.
             RuntimeError: If memory runs out in the passes; there are no gradients then, and it may be tried again.
         """
-        state.module.set_progress(step / self.config.optim.steps)
+        state.module.set_progress(state.length.share(step))
         total, seen = self._pass_all(step)
         norm = self.gradients.clipped_norm()
         taken = StepResult(*together(self.accelerator.reduce(total, "mean"), norm))

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from attndiff.errors import UserError
 from attndiff.nn.unet import Level
 
-STRICT = ConfigDict(strict=True)
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def check_network_settings(cls: type, settings: dict[str, Any], section: str) -> None:

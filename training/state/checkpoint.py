@@ -22,9 +22,11 @@ from attndiff.training.parallel.layout import ParallelLayout
 from attndiff.training.parallel.sharding import gathered_on_host, like, whole
 from attndiff.training.parallel.zero import ZeroGradients
 from attndiff.training.state.averages import PowerEMA
+from attndiff.training.state.length import Length
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+PLANNED = "planned"  # the key of the entries of a `Length` there
 LAYOUT = "spread"  # the key of a `ParallelLayout` in progress.json, as the first checkpoints have it
 NAME = re.compile(r"step_\d{8,}")
 
@@ -42,6 +44,7 @@ class RunState:
     replica: nn.Module | None = None  # of a sharded module, for the whole weights
     zero: ZeroGradients | None = None  # that has the moments of DeepSpeed's optimizer
     learned: str | None = None  # SHA-256 of what the run learned from its data
+    length: Length | None = None
 
     def tensors(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
         """Every tensor by file and name; where it is shared out, all processes ask together.
@@ -147,6 +150,8 @@ def _write(folder: Path, state: RunState, files: dict[str, dict[str, torch.Tenso
         progress[LAYOUT] = asdict(state.layout)
     if state.learned:
         progress["learned"] = state.learned
+    if state.length and not state.length.fixed:
+        progress[PLANNED] = state.length.entries
     (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -184,6 +189,11 @@ def read_layout(folder: Path) -> ParallelLayout | None:
     """How the run of a checkpoint was laid out, if it says so."""
     kept = _progress(folder).get(LAYOUT)
     return ParallelLayout(**kept) if kept else None
+
+
+def read_length(folder: Path) -> list[tuple[int, int]]:
+    """The entries of a `Length` in a checkpoint, by step; none where the number of steps was given."""
+    return [tuple(entry) for entry in _progress(folder).get(PLANNED, [])]
 
 
 def read_learned_name(folder: Path) -> str | None:

@@ -62,8 +62,15 @@ def write_config(config: TrainConfig, out: Path) -> None:
     store_config(config, out / "config.yaml")
 
 
+def write_left_out(left_out: list[tuple[str, str]] | list[str], out: Path) -> None:
+    """Name what of the data is not read: pairs of name and reason, of a stream sentences."""
+    (out / "left_out.json").write_text(json.dumps(left_out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
-    """The config of the unfinished run that a folder holds, minutes settled as that run did; None if it holds none.
+    """The config of the unfinished run that a folder holds; None if it holds none.
+
+    Runs once settled their minutes before step 1 and stored the steps; one of these goes on with them.
 
     Raises:
         UserError: If that is a run of another config; the differences are named.
@@ -72,11 +79,12 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
         return None
     stored = stored_settings(out)
     mine = config.model_dump(mode="json")
-    if config.optim.steps is None:
+    if config.optim.steps is None and stored["optim"]["steps"] is not None:
         mine["optim"] |= {"steps": stored["optim"]["steps"], "minutes": None}
     pairs = [(s, stored[s] or {}, mine[s] or {}) for s in SETTLED]
     sections = [(f"{s}.{key}", a.get(key), b.get(key)) for s, a, b in pairs for key in a | b]
-    settled = [each for each in sections if each[0] != "optim.micro_batch"]  # which `check_resumed` is about
+    answered = {"optim.micro_batch", *(_places(stored["data"], mine["data"]))}  # by `check_resumed`
+    settled = [each for each in sections if each[0] not in answered]
     settled.append(("seed", stored["seed"], mine["seed"]))
     different = [f"{name}: {then!r} then, {now!r} now" for name, then, now in settled if then != now]
     if different:
@@ -85,6 +93,13 @@ def settle_by_stored(config: TrainConfig, out: Path) -> TrainConfig | None:
             "restore the settings."
         )
     return make_config(mine)
+
+
+def _places(then: dict, now: dict) -> list[str]:
+    """Settings that say where the data lie, which may move: a fingerprint says that they are the same."""
+    if then["stream"] or now["stream"]:
+        return []
+    return [f"data.{key}" for key in ("path", "validation") if isinstance(then[key], str) and isinstance(now[key], str)]
 
 
 def stored_settings(out: Path) -> dict:
@@ -105,15 +120,23 @@ def kept_learned(config: TrainConfig, out: Path) -> Learned | None:
         return None
     stored, mine = stored_settings(out), config.model_dump(mode="json")
     named = named_learned(out / "checkpoints")
-    if named is None or any(stored[section] != mine[section] for section in LEARNED_FROM):
+    if named is None:
+        return None
+    for place in _places(stored["data"], mine["data"]):
+        stored["data"].pop(place.removeprefix("data.")), mine["data"].pop(place.removeprefix("data."))
+    if any(stored[section] != mine[section] for section in LEARNED_FROM):
         return None
     learned = read_learned(out, named)
-    if learned.intake != INTAKE:
-        raise UserError(
-            f"the run in {out} read its images in another way (version {learned.intake}, and this attndiff has "
-            f"{INTAKE}); go on with the version that began it."
-        )
+    if learned.intake != INTAKE and learned.fingerprint is None:
+        raise UserError(_read_otherwise(learned, out))
     return learned
+
+
+def _read_otherwise(learned: Learned, out: Path) -> str:
+    return (
+        f"the run in {out} read its images in another way (version {learned.intake}, and this attndiff has {INTAKE}), "
+        "which some of them show; go on with the version that began it, or choose another 'out'."
+    )
 
 
 def check_learned(checkpoint: Path, learned: Learned, out: Path, say: Printer) -> None:
@@ -155,7 +178,9 @@ def newest_of(out: Path, say: Printer) -> Path | None:
     return newest
 
 
-def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool, say: Printer) -> ParallelLayout:
+def adopt_layout(
+    checkpoint: Path, now: ParallelLayout, learned: Learned, out: Path, elastic: bool, say: Printer
+) -> ParallelLayout:
     """How the work is laid out from here on: a micro-batch that was lowered stays so.
 
     Raises:
@@ -167,6 +192,8 @@ def adopt_layout(checkpoint: Path, now: ParallelLayout, out: Path, elastic: bool
     if then.lowered and then.processes == now.processes and then.micro_batch < now.micro_batch:
         say(f"micro-batches of {then.micro_batch}, as memory ran out with larger ones before")
         now = replace(now, micro_batch=then.micro_batch, lowered=True)
+    if learned.intake != INTAKE and None not in (then.data, now.data) and then.data != now.data:
+        raise UserError(_read_otherwise(learned, out))
     check_resumed(then, now, str(out), elastic)
     if not then.same_sums(now):
         say(

@@ -16,6 +16,7 @@ from attndiff.apps.cli.push import push
 from attndiff.apps.cli.quickstart import quickstart
 from attndiff.apps.cli.sample import sample
 from attndiff.apps.cli.train import train
+from attndiff.data.tables.names import printable
 from attndiff.errors import Stopped, UserError
 
 # typer carries its own copy of click or depends on one, by version; both derive BadParameter from these.
@@ -85,5 +86,5 @@ def run(program: typer.Typer, name: str, argv: list[str]) -> None:
 
 def _refuse(sentence: str) -> int:
     """Tell the user what is wrong, in one line; the exit code."""
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return 2

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH, check_json_file
+
 
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A small version, a minute or two on two cores.")] = False,
@@ -14,12 +16,10 @@ def bench(
     preset: Annotated[str | None, typer.Option(help="tiny, xs, s or b; xs on a CPU and s on CUDA by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Result file; what it already holds is not measured again.")
+        Path | None, typer.Option("--json", help="Result file; what it already holds is not measured again.", **PATH)
     ] = None,
 ) -> None:
     """Measure how fast attndiff trains and samples here, in how much memory."""
-    from attndiff.apps.option_checks import check_json_file
-
     check_json_file(json_file)
     from attndiff.apps.bench.command import choose_device, print_attention, print_speed
 

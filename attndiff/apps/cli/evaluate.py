@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH, check_json_file, check_output_folder
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
@@ -16,7 +18,9 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="How to read the data, such as caption_column=title."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file, too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the numbers to this file, too.", **PATH)
+    ] = None,
     n: Annotated[
         int | None, typer.Option("--n", help="Samples; by default as many as there are real ones, up to 1000.")
     ] = None,
@@ -36,18 +40,17 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others count up from it.")] = 0,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.")
+        Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.", **PATH)
     ] = None,
 ) -> None:
     """Measure a model's samples against real images, and how much of its training images it repeats."""
-    from attndiff.apps.option_checks import check_json_file, check_output_folder
     from attndiff.errors import UserError
 
     check_output_folder("--pictures", pictures)
     check_json_file(json_file)
     if n is not None and n < 1:
         raise UserError(f"--n {n}: at least one sample is needed, and more for most metrics; give a larger number.")
-    from attndiff.apps.data_settings import data_config, is_config
+    from attndiff.apps.data_settings import data_config
     from attndiff.apps.evaluate import EvaluationSettings, as_text
     from attndiff.apps.evaluate import evaluate as measure
     from attndiff.apps.sample import Request, open_model
@@ -55,9 +58,8 @@ def evaluate(
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
-    own = [] if is_config(data) else model_settings(pipeline)
     settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed)
-    reference = open_reference(data_config(data, [*own, *(overrides or [])]), pipeline, seed)
+    reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")
     report = measure(pipeline, reference, settings, n, extractor, pictures)

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH
+
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    folder: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.", **PATH)],
+    folder: Annotated[Path, typer.Argument(help="New folder for the pipeline.", **PATH)],
     sigma_rel: Annotated[
         float | None,
         typer.Option(min=0.01, max=0.28, help="Width of the weight average to rebuild from log.snapshot_every."),

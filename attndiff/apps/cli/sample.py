@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from attndiff.apps.option_checks import PATH, check_output_file, check_output_folder, parse_size
+
 
 def sample(
     model: Annotated[str, typer.Argument(help="Pipeline folder, Hub id user/name, emoji-xs or emoji-xs-student.")],
@@ -12,7 +14,9 @@ def sample(
         list[str] | None,
         typer.Argument(metavar="[PROMPT]...", help="Captions, or classes of a class model; none if unconditional."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write: a grid, one column a prompt.")] = Path("grid.png"),
+    out: Annotated[Path, typer.Option(help="Picture to write: a grid, one column a prompt.", **PATH)] = Path(
+        "grid.png"
+    ),
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps; 20, or as many as a few-step student was made for.")
     ] = None,
@@ -23,13 +27,13 @@ def sample(
     count: Annotated[int | None, typer.Option(help="Images of each prompt; 8 if unconditional, else 1.")] = None,
     size: Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH in pixels, if not the training size.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder for every image as a file of its own, in the data's bit depth.")
+        Path | None, typer.Option(help="Folder for every image as a file of its own, in the data's bit depth.", **PATH)
     ] = None,
-    attention_maps: Annotated[Path | None, typer.Option(help="Folder for pictures of where each word acted.")] = None,
+    attention_maps: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of where each word acted.", **PATH)
+    ] = None,
 ) -> None:
     """Sample images from a model."""
-    from attndiff.apps.option_checks import check_output_file, check_output_folder, parse_size
-
     check_output_file("--out", out)
     for option, folder in {"--images": images, "--attention-maps": attention_maps}.items():
         check_output_folder(option, folder)

@@ -1,41 +1,33 @@
 """Files to pixels: the one place that opens images, and that refuses them."""
 
 import io
-import math
+import re
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
+from attndiff.data.pixels.arrays import array_reader, decode_array
+from attndiff.data.pixels.colour import to_srgb
+from attndiff.data.pixels.decoded import EXIF_ORIENTATION, MAX_PIXELS, TURNED, Decoded, check_bands, check_size
+from attndiff.data.pixels.tiff import TIFF_STARTS, decode_tiff, is_for_tifffile
+from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
-# 64 megapixels: above every usual camera, and 200 MB of RGB; refused from the header, before anything is decoded.
-MAX_PIXELS = 64_000_000
-PEAK = {"uint8": 255, "uint16": 65535, "float32": 1}
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-EXIF_ORIENTATION = 274
 NUMBERS = "numbers"
-
-
-@dataclass
-class Decoded:
-    """An image as it was stored.
-
-    Args:
-        pixels: ``(H, W, C)``, uint8 in [0, 255], uint16 in [0, 65535] or float32 in [0, 1].
-        alpha: ``(H, W)``, straight, in the units of `pixels`, or None.
-        kind: Mode and depth in words, such as "RGB 8-bit".
-        notes: What was altered in reading it.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-    kind: str
-    notes: list[str] = field(default_factory=list)
+# Where a PNG may say how it lies.
+OF_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+NO_EXIF = "unreadable EXIF ignored"
+SAMPLES_PER_PIXEL = 277
+# Exponents that a PNG states for sRGB, or nearly.
+USUAL_GAMMA = (0.44, 0.47)
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
+# Workflows, XMP and scanners' profiles in PNGs are larger than the 1 MB at which Pillow gives up.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
+PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
 def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: str | None = None) -> Decoded:
@@ -67,8 +59,12 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else reason
         raise UserError(f"{name}: cannot be read ({reason}), replace or remove it") from None
+    if not decoded.pixels.size:
+        raise UserError(f"{name}: has no pixels, replace or remove it")
     if decoded.pixels.dtype == np.float32:
-        _check_float_range(decoded.pixels, name)
+        for values in (decoded.pixels, decoded.alpha):
+            if values is not None:
+                _check_float_range(values, name)
     return decoded
 
 
@@ -87,67 +83,131 @@ def _refuse_what_is_no_image(data: bytes, name: str) -> None:
         raise UserError(f"{name}: an SVG drawing, render it to PNG first")
     if start.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{name}: a web page (HTML), not an image, download it again")
+    refuse_pointer(data, name)
 
 
 def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
-    if isinstance(source, bytes) and source.startswith(TIFF_STARTS):
-        with tifffile.TiffFile(io.BytesIO(source)) as tiff:
-            page = tiff.pages.first
-            deep_colour = page.samplesperpixel > 1 and page.bitspersample > 8
-            if isinstance(channels, int) or page.samplesperpixel > 4 or deep_colour:
-                return _decode_bands(tiff, channels, name)
-    image = _open(source, name) if isinstance(source, bytes) else source
-    notes = []
+    if isinstance(source, bytes):
+        reader = array_reader(source)
+        if reader is not None:
+            wanted = 1 if channels == NUMBERS else channels
+            return _of_numbers(decode_array(reader, source, wanted, name), channels, name)
+        if source.startswith(TIFF_STARTS):
+            with tifffile.TiffFile(io.BytesIO(source)) as tiff:
+                if channels != NUMBERS and is_for_tifffile(tiff.pages.first, channels):
+                    return decode_tiff(tiff, channels, name)
+    return _decode_picture(source, channels, name)
+
+
+def _of_numbers(decoded: Decoded, channels: str | int, name: str) -> Decoded:
+    """A mask's numbers are whole, and never scaled."""
+    if channels == NUMBERS and (decoded.pixels.dtype == np.float32 or any("scaled to" in n for n in decoded.notes)):
+        raise UserError(f"{name}: a mask holds one whole number of 8 or 16 bits a pixel, store it so")
+    return decoded
+
+
+def _decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
+    """A file that Pillow reads."""
+    notes: list[str] = []
+    image = _open(source, name, notes) if isinstance(source, bytes) else source
+    file_format = image.format
     if getattr(image, "is_animated", False):
-        notes.append("first frame of an animation kept")
-    if _is_deep_colour_png(source):
-        notes.append("16-bit colour PNG read with 8 bits (a TIFF keeps 16)")
+        notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
+    if isinstance(source, bytes):
+        notes += _said_by_the_file(image, source)
     image.load()
+    if isinstance(source, bytes) and file_format == "PNG":
+        _scale_transparency(image, source)
     image = _upright(image, notes)
     kind = image.mode
     if channels == NUMBERS:
         return Decoded(_numbers(image, name), None, kind, notes)
-    pixels, alpha = _to_arrays(image, isinstance(channels, int), notes, name)
+    if isinstance(channels, str):
+        image = to_srgb(image, notes)
+    pixels, alpha = _to_arrays(image, file_format, isinstance(channels, int), notes, name)
     if isinstance(channels, int):
         if alpha is not None:
             pixels, alpha = np.concatenate([pixels, alpha[..., None]], axis=-1), None
-        _check_bands(pixels.shape[-1], channels, name)
+        check_bands(pixels.shape[-1], channels, name)
     if pixels.dtype == np.uint16:
         notes.append("16-bit scaled")
     return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    with warnings.catch_warnings():
+def _open(data: bytes, name: str, notes: list[str]) -> Image.Image:
+    with warnings.catch_warnings(record=True) as complaints:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            _register_heif(name)
         # Pillow's own limit, above which it warns and decodes, is looser than the one below.
+        warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data))
-    _check_size(*image.size, name)
+    # A JPEG's is read here, for its resolution, and not again.
+    notes += [NO_EXIF] if any("EXIF" in str(complaint.message) for complaint in complaints) else []
+    check_size(*image.size, name)
     return image
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{name}: {width}x{height} is more than {MAX_PIXELS // 10**6} megapixels, make it smaller")
+def _register_heif(name: str) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UserError(f'{name}: HEIC is read by pillow-heif: pip install "attndiff[heif]"') from None
+    register_heif_opener()
 
 
-def _is_deep_colour_png(source: bytes | Image.Image) -> bool:
-    """Whether Pillow will read this PNG's 16-bit colours with 8: bit depth and colour type stand at 24 and 25."""
-    return isinstance(source, bytes) and source[:4] == b"\x89PNG" and source[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")
+def _said_by_the_file(image: Image.Image, data: bytes) -> list[str]:
+    """Notes of what Pillow passes over or carries out without a word, of an image that is not loaded yet."""
+    notes = []
+    if _is_deep_colour(data):
+        notes.append(f"16-bit colour {image.format} read with 8 bits (a TIFF keeps 16)")
+    gamma, low, high = image.info.get("gamma"), *USUAL_GAMMA
+    if gamma is not None and not (low < gamma < high or {"srgb", "icc_profile"} & image.info.keys()):
+        notes.append(f"gamma of {gamma:g} not applied")
+    if image.format == "TIFF":
+        unnamed = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) - len(image.getbands())
+        notes += [f"{unnamed} band{'s' * (unnamed > 1)} of no stated meaning left out"] if unnamed > 0 else []
+        notes += [TURNED] if image.tag_v2.get(EXIF_ORIENTATION) in range(2, 9) else []
+    return notes
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Bring the transparent colour of a PNG, which Pillow leaves in the file's units, to those of the pixels.
+
+    Bit depth and colour type stand at 24 and 25.
+    """
+    key, (depth, kind) = image.info.get("transparency"), data[24:26]
+    if kind == 0 and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+        image.info["transparency"] = key * (255 // (2**depth - 1))
+    elif kind == 2 and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _is_deep_colour(data: bytes) -> bool:
+    """Whether Pillow will read these 16-bit colours with 8.
+
+    In a PNG bit depth and colour type stand at 24 and 25; in a PPM the third number is the largest value.
+    """
+    if data.startswith(b"\x89PNG"):
+        return data[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")
+    header = re.match(rb"P[36](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)", data[:1024])
+    return header is not None and int(header[1]) > 255
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.format == "PNG" and not image.info.keys() & OF_EXIF:
+        return image
     try:
         with warnings.catch_warnings(record=True) as complaints:
-            turned = ImageOps.exif_transpose(image)
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
     except Exception:  # EXIF data is as broken as its writers; the pixels are not.
-        notes.append("unreadable EXIF ignored")
+        notes += [NO_EXIF] if NO_EXIF not in notes else []
         return image
-    if complaints:
-        notes.append("unreadable EXIF ignored")
+    if complaints and NO_EXIF not in notes:
+        notes.append(NO_EXIF)
     if orientation in range(2, 9):
-        notes.append("rotated or mirrored as its EXIF says")
+        notes.append(TURNED)
     return turned
 
 
@@ -158,11 +218,15 @@ def _numbers(image: Image.Image, name: str) -> np.ndarray:
     return np.asarray(image).astype(np.uint16 if image.mode in SIXTEEN_BIT else np.uint8)[..., None]
 
 
-def _to_arrays(image: Image.Image, raw: bool, notes: list[str], name: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_arrays(
+    image: Image.Image, file_format: str | None, raw: bool, notes: list[str], name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour ``(H, W, 1 | 3)`` (``(H, W, 4)`` for raw CMYK) and alpha ``(H, W)`` of an opened image."""
     mode = image.mode
-    if mode in SIXTEEN_BIT or (mode == "I" and image.format in ("PNG", "PPM")):
-        return np.asarray(image).astype(np.uint16)[..., None], None
+    if mode in SIXTEEN_BIT or (mode == "I" and file_format in ("PNG", "PPM")):
+        pixels, key = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        alpha = None if raw or key is None else np.where(pixels == key, 0, 65535).astype(np.uint16)
+        return pixels[..., None], alpha
     if mode == "F":
         return np.asarray(image, np.float32)[..., None], None
     if mode in ("P", "PA"):
@@ -175,94 +239,17 @@ def _to_arrays(image: Image.Image, raw: bool, notes: list[str], name: str) -> tu
     elif mode == "CMYK" and raw:
         wanted = "CMYK"
     else:
-        if mode == "CMYK":
-            notes.append("CMYK converted to RGB")
+        if mode in ("CMYK", "LAB"):
+            notes.append(f"{mode} converted to RGB")
         wanted = "RGBA" if transparent else "RGB"
     array = np.asarray(image if mode == wanted else image.convert(wanted))
     array = array[..., None] if array.ndim == 2 else array
     return (array[..., :-1], array[..., -1]) if transparent else (array, None)
 
 
-def _decode_bands(tiff: tifffile.TiffFile, channels: str | int, name: str) -> Decoded:
-    """A TIFF that Pillow would refuse or cut to 8 bits."""
-    page, series = tiff.pages.first, tiff.series[0]
-    raw = [tifffile.PHOTOMETRIC.SEPARATED] if isinstance(channels, int) else []
-    if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, *raw):
-        raise UserError(f"{name}: TIFF bands of kind {page.photometric.name} are not supported, save it as RGB")
-    _check_size(page.imagewidth, page.imagelength, name)
-    if isinstance(channels, int):
-        if math.prod(series.shape) > MAX_PIXELS * channels:
-            raise UserError(f"{name}: {series.shape} is more than {MAX_PIXELS // 10**6} megapixels, make it smaller")
-        pixels, alpha, notes = _bands(series.asarray(), series.axes, channels, name), None, []
-    else:
-        pixels, alpha = _colour_bands(page, channels, name)
-        notes = ["first frame of an animation kept"] if len(tiff.pages) > 1 else []
-    depth = page.bitspersample
-    if pixels.dtype == np.float64:
-        pixels = pixels.astype(np.float32)
-    if str(pixels.dtype) not in PEAK or depth not in (8, 16, 32, 64):
-        raise UserError(f"{name}: {depth}-bit {pixels.dtype} has no set range, save as 8 or 16-bit unsigned or float")
-    if pixels.dtype == np.uint16:
-        notes.append("16-bit scaled")
-    orientation = page.tags.valueof(EXIF_ORIENTATION, 1)
-    if orientation in range(2, 9):
-        pixels, alpha = _turn(pixels, orientation), None if alpha is None else _turn(alpha, orientation)
-        notes.append("rotated or mirrored as its EXIF says")
-    bands = pixels.shape[-1] + (alpha is not None)
-    return Decoded(pixels, alpha, f"{bands} bands {pixels.dtype.itemsize * 8}-bit", notes)
-
-
-def _bands(array: np.ndarray, axes: str, channels: int, name: str) -> np.ndarray:
-    """``(H, W, C)`` of an array whose bands are samples (axis "S"), pages, or the last axis."""
-    array = array.reshape([n for n, axis in zip(array.shape, axes, strict=True) if n > 1 or axis in "YXS"])
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3:
-        raise UserError(f"{name}: a TIFF of shape {array.shape} is no single image of {channels} bands")
-    separate = axes.startswith("S") or ("S" not in axes and array.shape[0] == channels)
-    array = np.moveaxis(array, 0, -1) if separate else array
-    # Without a sample axis, pages of another number may still be the rows of an image whose last axis is the bands.
-    pages = "S" not in axes and array.shape[-1] != channels
-    _check_bands(array.shape[0] if pages else array.shape[-1], channels, name)
-    return array
-
-
-def _check_bands(bands: int, channels: int, name: str) -> None:
-    if bands != channels:
-        raise UserError(f"{name}: has {bands} bands, but channels={channels}: set channels={bands} or remove it")
-
-
-def _colour_bands(page: tifffile.TiffPage, channels: str, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour and alpha of the first page of a TIFF where a named mode is wanted."""
-    array = page.asarray()
-    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-        array = np.moveaxis(array, 0, -1)
-    bands = array.shape[-1]
-    has_alpha = bands in (2, 4) and any(page.extrasamples)
-    if bands - has_alpha not in (1, 3):
-        raise UserError(f"{name}: has {bands} bands, but channels={channels!r}: set channels={bands} or remove it")
-    if not has_alpha:
-        return array, None
-    pixels, alpha = array[..., :-1], array[..., -1]
-    if page.extrasamples[0] == tifffile.EXTRASAMPLE.ASSOCALPHA:
-        peak = PEAK[str(array.dtype)]
-        straight = pixels / np.maximum(alpha, 1 / 65535)[..., None] * peak
-        pixels = np.clip(straight if peak == 1 else np.rint(straight), 0, peak).astype(array.dtype)
-    return pixels, alpha
-
-
-def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Upright form of an array ``(H, W, ...)`` stored with an EXIF orientation of 2 to 8."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return array
-
-
 def _check_float_range(pixels: np.ndarray, name: str) -> None:
+    if not np.isfinite(pixels).all():
+        raise UserError(f"{name}: floating point values of NaN or infinity, replace them by numbers from 0 to 1")
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0.0 and high <= 1.0):  # NaN fails too
+    if not (low >= 0.0 and high <= 1.0):
         raise UserError(f"{name}: floating point values from {low:g} to {high:g}, scale them to lie from 0 to 1")

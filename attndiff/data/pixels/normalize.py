@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
-from attndiff.data.config import check_image_options
+from attndiff.data.config import check_image_options, colour_of
 from attndiff.data.geometry import Geometry, Shape, cover
-from attndiff.data.pixels.decode import PEAK, decode
-from attndiff.errors import UserError
+from attndiff.data.pixels.decode import decode
+from attndiff.data.pixels.decoded import PEAK
 
 # Weights of ITU-R BT.601, as Pillow's.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -63,10 +63,7 @@ class Normalizer:
         check_image_options(size, channels, resize)
         self.shapes = shapes or [(size, size)]
         self.size, self.channels, self.background, self.resize = size, channels, background, resize
-        try:
-            colour = np.array(ImageColor.getrgb(background)[:3], np.float32) / 255
-        except (ValueError, AttributeError):
-            raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
+        colour = np.array(colour_of(background), np.float32) / 255
         grey = isinstance(channels, str) and channels.startswith("L")
         self._background = (colour @ LUMA)[None] if grey else colour  # (1 | 3,) in [0, 1]
 
@@ -93,10 +90,11 @@ class Normalizer:
         peak = PEAK[str(dtype)]
         pixels, alpha = self._convert(decoded.pixels, decoded.alpha, peak, notes)
         notes += geometry.notes()
-        pixels = np.clip(self._fit(pixels, alpha, peak, geometry), 0, peak)
-        if dtype != np.float32:
-            pixels = np.rint(pixels)
-        levels = np.ascontiguousarray(pixels.astype(dtype).transpose(2, 0, 1))
+        pixels = self._fit(pixels, alpha, peak, geometry)
+        if pixels.dtype != decoded.pixels.dtype or dtype == np.float32:  # else nothing was reckoned with them
+            pixels = np.clip(pixels, 0, peak)
+            pixels = (pixels if dtype == np.float32 else np.rint(pixels)).astype(dtype)
+        levels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return Normalized(levels, decoded.kind, notes, geometry)
 
     def geometry(self, size: Shape) -> Geometry:

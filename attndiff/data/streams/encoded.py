@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from attndiff.data.cells import clean_captions
+from attndiff.data.cells import class_name, clean_captions, is_number, stored_column, value_in
 from attndiff.data.columns import CAPTION, IMAGE, LABEL, Column
 from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Shape
@@ -54,19 +54,27 @@ class EncodedImages(Rows):
         column = self.column(name)
         if column.is_planar:
             return to_value(self.levels(i, column), column)
-        return clean_captions(self.rows[i][1][self.config.caption_column]) if column == CAPTION else self._label(i)
+        return self._captions(i) if column == CAPTION else self._label(i)
+
+    def _captions(self, i: int) -> list[str]:
+        name, row = self.rows[i]
+        column = self.config.caption_column
+        stored = stored_column(column, row)
+        return clean_captions(value_in(row[stored], column, stored), f"{name}: column {column!r}")
 
     def _label(self, i: int) -> int:
         """Number of a row's class in `class_names`; raises `UserError` if it has none of them."""
         name, row = self.rows[i]
         value = row[self.config.label_column]
-        if str(value) in self.class_names:
-            return self.class_names.index(str(value))
+        called = class_name(value, f"{name}: column {self.config.label_column!r}")
+        if called in self.class_names:
+            return self.class_names.index(called)
         # A number is one of the names where these are numbers too, and else a place among them.
-        numbered = isinstance(value, int) and not any(other.isdecimal() for other in self.class_names)
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        numbered = whole and not any(map(is_number, self.class_names))
         if not numbered or not 0 <= value < len(self.class_names):
             raise UserError(f"{name}: class {value!r} is not one of the {len(self.class_names)} classes named")
-        return value
+        return int(value)
 
     def by_shape(self) -> dict[Shape, np.ndarray]:
         return {(self.config.size, self.config.size): np.arange(len(self))}

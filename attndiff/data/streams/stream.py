@@ -6,6 +6,7 @@ from itertools import count, islice
 
 import pyarrow as pa
 
+from attndiff.data.cells import stored_column
 from attndiff.data.config import DataConfig
 from attndiff.data.order.batches import epoch_order
 from attndiff.data.select import filter_columns, is_kept
@@ -37,8 +38,9 @@ class Stream:
     def __init__(self, config: DataConfig, whole: bool = False):
         self.config = config
         images = [config.image_column, *config.columns]
-        rows = open_stream(config.path, config.split, images, whole)
-        asked = {"caption_column": config.caption_column, "label_column": config.label_column}
+        rows = open_stream(config.path, config.split, images, whole, config.named_parts, config.config)
+        captions = config.caption_column and stored_column(config.caption_column, rows.column_names)
+        asked = {"caption_column": captions, "label_column": config.label_column}
         asked |= {f"where, exclude: {column}": column for column in filter_columns(config.where, config.exclude)}
         asked = {argument: column for argument, column in asked.items() if column}
         for argument, column in asked.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attndiff.data.tables.folder import safe_relative
+from attndiff.data.tables.metadata import safe_relative
 from attndiff.errors import UserError
 
 
@@ -24,6 +24,7 @@ class ImageTable:
         root: Folder of the images, or None.
         left_out: Files of a folder that are not rows, with the reason.
         further: Other columns of images.
+        of_part: Rows of the part that was asked for, where a column says so; None: all.
     """
 
     rows: object
@@ -32,6 +33,7 @@ class ImageTable:
     root: Path | None = None
     left_out: list[tuple[str, str]] = field(default_factory=list)
     further: tuple[str, ...] = ()
+    of_part: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,7 +1,5 @@
 """Which network measures: the standard one, one from the Hub, or one trained here."""
 
-from pathlib import Path
-
 import torch
 
 from attndiff.data.columns import CAPTION, LABEL
@@ -11,6 +9,7 @@ from attndiff.metrics.extractors import inception, trained
 from attndiff.metrics.extractors.base import Extractor, check_enough
 from attndiff.metrics.extractors.named import say_the_same
 from attndiff.metrics.extractors.pretext import Material
+from attndiff.paths import expand
 
 # As many training images beside those of the floor make a classifier that has not seen the floor's.
 ENOUGH_TO_TRAIN_ON = 500
@@ -50,14 +49,14 @@ def choose_extractor(
     if name in ("classifier", "unnamed"):
         check_enough(n, trained.FEATURES, name, argument)
         return train_extractor(test, others, rest, seed, device, named=name == "classifier")
-    if "/" not in name and not Path(name).is_dir():
+    if "/" not in name and not expand(name).is_dir():
         raise UserError(
             f"--extractor {name} is unknown; give inception, classifier, unnamed, or the folder or Hub id of a vision "
             "model."
         )
     from attndiff.metrics.extractors.hub_vision import hub_extractor  # transformers takes seconds to import
 
-    extractor = hub_extractor(name, device)
+    extractor = hub_extractor(str(expand(name)), device)
     check_enough(n, extractor(test.tensor()[:1]).shape[1], name, argument)
     return extractor
 

@@ -4,6 +4,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 
 import copy
+import glob
 import hashlib
 import importlib
 import inspect
@@ -22,6 +23,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import nullcontext
@@ -61,6 +63,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase
 from typing import ClassVar
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 
 # attndiff.condition
@@ -1159,6 +1162,7 @@ class GuidedNetwork:
         self.main = ConditionedNetwork(unet)
         self.guide = None if guide is None else ConditionedNetwork(guide)
         self._given: list[torch.Tensor] = []
+        self._guide_told = False
 
     def prepare(
         self,
@@ -1171,11 +1175,12 @@ class GuidedNetwork:
         Args:
             condition: What the network is told.
             negative: What it is told to lead away from.
-            of_guide: What the guide is told, in its own terms.
+            of_guide: What the guide is told, in its own terms; it is not asked without.
 
         Raises:
             ValueError: If the first two have different numbers of rows.
         """
+        self._guide_told = self.guide is not None and of_guide is not None
         given = [part for each in (condition, negative, of_guide) if each is not None for part in each.parts.values()]
         if self._given and len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given)):
             return
@@ -1185,17 +1190,17 @@ class GuidedNetwork:
                 f"prompt_embeds has {condition.rows} rows, but negative_prompt_embeds has {negative.rows}."
             )
         self.main.prepare(condition if negative is None else condition.join(negative))
-        if self.guide is not None:
-            self.guide.prepare(of_guide or condition)
+        if self._guide_told:
+            self.guide.prepare(of_guide)
 
     def __call__(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """The prediction ``(B, C, H, W)`` float32 for noisy images of the objective at one native level, a scalar."""
         scale = self._scale_at(level)
         x, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
-        can_lead = self.guide is not None or self.main.condition.rows == 2 * len(x)
+        can_lead = self._guide_told or self.main.condition.rows == 2 * len(x)
         if scale == 1 or not can_lead:
             return self.main(x, coordinate)
-        if self.guide is not None:
+        if self._guide_told:
             good, plain = self.main(x, coordinate), self.guide(x, coordinate)
         else:
             good, plain = self.main(torch.cat([x, x]), coordinate).chunk(2)
@@ -2302,14 +2307,19 @@ def check_numbers(
     }.items():
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
+    check_guidance(guidance_scale)
     interval = tuple(guidance_interval) if isinstance(guidance_interval, Sequence) else ()
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(
             "guidance_interval must be two rising numbers within [0, 1], where 0 is no noise and 1 is noise alone, "
             f"not {guidance_interval!r}."
         )
+
+
+def check_guidance(guidance_scale: float) -> None:
+    """Raise ValueError unless a guidance scale is a finite number."""
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
 
 
 def check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -2337,17 +2347,6 @@ def nearest_sizes(size: int, multiple: int) -> str:
         return f"the smallest is {multiple}"
     below = int(size) // multiple * multiple
     return f"nearest are {below} and {below + multiple}"
-
-
-def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless given latents are a floating tensor of this shape."""
-    if latents is None:
-        return
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise ValueError(f"latents must be a floating-point tensor of standard normal noise, not {kind}.")
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents must have the shape {shape} for this call, not {tuple(latents.shape)}.")
 
 
 def check_generators(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
@@ -2468,6 +2467,67 @@ def fetch_without_code(repo_id: str, **kwargs) -> str:
     )
 
 
+# attndiff.folder.weights
+
+"""Files of a component's weights: one whole file, or shards beside an index that says which tensor lies in which.
+
+A variant such as bf16 has its own: ``model.bf16.safetensors``, or ``model.bf16-00001-of-00002.safetensors`` and so on
+with ``model.safetensors.index.bf16.json``. Of both, diffusers opens the shards and transformers the whole file.
+"""
+
+
+SHARD_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+SHARD_INDEX = re.compile(r"([^.]+)\.safetensors\.index(|\..+)\.json")
+PLAIN_FILE = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)  # leads to no other folder
+
+
+def shard_indexes(folder: Path) -> list[Path]:
+    """The indexes of a component's folder."""
+    return sorted(path for path in folder.glob("*.json") if SHARD_INDEX.fullmatch(path.name))
+
+
+def shards_of(index) -> dict[str, str] | None:
+    """The file of every tensor by an index as it was read; None if it is no index of files beside it."""
+    places = index.get("weight_map") if isinstance(index, dict) and isinstance(index.get("metadata"), dict) else None
+    if not isinstance(places, dict) or not places:
+        return None
+    plain = all(isinstance(name, str) and PLAIN_FILE.fullmatch(name) for name in places.values())
+    return places if plain else None
+
+
+def same_weights(file: str) -> list[str]:
+    """Patterns of all names that the same variant of the same weights may have: whole file, index, shards.
+
+    Args:
+        file: One of these names.
+    """
+    match = SHARD_INDEX.fullmatch(file) or SHARD_FILE.fullmatch(file)
+    stem = "".join(match.groups()) if match else file.removesuffix(".safetensors")
+    base, dot, variant = stem.partition(".")
+    names = f"{stem}.safetensors", f"{base}.safetensors.index{dot}{variant}.json"
+    return [*map(glob.escape, names), f"{glob.escape(stem)}-?????-of-?????.safetensors"]
+
+
+def remove_stale_weights(folder: Path) -> None:
+    """Leave, of what was just saved into a component's folder, the new files only.
+
+    Neither diffusers nor transformers takes away the index when it saves a whole file, nor the whole file when it saves
+    shards. They do take away earlier shards, so that an index whose shards are not all there is of an earlier time.
+    """
+    for index in shard_indexes(folder):
+        try:
+            shards = set((shards_of(json.loads(index.read_text(encoding="utf-8"))) or {}).values())
+        except ValueError:
+            shards = set()
+        if shards and all((folder / name).is_file() for name in shards):
+            kept = {index.name, *shards}
+        else:
+            kept = {"".join(SHARD_INDEX.fullmatch(index.name).groups()) + ".safetensors"}
+        for path in [path for pattern in same_weights(index.name) for path in folder.glob(pattern)]:
+            if path.name not in kept:
+                path.unlink()
+
+
 # attndiff.folder.self_contained
 
 """The one form on disk of a pipeline: weights, configs, and the code that opens them where attndiff is not installed.
@@ -2501,6 +2561,8 @@ class SelfContainedPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, safe_serialization: bool = True, *args, **kwargs):
         """Write the pipeline to a folder, as `diffusers.DiffusionPipeline.save_pretrained` does, and its code.
 
+        Weights that were saved there before, whole or in shards, are replaced; those of other variants stay.
+
         Raises:
             ValueError: If ``safe_serialization`` is off, which would write pickle files.
         """
@@ -2510,6 +2572,8 @@ class SelfContainedPipeline(DiffusionPipeline):
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         # The last thing that saving does before it uploads anything.
+        for name in self.components:
+            remove_stale_weights(Path(save_directory) / name)
         write_code(Path(save_directory), type(self))
         for name, cls in self._networks().items():
             write_code(Path(save_directory) / name, cls)
@@ -2638,16 +2702,118 @@ def describe_type(value) -> str:
     return type(value).__name__
 
 
+# attndiff.pipelines.call.given
+
+"""Tensors that a caller made in place of the pipeline: condition tokens with their mask, and latents.
+
+A call and what its callback returns are held to the same. Shapes: P rows, S condition tokens, C channels.
+"""
+
+
+
+
+
+def check_floats(name: str, given: torch.Tensor, what: str) -> None:
+    """Raise ValueError unless it is a floating-point tensor of finite numbers; ``what`` says of which."""
+    if not isinstance(given, torch.Tensor) or not given.is_floating_point():
+        kind = given.dtype if isinstance(given, torch.Tensor) else describe_type(given)
+        raise ValueError(f"{name} must be a floating-point tensor of {what}, not {kind}.")
+    if not given.float().isfinite().all():
+        raise ValueError(f"{name} must be {what}, and holds numbers that are not finite.")
+
+
+def check_latents(latents: torch.Tensor | None, shape: Sequence[int], what: str = "standard normal noise") -> None:
+    """Raise ValueError unless given latents are a floating tensor of this shape, all finite."""
+    if latents is None:
+        return
+    check_floats("latents", latents, what)
+    if tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"latents must have the shape {tuple(shape)} for this call, not {tuple(latents.shape)}.")
+
+
+def given_tokens(
+    name: str,
+    embeds: torch.Tensor,
+    mask: torch.Tensor | None,
+    width: int | None,
+    rows: int | None = None,
+    device: torch.device | None = None,
+) -> Condition:
+    """Condition tokens as the network takes them.
+
+    Args:
+        name: What the names of the arguments begin with, ``"prompt"`` or ``"negative_prompt"``.
+        embeds: ``(P, S, C)``.
+        mask: ``(P, S)``, true or 1 for tokens that count; all by default.
+        width: C, if it is known.
+        rows: P, if it is settled by something else.
+        device: Where they are put; tensors that are there already stay the same objects.
+
+    Raises:
+        ValueError: If one is no such tensor, or a row has no token that counts.
+    """
+    check_floats(f"{name}_embeds", embeds, "condition tokens")
+    shape = tuple(embeds.shape)
+    fits = len(shape) == 3 and min(shape) > 0 and shape[0] == (rows or shape[0]) and shape[2] == (width or shape[2])
+    if not fits:
+        wanted = f"({rows or 'prompts'}, tokens, {width or 'channels'})"
+        raise ValueError(f"{name}_embeds must have the shape {wanted} for this call, not {shape}.")
+    return Condition(embeds.to(device), _counting(f"{name}_attention_mask", mask, shape[:2], device))
+
+
+def _counting(name: str, mask, shape: tuple[int, int], device: torch.device | None) -> torch.Tensor | None:
+    """A mask ``(P, S)`` as bool.
+
+    Masks of other libraries are added to scores, 0 for what counts, and would say the opposite of what they mean here.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, true for tokens that count, not {describe_type(mask)}.")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, a number for each token, not {tuple(mask.shape)}.")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"{name} must be true or 1 for tokens that count and false or 0 for others, nothing else.")
+    if not mask.bool().any(dim=1).all():
+        raise ValueError(f"{name} leaves a row without a token that counts: it must be true or 1 for those that do.")
+    return mask.to(device, torch.bool)
+
+
+def returned_tensors(returned, tensors: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
+    """What a callback has put in the place of tensors.
+
+    Args:
+        returned: By the callback.
+        tensors: All that it may change, by name.
+
+    Raises:
+        ValueError: If it is neither None nor such tensors by name.
+    """
+    if returned is None:
+        return {}
+    if not isinstance(returned, Mapping):
+        raise ValueError(
+            "callback_on_step_end must return the tensors that it changes by name, or None, not "
+            f"{describe_type(returned)}."
+        )
+    check_choice("what callback_on_step_end returns", list(returned), list(tensors))
+    return {name: value for name, value in returned.items() if value is not tensors[name]}
+
+
 # attndiff.pipelines.call.tokenizing
 
 """Captions to the tokens of a pipeline's tokenizer."""
 
 
+
 logger = logging.get_logger(__name__)
+
+REMEMBERED = 10_000  # prompts of a tokenizer that are not warned of again
+_warned: WeakKeyDictionary[PreTrainedTokenizerBase, set[int]] = WeakKeyDictionary()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning.
+    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning, once.
 
     Returns:
         Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
@@ -2655,11 +2821,22 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torc
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     for text, kept in zip(texts, encoded["input_ids"].tolist()):
         whole = tokenizer(text, verbose=False)["input_ids"]
-        if len(whole) > len(kept):
+        if len(whole) > len(kept) and _is_news(tokenizer, text):
             same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
             cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
             logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _is_news(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether nothing was said of a prompt yet: a training run draws the same ones again and again."""
+    known = _warned.setdefault(tokenizer, set())
+    if hash(text) in known:
+        return False
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known.add(hash(text))
+    return True
 
 
 # attndiff.pipelines.call.conditioning
@@ -2694,11 +2871,14 @@ class EncodedCondition:
         positive: What the network is told; without parts if it is unconditional.
         negative: What it is told to lead away from.
         of_guide: What a guide with its own encoder is told.
+        again: Makes all of them anew, with what another guidance needs: called with whether classifier-free guidance
+            and autoguidance are on.
     """
 
     positive: Condition
     negative: Condition | None = None
     of_guide: Condition | None = None
+    again: Callable[[bool, bool], "EncodedCondition"] | None = None
 
     @property
     def tensors(self) -> dict[str, torch.Tensor | None]:
@@ -2714,7 +2894,8 @@ class EncodedCondition:
     def repeat(self, times: int) -> "EncodedCondition":
         """Every row ``times`` times, side by side."""
         conditions = (self.positive, self.negative, self.of_guide)
-        return EncodedCondition(*(None if one is None else one.repeat(times) for one in conditions))
+        repeated = (None if one is None else one.repeat(times) for one in conditions)
+        return EncodedCondition(*repeated, again=self.again)
 
 
 class ConditionedPipeline(SelfContainedPipeline):
@@ -2777,16 +2958,19 @@ class ConditionedPipeline(SelfContainedPipeline):
             ValueError: If it was told something that the model was not made for.
         """
         self._check_condition(given)
+        again = partial(self.encode, given, num_images_per_prompt)
         if not self._conditional:
-            return EncodedCondition(Condition())
+            return EncodedCondition(Condition(), again=again)
         inputs = None
-        positive = Condition(given.prompt_embeds, given.prompt_attention_mask)
-        if given.prompt_embeds is None:
+        if given.prompt_embeds is not None:
+            positive = self._given_tokens("prompt", given.prompt_embeds, given.prompt_attention_mask)
+        else:
             inputs = self._encoder_inputs(as_texts(given.prompt), self._labels(given.class_labels))
             positive = self._encode(self.condition_encoder, inputs)
         negative = None
         if given.negative_prompt_embeds is not None:
-            negative = Condition(given.negative_prompt_embeds, given.negative_prompt_attention_mask)
+            tokens = given.negative_prompt_embeds, given.negative_prompt_attention_mask
+            negative = self._given_tokens("negative_prompt", *tokens, positive.rows)
         elif classifier_free_guidance:
             negative = self._encode_negative(given, positive.rows)
         of_guide = None
@@ -2794,7 +2978,17 @@ class ConditionedPipeline(SelfContainedPipeline):
             if inputs is None:
                 raise ValueError("prompt_embeds: the guide encodes the condition itself; give prompt or class_labels.")
             of_guide = self._encode(self.guide_encoder, inputs)
-        return EncodedCondition(positive, negative, of_guide).repeat(num_images_per_prompt)
+        return EncodedCondition(positive, negative, of_guide, again).repeat(num_images_per_prompt)
+
+    def _given_tokens(
+        self, name: str, embeds: torch.Tensor, mask: torch.Tensor | None, rows: int | None = None
+    ) -> Condition:
+        """Tokens that the network is given as they are; arguments as of `given_tokens`."""
+        if not self._conditional:
+            raise ValueError(f"{name}_embeds: this model is unconditional, leave them out.")
+        width = self.condition_encoder.config.hidden_size if self.condition_encoder is not None else None
+        width = self.unet.config.cross_attention_dim if self.unet is not None else width
+        return given_tokens(name, embeds, mask, width, rows, self._execution_device)
 
     @staticmethod
     def _encode(encoder: ModelMixin, inputs: dict) -> Condition:
@@ -2837,22 +3031,33 @@ class ConditionedPipeline(SelfContainedPipeline):
 
     def _check_condition(self, given: GivenCondition) -> None:
         """Raise ValueError unless the kinds of condition given are those that the model was made for."""
-        texts = self.tokenizer is not None
-        classes = self.condition_encoder is not None and self.condition_encoder.config.num_classes is not None
+        encodes = self.condition_encoder is not None
+        texts = encodes and self.tokenizer is not None
+        classes = encodes and self.condition_encoder.config.num_classes is not None
         takes = " or ".join(["a prompt"] * texts + ["class_labels"] * classes) or "prompt_embeds"
         prompt, class_labels, negative = given.prompt, given.class_labels, given.negative_prompt
         if not self._conditional:
-            if any(value is not None for value in (prompt, class_labels, negative, given.prompt_embeds)):
-                raise ValueError("this model is unconditional: call it without prompt and class_labels.")
-        elif given.prompt_embeds is not None:
-            if prompt is not None or class_labels is not None:
-                raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
-        elif prompt is None and class_labels is None:
+            if any(value is not None for value in vars(given).values()):
+                raise ValueError("this model is unconditional: call it without prompt, class_labels and embeds.")
+            return
+        _check_together(given)
+        if given.prompt_embeds is None and prompt is None and class_labels is None:
             raise ValueError(f"this model needs a condition: give {takes}.")
-        elif (prompt is not None or negative is not None) and not texts:
+        if (prompt is not None or negative is not None) and not texts:
             raise ValueError(f"this model does not read text: give {takes} instead of prompt and negative_prompt.")
-        elif class_labels is not None and not classes:
+        if class_labels is not None and not classes:
             raise ValueError(f"this model has no classes: give {takes} instead of class_labels.")
+
+
+def _check_together(given: GivenCondition) -> None:
+    """Raise ValueError for arguments of which one would be passed over."""
+    if given.prompt_embeds is not None and (given.prompt is not None or given.class_labels is not None):
+        raise ValueError("prompt_embeds stands for the whole condition: leave out prompt and class_labels.")
+    if given.negative_prompt_embeds is not None and given.negative_prompt is not None:
+        raise ValueError("negative_prompt_embeds stands for negative_prompt: leave one of them out.")
+    for name in ("prompt", "negative_prompt"):
+        if getattr(given, f"{name}_attention_mask") is not None and getattr(given, f"{name}_embeds") is None:
+            raise ValueError(f"{name}_attention_mask says which of {name}_embeds count: give both.")
 
 
 # attndiff.pipelines.call.guides
@@ -3002,6 +3207,10 @@ class CallOptions:
         steps, scale = self.num_inference_steps, self.guidance_scale
         check_numbers(steps, scale, self.guidance_interval, self.num_images_per_prompt)
         check_choice("output_type", [self.output_type], OUTPUT_TYPES)
+        if not (self.callback_on_step_end is None or callable(self.callback_on_step_end)):
+            raise ValueError(
+                f"callback_on_step_end must be a function, not {type(self.callback_on_step_end).__name__}."
+            )
 
     @property
     def shown_tensors(self) -> list[str]:
@@ -3187,11 +3396,11 @@ class ImagePipeline(ConditionedPipeline):
         steps, sigmas, student = options.num_inference_steps, options.sigmas, self.student
         with self._lock:
             solver = Solver(self.scheduler, self.objective)
+            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
+            self._check_guidance()
             if student:
-                student.check(self.scheduler, options.guidance_scale)
                 sigmas = sigmas or student.levels(steps)
             solver.set_timesteps(steps, self._execution_device, sigmas)
-            self._guidance_scale, self._interrupt = float(options.guidance_scale), False
             self._num_timesteps = len(solver.timesteps)
             yield solver
             self.maybe_free_model_hooks()
@@ -3254,8 +3463,8 @@ class ImagePipeline(ConditionedPipeline):
             for step in sampling_steps(network, solver, latents, options.generator):
                 tensors["latents"] = step.latents
                 if options.callback_on_step_end is not None:
-                    shown = {name: tensors[name] for name in options.shown_tensors}
-                    tensors |= options.callback_on_step_end(self, step.index, step.timestep, shown) or {}
+                    tensors |= self._called_back(options, step, tensors)
+                    encoded = self._led(encoded, tensors)
                     step.latents = tensors["latents"]
                     self._tell(network, encoded, tensors, aligned)
                 progress.update()
@@ -3263,13 +3472,53 @@ class ImagePipeline(ConditionedPipeline):
                     break
         return tensors["latents"], recorder.maps() if recorder else None
 
+    def _called_back(
+        self, options: CallOptions, step: SamplingStep, tensors: dict[str, torch.Tensor | None]
+    ) -> dict[str, torch.Tensor | None]:
+        """What the callback puts in the place of tensors after a step, checked as arguments of the call are."""
+        shown = {name: tensors[name] for name in options.shown_tensors}
+        returned = options.callback_on_step_end(self, step.index, step.timestep, shown)
+        changed = returned_tensors(returned, tensors)
+        if "latents" in changed:
+            latents = changed["latents"]
+            if latents is None:
+                raise ValueError("latents: callback_on_step_end must return a tensor, not None.")
+            check_latents(latents, step.latents.shape, "the noisy image")
+            changed["latents"] = latents.to(step.latents.device, torch.float32)
+        for name in ("prompt", "negative_prompt"):
+            names = f"{name}_embeds", f"{name}_attention_mask"
+            if changed.keys() & set(names):
+                told = self._given_tokens(name, *({**tensors, **changed}[one] for one in names), len(step.latents))
+                changed |= dict(zip(names, (told.tokens, told.mask)))
+        return changed
+
+    def _led(self, encoded: EncodedCondition, tensors: dict[str, torch.Tensor | None]) -> EncodedCondition:
+        """The conditions, with what guidance needs if a callback has turned it on; puts the negative into ``tensors``.
+
+        Raises:
+            ValueError: If the model cannot be guided like this.
+        """
+        self._check_guidance()
+        no_negative = self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is None
+        no_guide = self.do_autoguidance and self.guide_encoder is not None and encoded.of_guide is None
+        if not (no_negative or no_guide):
+            return encoded
+        encoded = encoded.again(self.do_classifier_free_guidance, self.do_autoguidance)
+        if no_negative:
+            tensors |= {name: part for name, part in encoded.tensors.items() if name.startswith("negative_prompt")}
+        return encoded
+
+    def _check_guidance(self) -> None:
+        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way."""
+        check_guidance(self._guidance_scale)
+        if self.student:
+            self.student.check(self.scheduler, self._guidance_scale)
+
     def guided_network(
         self, encoded: EncodedCondition, options: CallOptions, aligned: torch.Tensor | None = None
     ) -> GuidedNetwork:
         """The network under the guidance of a call; arguments as in `sample`."""
-        can_read = self.guide_encoder is None or encoded.of_guide is not None
-        guide = self.guide if can_read else None
-        network = GuidedNetwork(self.unet, self.objective, guide, options.guidance_interval)
+        network = GuidedNetwork(self.unet, self.objective, self.guide, options.guidance_interval)
         self._tell(network, encoded, encoded.tensors, aligned)
         return network
 
@@ -3287,7 +3536,10 @@ class ImagePipeline(ConditionedPipeline):
         if self.do_classifier_free_guidance and tensors["negative_prompt_embeds"] is not None:
             tokens, mask = tensors["negative_prompt_embeds"], tensors["negative_prompt_attention_mask"]
             negative = Condition(tokens, mask, aligned=aligned)
-        of_guide = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+        of_guide = None
+        if self.do_autoguidance:
+            own = encoded.of_guide and replace(encoded.of_guide, aligned=aligned)
+            of_guide = positive if self.guide_encoder is None else own
         network.prepare(positive, negative, of_guide)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str):
