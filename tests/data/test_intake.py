@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -21,6 +22,8 @@ from attndiff.data.doctor import diagnose
 from attndiff.data.image_set import ImageSet, open_validation
 from attndiff.data.parts import open_parts
 from attndiff.data.pixels.normalize import Normalizer
+from attndiff.data.streams.encoded import EncodedImages
+from attndiff.data.streams.stream import Stream
 from attndiff.errors import UserError
 
 SIZE = 4
@@ -539,3 +542,18 @@ def test_nifti_slices(tmp_path, suffix):
 def test_a_stream_is_not_looked_through(tmp_path):
     with pytest.raises(UserError, match="a stream is not read through"):
         diagnose(config(table_of(tmp_path, n=[1]), stream=True))
+
+
+def test_a_member_of_json_beside_an_image_of_a_tar_is_its_caption(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(2):
+            for suffix, content in (("png", png(i)), ("json", json.dumps({"caption": f"thing {i}"}).encode())):
+                entry = tarfile.TarInfo(f"{i}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    data = config(tmp_path / "a.tar", stream=True, image_column="png", caption_column="json.caption")
+    images = EncodedImages(list(Stream(data, whole=True).shard(0)), data, None)
+    assert captions(images) == [["thing 0"], ["thing 1"]]
+    data = data.replace(caption_column="json")
+    with pytest.raises(UserError, match=r"structures of caption and no text.*COLUMN\.caption"):
+        captions(EncodedImages(list(Stream(data, whole=True).shard(0)), data, None))
