@@ -533,10 +533,31 @@ def test_nifti_slices(tmp_path, suffix):
     nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(levels(tmp_path / f"a{suffix}", "L")[0], values.T)
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.eye(4)), tmp_path / f"b{suffix}")
-    with pytest.raises(UserError, match="a volume of 4x4x3, store one slice in each file"):
+    with pytest.raises(UserError, match="holds 3 slices, name the one that is meant in a column 'slice'"):
         levels(tmp_path / f"b{suffix}", 1)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_of_a_volume_are_images_of_one_family(tmp_path, suffix):
+    nibabel = pytest.importorskip("nibabel", reason='NIfTI needs pip install "attndiff[medical]"')
+    for volume in range(8):
+        values = 10 * volume + np.arange(3, dtype=np.uint8)[None, None].repeat(SIZE, 0).repeat(SIZE, 1)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"v{volume}{suffix}")
+    (tmp_path / f"v0{suffix.removesuffix('.gz')}.txt").write_text("a knee")
+    put(tmp_path / "plain.png", 200)
     images = ImageSet(config(tmp_path, channels="L"))
-    assert names(images) == [f"a{suffix}"] and [name for name, _ in images.skipped] == [f"b{suffix}"]
+    assert len(images) == 25 and names(images)[:2] == ["plain.png", f"v0{suffix} slice 0"]
+    shown = [round((float(images[i]["image"].mean()) + 1) * 127.5) for i in range(1, 25)]
+    assert shown == [10 * volume + index for volume in range(8) for index in range(3)]
+    part = ImageSet(config(tmp_path, channels="L", validation=0.3))
+    held_out = open_validation(config(tmp_path, channels="L", validation=0.3))
+    volumes = [{name.split()[0] for name in names(rows)} for rows in (part, held_out)]
+    assert not volumes[0] & volumes[1] and len(volumes[0] | volumes[1]) == 9
+    (tmp_path / "metadata.csv").write_text(f"file_name,slice\nv3{suffix},2\nv4{suffix},7\n")
+    images = ImageSet(config(tmp_path, channels="L"))
+    assert (
+        names(images) == [f"v3{suffix} slice 2"] and "none of number 7" in dict(images.skipped)[f"v4{suffix} slice 7"]
+    )
 
 
 def test_a_stream_is_not_looked_through(tmp_path):

@@ -77,14 +77,29 @@ def _jpeg_xl(data: bytes, name: str, notes: list[str]) -> np.ndarray:
 
 
 def _dicom(data: bytes, name: str, notes: list[str]) -> np.ndarray:
-    """Stored values over the range of their significant bits; signed ones begin at the lowest."""
+    return _only(dicom_slices(data, name, notes), name)
+
+
+def _nifti(data: bytes, name: str, notes: list[str]) -> np.ndarray:
+    return _only(nifti_slices(data, name, notes), name)
+
+
+def _only(slices: np.ndarray, name: str) -> np.ndarray:
+    if len(slices) != 1:
+        raise UserError(f"{name}: holds {len(slices)} slices, name the one that is meant in a column 'slice', from 0")
+    return slices[0]
+
+
+def dicom_slices(data: bytes, name: str, notes: list[str]) -> np.ndarray:
+    """Stored values ``(N, H, W)``, of colour ``(N, H, W, 3)``, over the range of their significant bits.
+
+    Signed ones begin at the lowest.
+    """
     try:
         import pydicom
     except ImportError:
         raise UserError(f'{name}: DICOM is read by pydicom: pip install "attndiff[medical]"') from None
     dataset = pydicom.dcmread(io.BytesIO(data))
-    if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
-        raise UserError(f"{name}: holds {dataset.NumberOfFrames} slices, store one in each file")
     check_size(dataset.Columns, dataset.Rows, name)
     array, bits = dataset.pixel_array, int(dataset.BitsStored)
     if array.dtype.kind == "i":
@@ -93,19 +108,20 @@ def _dicom(data: bytes, name: str, notes: list[str]) -> np.ndarray:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         pixels = np.iinfo(pixels.dtype).max - pixels
         notes.append("white is zero: inverted")
-    return pixels
+    return pixels if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1 else pixels[None]
 
 
-def _nifti(data: bytes, name: str, notes: list[str]) -> np.ndarray:
+def nifti_slices(data: bytes, name: str, notes: list[str]) -> np.ndarray:
+    """Slices ``(N, H, W)`` along the third axis; the first axis of NIfTI runs to the right, and the second down."""
     try:
         import nibabel
     except ImportError:
         raise UserError(f'{name}: NIfTI is read by nibabel: pip install "attndiff[medical]"') from None
     data = gzip.decompress(data) if data.startswith(GZIP) else data
     volume = nibabel.Nifti1Image.from_bytes(data)
-    shape = [side for side in volume.shape if side > 1]
-    if len(shape) != 2:
-        raise UserError(f"{name}: holds a volume of {'x'.join(map(str, volume.shape))}, store one slice in each file")
-    check_size(*shape, name)
-    array = np.asanyarray(volume.dataobj).reshape(shape).T  # the first axis of NIfTI runs to the right
+    shape = (*volume.shape, 1, 1)[:3]
+    if np.prod(shape) != np.prod(volume.shape):
+        raise UserError(f"{name}: holds {'x'.join(map(str, volume.shape))} values, and a volume has three axes")
+    check_size(*shape[:2], name)
+    array = np.asanyarray(volume.dataobj).reshape(shape).T
     return full_range(array, 8 * array.itemsize, name, notes)

@@ -1,8 +1,9 @@
 """Folders of images to rows: class folders, a metadata file, or captions beside the images."""
 
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from attndiff.data.pixels.slices import count_slices, is_volume
 from attndiff.data.tables.listing import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Listing, is_document
 from attndiff.data.tables.metadata import METADATA_FILES, metadata_rows, read_text
 from attndiff.data.tables.names import NameIndex, folded
@@ -83,9 +84,17 @@ def folder_rows(listing: Listing) -> tuple[list[dict], LeftOut]:
     if metadata:
         rows, others = _listed_rows(listing, metadata[0])
         return rows, left_out + others
-    rows = [{"file_name": name} for name in listing.images]
+    rows = [row for name in listing.images for row in _rows_of(name, listing.root)]
     _add_labels(rows, listing.with_parts)
     return rows, left_out + _add_captions(listing, rows)
+
+
+def _rows_of(name: str, root: Path) -> list[dict]:
+    """One row of an image; of a volume one a slice, which are one family: none is held out from its neighbours."""
+    slices = count_slices(root / name) if is_volume(name) else 1
+    if slices == 1:
+        return [{"file_name": name}]
+    return [{"file_name": name, "slice": index, "family": name} for index in range(slices)]
 
 
 def _no_images(listing: Listing) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attndiff.data.pixels.slices import is_volume, slice_as_npy
 from attndiff.data.tables.metadata import safe_relative
 from attndiff.errors import UserError
 
@@ -60,11 +61,22 @@ class ImageTable:
     def names(self) -> list[str]:
         """A name for every row: its file's, or the number of the row."""
         if self.image_column is None:
-            return self.column("file_name")
+            return [file if of is None else f"{file} slice {of}" for file, of in zip(self._files, self._slices)]
         images = self.rows.data.column(self.image_column)
         stored = pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0
         paths = pc.struct_field(images, "path").to_pylist() if stored else [None] * len(self)
         return [path or f"row {row}" for row, path in enumerate(paths)]
+
+    @cached_property
+    def _files(self) -> list[str]:
+        return self.column("file_name")
+
+    @cached_property
+    def _slices(self) -> list[int | None]:
+        """Which slice of a volume each row is; None where the file is no volume, or nobody says which."""
+        said = self.column("slice") if "slice" in self.columns else [None] * len(self)
+        of_volumes = (value if is_volume(file) else None for file, value in zip(self._files, said, strict=True))
+        return [int(value) if str(value).isdecimal() else None for value in of_volumes]
 
     def image(self, row: int, column: str | None = None) -> bytes | Path:
         """An encoded image of a row: the image, or that in another column.
@@ -73,7 +85,9 @@ class ImageTable:
             UserError: There is none.
         """
         if self.image_column is None:
-            return self.root / (self.names[row] if column is None else self._path(row, column))
+            if column is None and self._slices[row] is not None:
+                return slice_as_npy(self.root / self._files[row], self._slices[row])
+            return self.root / (self._files[row] if column is None else self._path(row, column))
         # Past the formatting of `datasets`, which costs more than decoding a small image.
         cell = self.rows.data.column(column or self.image_column)[row].as_py()
         return encoded_image(cell, f"{self.origin} {self.names[row]}" + (f" ({column})" if column else ""))
