@@ -10,6 +10,7 @@ from attndiff.errors import UserError
 MAX_PIXELS = 64_000_000
 PEAK = {"uint8": 255, "uint16": 65535, "float32": 1}
 EXIF_ORIENTATION = 274
+NUMBERS = "numbers"  # asked for in place of channels: the one number that each pixel is
 TURNED = "rotated or mirrored as its EXIF says"
 
 

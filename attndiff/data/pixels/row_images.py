@@ -9,7 +9,8 @@ from attndiff.data.buckets import bucket_shapes
 from attndiff.data.columns import IMAGE, Column
 from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Geometry
-from attndiff.data.pixels.decode import NUMBERS, decode
+from attndiff.data.pixels.decode import decode
+from attndiff.data.pixels.decoded import NUMBERS
 from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
 
 Encoded = bytes | str | Path

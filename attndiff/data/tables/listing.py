@@ -11,22 +11,8 @@ from attndiff.errors import UserError
 
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".jp2"),
-    *(
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".npy",
-        ".npz",
-        ".dcm",
-        ".nii",
-        ".mpo",
-    ),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif", ".jxl", ".mpo"),
+    *(".npy", ".npz", ".dcm", ".nii"),
 }
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet", ".tar"}
@@ -97,32 +83,29 @@ def list_folder(root: Path) -> Listing:
     while waiting:
         prefix, folder = waiting.pop()
         real = os.path.realpath(folder)
-        if real in seen:
-            listing.left_out.append((prefix.rstrip("/"), "a link to a folder that is read already"))
-            continue
+        entries = [] if real in seen else _entries(folder)
+        why_not = "a link to a folder that is read already" if real in seen else _why_no_data(entries)
         seen.add(real)
-        entries = _entries(folder)
-        if prefix and not entries:
-            listing.left_out.append((prefix.rstrip("/"), "an empty folder"))
-            continue
-        ours = _written_here({entry.name for entry in entries}) if prefix else None
-        if ours:
-            listing.left_out.append((prefix.rstrip("/"), ours))
+        if prefix and why_not:
+            listing.left_out.append((prefix.rstrip("/"), why_not))
             continue
         for entry in entries:
-            if entry.is_symlink():
-                _refuse_outside(entry, root)
-            if _is_kind(entry.is_dir):
-                # Real folders before links, so that what both lead to has its own name.
-                below = (f"{prefix}{entry.name}/", Path(entry.path))
-                if _is_listed(entry.name, f"{prefix}{entry.name}", listing):
-                    waiting.insert(0, below) if entry.is_symlink() else waiting.append(below)
-            else:
-                no_file = None if _is_kind(entry.is_file) else _why_no_file(entry)
-                _sort_in(entry.name, f"{prefix}{entry.name}", listing, no_file)
+            _take(entry, prefix, listing, waiting)
     for names in (listing.images, listing.captions, listing.tables, listing.left_out):
         names.sort()
     return listing
+
+
+def _take(entry: os.DirEntry, prefix: str, listing: Listing, waiting: list[tuple[str, Path]]) -> None:
+    """Put a file where it belongs, and a folder among those that are yet to be listed."""
+    path = f"{prefix}{entry.name}"
+    if entry.is_symlink():
+        _refuse_outside(entry, listing.root)
+    if not _is_kind(entry.is_dir):
+        _sort_in(entry.name, path, listing, None if _is_kind(entry.is_file) else _why_no_file(entry))
+    elif _is_listed(entry.name, path, listing):
+        # Real folders before links, so that what both lead to has its own name.
+        waiting.insert(0 if entry.is_symlink() else len(waiting), (f"{path}/", Path(entry.path)))
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -148,7 +131,11 @@ def _why_no_file(entry: os.DirEntry) -> str:
     return "a link that leads nowhere" if entry.is_symlink() else "no file but a pipe, a socket or a device"
 
 
-def _written_here(names: set[str]) -> str | None:
+def _why_no_data(entries: list[os.DirEntry]) -> str | None:
+    """Why nothing in a folder is data; None where it may be."""
+    names = {entry.name for entry in entries}
+    if not names:
+        return "an empty folder"
     if "config.json" in names and names & set(OF_A_RUN):
         return "the folder of a run, whose pictures are drawn and not data"
     return "the folder of a model" if OF_A_MODEL in names else None

@@ -1,5 +1,6 @@
 """What a network may learn so that its features measure images: an exercise whose success can be counted."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Result:
         return {**share(self.hits), "floor": self.chance}
 
 
-class Pretext(nn.Module):
+class Pretext(nn.Module, ABC):
     """An exercise on a trunk's features.
 
     A subclass has a ``name`` and two methods; what it learns beside the trunk are its parameters.
@@ -62,6 +63,7 @@ class Pretext(nn.Module):
 
     name: str
 
+    @abstractmethod
     def loss(self, trunk: nn.Module, batch: torch.Tensor, seen: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Loss of some training images.
 
@@ -70,11 +72,10 @@ class Pretext(nn.Module):
             batch: Their numbers ``(B,)`` int64.
             seen: Gives the trunk's features of these images, shifted and made noisy.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self, trunk: nn.Module) -> Result:
         """How well it is done on held-out images."""
-        raise NotImplementedError
 
 
 @torch.no_grad()

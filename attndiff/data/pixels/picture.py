@@ -1,0 +1,165 @@
+"""Pictures that Pillow reads, and what it passes over in them."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from attndiff.data.pixels.colour import to_srgb
+from attndiff.data.pixels.decoded import EXIF_ORIENTATION, NUMBERS, TURNED, Decoded, check_bands, check_size
+from attndiff.errors import UserError
+
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+# Where a PNG may say how it lies.
+OF_EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+NO_EXIF = "unreadable EXIF ignored"
+SAMPLES_PER_PIXEL = 277
+# Exponents that a PNG states for sRGB, or nearly.
+USUAL_GAMMA = (0.44, 0.47)
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
+# Workflows, XMP and scanners' profiles in PNGs are larger than the 1 MB at which Pillow gives up.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
+PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
+
+
+def decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
+    """Read a picture; arguments and errors as of `decode`."""
+    notes: list[str] = []
+    image = _open(source, name, notes) if isinstance(source, bytes) else source
+    file_format = image.format
+    if getattr(image, "is_animated", False):
+        notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
+    if isinstance(source, bytes):
+        notes += _said_by_the_file(image, source)
+    image.load()
+    if isinstance(source, bytes) and file_format == "PNG":
+        _scale_transparency(image, source)
+    image = _upright(image, notes)
+    kind = image.mode
+    if channels == NUMBERS:
+        return Decoded(_numbers(image, name), None, kind, notes)
+    if isinstance(channels, str):
+        image = to_srgb(image, notes)
+    pixels, alpha = _to_arrays(image, file_format, isinstance(channels, int), notes, name)
+    if isinstance(channels, int):
+        if alpha is not None:
+            pixels, alpha = np.concatenate([pixels, alpha[..., None]], axis=-1), None
+        check_bands(pixels.shape[-1], channels, name)
+    if pixels.dtype == np.uint16:
+        notes.append("16-bit scaled")
+    return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
+
+
+def _open(data: bytes, name: str, notes: list[str]) -> Image.Image:
+    with warnings.catch_warnings(record=True) as complaints:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            _register_heif(name)
+        # Pillow's own limit, above which it warns and decodes, is looser than the one below.
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data))
+    # A JPEG's is read here, for its resolution, and not again.
+    notes += [NO_EXIF] if any("EXIF" in str(complaint.message) for complaint in complaints) else []
+    check_size(*image.size, name)
+    return image
+
+
+def _register_heif(name: str) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UserError(f'{name}: HEIC is read by pillow-heif: pip install "attndiff[heif]"') from None
+    register_heif_opener()
+
+
+def _said_by_the_file(image: Image.Image, data: bytes) -> list[str]:
+    """Notes of what Pillow passes over or carries out without a word, of an image that is not loaded yet."""
+    notes = []
+    if _is_deep_colour(data):
+        notes.append(f"16-bit colour {image.format} read with 8 bits (a TIFF keeps 16)")
+    gamma, low, high = image.info.get("gamma"), *USUAL_GAMMA
+    if gamma is not None and not (low < gamma < high or {"srgb", "icc_profile"} & image.info.keys()):
+        notes.append(f"gamma of {gamma:g} not applied")
+    if image.format == "TIFF":
+        unnamed = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) - len(image.getbands())
+        notes += [f"{unnamed} band{'s' * (unnamed > 1)} of no stated meaning left out"] if unnamed > 0 else []
+        notes += [TURNED] if image.tag_v2.get(EXIF_ORIENTATION) in range(2, 9) else []
+    return notes
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Bring the transparent colour of a PNG, which Pillow leaves in the file's units, to those of the pixels.
+
+    Bit depth and colour type stand at 24 and 25.
+    """
+    key, (depth, kind) = image.info.get("transparency"), data[24:26]
+    if kind == 0 and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+        image.info["transparency"] = key * (255 // (2**depth - 1))
+    elif kind == 2 and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _is_deep_colour(data: bytes) -> bool:
+    """Whether Pillow will read these 16-bit colours with 8.
+
+    In a PNG bit depth and colour type stand at 24 and 25; in a PPM the third number is the largest value.
+    """
+    if data.startswith(b"\x89PNG"):
+        return data[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")
+    header = re.match(rb"P[36](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)", data[:1024])
+    return header is not None and int(header[1]) > 255
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.format == "PNG" and not image.info.keys() & OF_EXIF:
+        return image
+    try:
+        with warnings.catch_warnings(record=True) as complaints:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    except Exception:  # EXIF data is as broken as its writers; the pixels are not.
+        notes += [NO_EXIF] if NO_EXIF not in notes else []
+        return image
+    if complaints and NO_EXIF not in notes:
+        notes.append(NO_EXIF)
+    if orientation in range(2, 9):
+        notes.append(TURNED)
+    return turned
+
+
+def _numbers(image: Image.Image, name: str) -> np.ndarray:
+    """``(H, W, 1)`` uint8 or uint16: the numbers that are stored."""
+    if image.mode not in ("1", "L", "P", *SIXTEEN_BIT):
+        raise UserError(f"{name}: a mask holds one number a pixel and this is {image.mode}, save it as greyscale")
+    return np.asarray(image).astype(np.uint16 if image.mode in SIXTEEN_BIT else np.uint8)[..., None]
+
+
+def _to_arrays(
+    image: Image.Image, file_format: str | None, raw: bool, notes: list[str], name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colour ``(H, W, 1 | 3)`` (``(H, W, 4)`` for raw CMYK) and alpha ``(H, W)`` of an opened image."""
+    mode = image.mode
+    if mode in SIXTEEN_BIT or (mode == "I" and file_format in ("PNG", "PPM")):
+        pixels, key = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        alpha = None if raw or key is None else np.where(pixels == key, 0, 65535).astype(np.uint16)
+        return pixels[..., None], alpha
+    if mode == "F":
+        return np.asarray(image, np.float32)[..., None], None
+    if mode in ("P", "PA"):
+        notes.append("palette expanded")
+    transparent = image.has_transparency_data
+    if mode == "I" or mode.startswith("I;"):
+        raise UserError(f"{name}: 32-bit integers have no set range, save it as 16-bit or as float from 0 to 1")
+    if mode in ("1", "L", "LA", "La"):
+        wanted = "LA" if transparent else "L"
+    elif mode == "CMYK" and raw:
+        wanted = "CMYK"
+    else:
+        if mode in ("CMYK", "LAB"):
+            notes.append(f"{mode} converted to RGB")
+        wanted = "RGBA" if transparent else "RGB"
+    array = np.asarray(image if mode == wanted else image.convert(wanted))
+    array = array[..., None] if array.ndim == 2 else array
+    return (array[..., :-1], array[..., -1]) if transparent else (array, None)
