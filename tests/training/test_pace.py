@@ -294,3 +294,11 @@ def test_a_run_that_its_least_number_of_steps_makes_longer_says_so_once(tmp_path
     said = capsys.readouterr()
     assert (said.out + said.err).count("optim.least_steps=5 makes the run longer") == 1
     assert len(losses(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize(("start", "seconds"), [(40, 12), (55, 20), (150, 12)])
+def test_a_stall_that_passes_does_not_end_a_run(start, seconds):
+    machine = Machine(lambda now: 40.0 if start <= now < start + seconds else 1.0)
+    _, steps, _ = simulate(machine, chore=2.0)
+    assert machine.passed == pytest.approx(SECONDS, rel=0.1)
+    assert steps > 0.6 * (SECONDS - seconds) / 0.2

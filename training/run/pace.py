@@ -8,6 +8,8 @@ The rules, each with its constant:
   steps as it took the last time, or is estimated to take.
 - A plan is looked at every ``log.every`` steps, and at least `CHECKS` times in what is left of the run.
 - It is corrected if it misses the time by more than `TOLERANCE` of what is left of the run and of all of it.
+- No correction takes away more than half of the steps that are left: a stall that is over by the next check does not
+  end a run.
 - No plan has less than ``optim.least_steps`` steps, or less than one more step.
 """
 
@@ -99,7 +101,8 @@ class Pace:
 
     def corrected(self, step: int, length: Length) -> int | None:
         """Steps that the run is to have from ``step`` on, None if it may stay as it is planned."""
-        planned, fitting = length.end(step), self.fitting(step)
+        planned = length.end(step)
+        fitting = max(self.fitting(step), planned - (planned - step) // 2)
         of_left, of_all = TOLERANCE
         off = abs(fitting - planned) * self.step_seconds
         enough = max(of_left * (planned - step) * self.step_seconds, of_all * self.seconds)
