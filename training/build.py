@@ -23,6 +23,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
+from attndiff.training.parallel.once import once
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.learning import learn, learn_objective
 from attndiff.training.parts.networks import Networks, check_model, make_networks
@@ -95,15 +96,16 @@ def build(
     given = open_given(config)
     if given.vae is not None:
         check_vae(config, given.vae, opened.images)
-    learned = kept or learn(config, opened, given)
+    learned = kept or once(partial(learn, config, opened, given))
     networks = make_networks(config, learned, given)
+    opened.notes = list(learned.notes) if kept is None else opened.notes
     if config.data.max_aspect:
         opened.notes.append(bucket_note(config, opened.images, networks.unet.size_multiple))
     if given.vae is not None:
         with held():
             opened = encoded(config, opened, given.vae)
     if kept is None:
-        objective = learn_objective(config, given, opened.images, learned.task)
+        objective = once(partial(learn_objective, config, given, opened.images, learned.task))
         learned = replace(learned, objective=objective, notes=opened.notes)
     return _put_together(config, learned, given, networks, opened)
 

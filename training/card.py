@@ -115,14 +115,13 @@ def _metadata(tag: str) -> str:
 def _data(config: TrainConfig, parts: Parts) -> dict:
     """What the model was trained on, with the licences that its rows name."""
     learned = parts.learned
-    skipped = parts.images.skipped if config.data.stream and parts.images is not None else None
     return {
         "source": Path(config.data.path).name,
         "images": "a stream" if learned.images is None else learned.images,
         "held_out": learned.held_out,
         "size": " x ".join(map(str, learned.data["size"])),
         "channels": ", ".join(map(str, learned.data["channels"])),
-        "skipped": learned.skipped if skipped is None else len(skipped),
+        "skipped": learned.skipped if parts.images is None else len(parts.images.skipped),
         "licences": learned.licences,
     }
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from attndiff.data.columns import IMAGE
 from attndiff.data.geometry import Shape
-from attndiff.data.image_set import CACHE_BYTES, QUIET, ImageSet
+from attndiff.data.image_set import CACHE_BYTES, ImageSet
+from attndiff.data.reading.at_once import QUIET
 from attndiff.data.rows import Row, Rows
 from attndiff.errors import UserError
 

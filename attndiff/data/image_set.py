@@ -3,32 +3,28 @@
 import hashlib
 import json
 import logging
-import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from attndiff.data.cells import captioned, read_captions, read_labels
-from attndiff.data.columns import CAPTION, IMAGE, LABEL
+from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Shape
-from attndiff.data.kept import KeptArrays
-from attndiff.data.pixels.row_images import make_normalizer, read_planar, read_row, to_value
+from attndiff.data.pixels.row_images import make_normalizer, to_value
+from attndiff.data.reading.at_once import DecodedAtOnce
+from attndiff.data.reading.at_visit import DecodedAtVisit
+from attndiff.data.reading.encoded import EncodedRows
+from attndiff.data.reading.readers import Readers
 from attndiff.data.rows import Rows
 from attndiff.data.select import Tables, select_rows
 from attndiff.data.tables.names import printable
 from attndiff.data.tables.splits import MissingPart
-from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Without a terminal, a line of progress every ten seconds is enough.
-QUIET = 0.2 if sys.stderr.isatty() else 10
-
-# What was read is kept in memory up to this much, so that it is decoded once; larger sets are decoded every time.
+# Sets of up to this much, encoded and decoded, are decoded before the first step and kept in memory.
 CACHE_BYTES = 1 << 30
 # More unreadable images than this are a wrong folder, not a few bad files.
 MAX_BAD_SHARE = 0.5
@@ -37,25 +33,31 @@ MAX_BAD_SHARE = 0.5
 class ImageSet(Rows):
     """Images of one kind of tensor with what is known about them, picklable for loader workers.
 
-    All that a row shows is decoded once when the set is opened, so that bad rows are known, and the same, on every
-    process and in every run. For data too large for that there are streams, `attndiff.data.streams`.
+    What the rows show is decoded when the set is opened, so that bad rows are known, and the same, on every process and
+    in every run; where it is too much for that, at the first visit, see `attndiff.data.reading`. For data that are not
+    even listed there are streams, `attndiff.data.streams`.
 
     Args:
         config: What to read and how.
         class_names: Names and order of the classes, as of the set trained on; None: those found.
         tables: Where data that is read already is kept.
+        readers: The processes that read the same together; None: this one alone, which keeps nothing on the disk.
 
     Attributes:
         origin: What messages call the data.
-        skipped: Name of each image that was left out, and why.
 
     Raises:
         UserError: The data cannot be used.
     """
 
-    def __init__(self, config: DataConfig, class_names: list[str] | None = None, tables: Tables | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        class_names: list[str] | None = None,
+        tables: Tables | None = None,
+        readers: Readers | None = None,
+    ):
         self.normalizer, self.columns = make_normalizer(config), config.row_columns()
-        self._planar = [column for column in self.columns if column.is_planar]
         table = (tables or Tables()).of(config)
         passing, rows = select_rows(table, config)
         rows, silent = captioned(table, rows, config.caption_column)
@@ -68,55 +70,37 @@ class ImageSet(Rows):
             values[CAPTION.name] = read_captions(table, rows, config.caption_column)
         if config.label_column:
             values[LABEL.name], self.class_names = read_labels(table, passing, rows, config.label_column, class_names)
-        self.origin, self.skipped = table.origin, [*table.left_out, *silent]
-        good = self._read_all(table, rows, config.on_error)
+        self.origin, self._left_out = table.origin, [*table.left_out, *silent]
+        encoded = EncodedRows(table, rows, self.normalizer, self.columns)
+        self._pixels = _decoded(encoded, config.on_error, readers or Readers())
+        self._note_bad(len(rows))
+        good = self._pixels.good
         self._rows, self._names = [rows[i] for i in good], [table.names[rows[i]] for i in good]
         self._values = {name: [column[i] for i in good] for name, column in values.items()}
-        # Encoded images are let go of where the decoded ones are kept.
-        self._details, self._table = table.bare(), None if self.is_kept else table
+        self._details = table.bare()
         self.fingerprint = self._fingerprint()
 
-    def _read_all(self, table: ImageTable, rows: list[int], on_error: str) -> list[int]:
-        """Positions in `rows` of those that can be read; keeps what they show if the set is small."""
-        good, bad, depths, digest, shapes = [], [], {8}, hashlib.sha256(), self.normalizer.shapes
-        self._kept, self._sizes, buckets = KeptArrays(CACHE_BYTES), [], []
-        for position, row in enumerate(tqdm(rows, "Reading images", delay=2, leave=False, mininterval=QUIET)):
-            try:
-                image, further = read_row(self.normalizer, self.columns, partial(table.image, row), table.names[row])
-            except UserError as error:
-                if on_error == "raise":
-                    raise
-                bad.append((table.names[row], str(error).removeprefix(f"{table.names[row]}: ")))
-                continue
-            good.append(position)
-            self._sizes.append(image.geometry.size)
-            buckets.append(shapes.index(image.geometry.shape))
-            depths.add(image.levels.itemsize * 8)
-            for levels in (image.levels, *further):
-                digest.update(levels)
-                self._kept.append(levels)
-        self._kept.close()
-        self._buckets = np.array(buckets)  # numbers of their shapes
-        self._bit_depth, self._digest = max(depths), digest.digest()
-        self._note_bad(bad, len(rows))
-        return good
-
-    def _note_bad(self, bad: list[tuple[str, str]], rows: int) -> None:
+    def _note_bad(self, rows: int) -> None:
         """Say which rows cannot be read; raises `UserError` if they are too many."""
+        bad = self._pixels.bad
         if len(bad) > MAX_BAD_SHARE * rows:
             name, reason = bad[0]
             raise UserError(f"{self.origin}: {len(bad)} of {rows} images are bad, first {name}: {reason}")
         if bad:
             first = map(printable, bad[0])
             logger.warning("%s: %d of %d images skipped, first %s: %s", self.origin, len(bad), rows, *first)
-        self.skipped += bad
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name of each image that was left out, and why; of large data also of those found bad at their visit."""
+        return [*self._left_out, *self._pixels.bad, *self._pixels.found_later]
 
     def _fingerprint(self) -> str:
-        """Hash of pixels, names, captions and classes."""
+        """Hash of pixels (of large data, of files), names, captions and classes."""
         captions = self._values.get(CAPTION.name, [[]] * len(self))
         labels = self._values.get(LABEL.name, [None] * len(self))
         known = json.dumps([list(row) for row in zip(self._names, captions, labels, strict=True)])
-        return hashlib.sha256(self._digest + known.encode()).hexdigest()
+        return hashlib.sha256(self._pixels.digest + known.encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,20 +108,20 @@ class ImageSet(Rows):
     @property
     def is_kept(self) -> bool:
         """Whether what the rows show is held in memory, decoded."""
-        return self._kept.fits
+        return self._pixels.is_kept
 
     def load(self, i: int, name: str) -> Any:
+        """The value of a column; of a row that has turned out bad, that of the row that stands for it.
+
+        Whether it is bad is known from when something that it shows has been loaded.
+        """
         column = self.column(name)
-        if not column.is_planar:
-            return self._values[name][i]
-        if self.is_kept:
-            return to_value(self._kept[i * len(self._planar) + self._planar.index(column)], column)
-        source = self._table.image(self._rows[i], None if column == IMAGE else column.name)
-        geometry = self.normalizer.geometry(self._sizes[i])
-        return to_value(read_planar(self.normalizer, column, source, geometry, self.name(i)), column)
+        if column.is_planar:
+            return to_value(self._pixels.levels(i, name), column)
+        return self._values[name][self._pixels.stand_in(i)]
 
     def by_shape(self) -> dict[Shape, np.ndarray]:
-        found = {shape: np.flatnonzero(self._buckets == i) for i, shape in enumerate(self.normalizer.shapes)}
+        found = {shape: np.flatnonzero(self._pixels.buckets == i) for i, shape in enumerate(self.normalizer.shapes)}
         return {shape: images for shape, images in found.items() if len(images)}
 
     def name(self, i: int) -> str:
@@ -155,15 +139,25 @@ class ImageSet(Rows):
         return {name: [str(values[row]) for row in self._rows] for name, values in columns.items()}
 
     def describe(self) -> dict:
-        return self.normalizer.describe(self._bit_depth, self.class_names)
+        return self.normalizer.describe(self._pixels.bit_depth, self.class_names)
+
+
+def _decoded(encoded: EncodedRows, on_error: str, readers: Readers) -> DecodedAtOnce | DecodedAtVisit:
+    """What rows show, read in the way that their amount asks for."""
+    if max(encoded.decoded_bytes(), encoded.encoded_bytes()) <= CACHE_BYTES:
+        return DecodedAtOnce(encoded, on_error, CACHE_BYTES, readers)
+    return DecodedAtVisit(encoded, on_error, readers)
 
 
 def open_validation(
-    config: DataConfig, class_names: list[str] | None = None, tables: Tables | None = None
+    config: DataConfig,
+    class_names: list[str] | None = None,
+    tables: Tables | None = None,
+    readers: Readers | None = None,
 ) -> ImageSet | None:
     """The held-out images that belong to a configuration, with the classes of the training set, or None."""
     try:
-        return ImageSet(config.replace(split="validation"), class_names, tables)
+        return ImageSet(config.replace(split="validation"), class_names, tables, readers)
     except MissingPart:
         if config.validation is not None:
             raise

@@ -2,6 +2,7 @@
 
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
+from attndiff.data.reading.readers import Readers
 from attndiff.data.select import Tables
 from attndiff.data.tables.names import printable
 from attndiff.data.tables.splits import MissingPart
@@ -11,8 +12,12 @@ HELD_OUT_SHARE = 0.05
 NAMED = 3  # files left out, in a sentence
 
 
-def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
+def open_parts(config: DataConfig, readers: Readers | None = None) -> tuple[ImageSet, ImageSet, list[str]]:
     """Training and held-out images; where the data names no held-out ones, a twentieth of it.
+
+    Args:
+        config: The data.
+        readers: As of `ImageSet`.
 
     Returns:
         The two sets, which are one where the data is too small to be divided, and notes of what was decided.
@@ -22,9 +27,9 @@ def open_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, list[str]]:
     """
     tables = Tables()
     if config.validation is None and not _has_validation(config, tables):
-        return _divided(config.replace(validation=HELD_OUT_SHARE), config, tables)
-    images = ImageSet(config, tables=tables)
-    return images, open_validation(config, images.class_names, tables), left_out_notes(images)
+        return _divided(config.replace(validation=HELD_OUT_SHARE), config, tables, readers)
+    images = ImageSet(config, None, tables, readers)
+    return images, open_validation(config, images.class_names, tables, readers), left_out_notes(images)
 
 
 def _has_validation(config: DataConfig, tables: Tables) -> bool:
@@ -36,13 +41,15 @@ def _has_validation(config: DataConfig, tables: Tables) -> bool:
     return True
 
 
-def _divided(divided: DataConfig, whole: DataConfig, tables: Tables) -> tuple[ImageSet, ImageSet, list[str]]:
+def _divided(
+    divided: DataConfig, whole: DataConfig, tables: Tables, readers: Readers | None
+) -> tuple[ImageSet, ImageSet, list[str]]:
     """The two parts of data that names none; the whole data twice if one of them would be empty."""
     try:
-        rest = ImageSet(divided, tables=tables)
-        held_out = open_validation(divided, rest.class_names, tables)
+        rest = ImageSet(divided, None, tables, readers)
+        held_out = open_validation(divided, rest.class_names, tables, readers)
     except UserError:
-        images = ImageSet(whole, tables=tables)
+        images = ImageSet(whole, None, tables, readers)
         note = "too few images to hold any out: 'held-out' losses below are of the training images"
         return images, images, [note, *left_out_notes(images)]
     note = f"no held-out images are named: {HELD_OUT_SHARE:.0%} of the data are held out (data.validation)"

@@ -3,16 +3,22 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 
 from attndiff.data.parts import open_parts
+from attndiff.data.reading.readers import Readers
 from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.shipped import bundled_data
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import FOLDER, LatentSet
+from attndiff.training.state.learned import INTAKE
 from attndiff.training.streams import open_streamed
+
+DECODED = "decoded"  # in a run's folder, by version of the intake
 
 
 @dataclass
@@ -41,9 +47,18 @@ def open_data(config: TrainConfig, class_names: list[str] | None = None) -> Open
         UserError: If it cannot be used, or has no captions where the condition is text.
     """
     data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
-    opened = Opened(*(open_streamed(data, config, class_names) if data.stream else open_parts(data)))
+    streamed = open_streamed(data, config, class_names) if data.stream else open_parts(data, _readers(config))
+    opened = Opened(*streamed)
     PROMPTS[config.condition.kind].check(opened.images)
     return opened
+
+
+def _readers(config: TrainConfig) -> Readers:
+    """The processes of the run, which share the reading out."""
+    state, folder = PartialState(), Path(config.out) / DECODED / str(INTAKE)
+    if state.num_processes == 1:
+        return Readers(folder)
+    return Readers(folder, state.process_index, state.num_processes, lambda mine: gather_object([mine]))
 
 
 def encoded(config: TrainConfig, opened: Opened, vae: AutoencoderKL) -> Opened:

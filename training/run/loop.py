@@ -381,6 +381,7 @@ class Trainer:
         if self.pace is not None:
             progress.say(f"writing the pipeline folder and its card: about {in_words(self.pace.seconds_of('package'))}")
         if self.accelerator.is_main_process:
+            write_left_out(self.parts.images.skipped, self.out)  # with what turned out bad on the way
             steps, validations = read_log(self.out / "log.jsonl")
             loss_curve(steps, validations, self.out / "loss_curve.png")
             export_run(self.config, self.parts, state, validations[-1], self.out / "pipeline")

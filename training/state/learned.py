@@ -20,7 +20,7 @@ FOLDER = "learned"  # in a run's folder
 PARTIAL = "learned.partial"
 FACTS, TOKENIZER = "learned.json", "tokenizer"
 FORMAT_VERSION = 1
-INTAKE = 2  # how files become tensors; raised when the same file gives other pixels than before
+INTAKE = 3  # how files become tensors; raised when the same file gives other pixels than before
 
 
 @dataclass

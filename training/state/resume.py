@@ -9,6 +9,7 @@ from attndiff.errors import UserError
 from attndiff.training.config import TrainConfig, make_config, store_config
 from attndiff.training.latents import FOLDER as LATENTS
 from attndiff.training.parallel.layout import ParallelLayout, check_resumed
+from attndiff.training.parts.opening import DECODED
 from attndiff.training.state.checkpoint import (
     named_learned,
     newest_checkpoint,
@@ -42,8 +43,9 @@ def check_run_folder(out: Path) -> None:
     """
     if out.is_file():
         raise UserError(f"out {out} is a file; name a folder.")
-    # A run that was stopped while it encoded its images left nothing but latents; a rate may be looked for before it.
-    used = out.is_dir() and any(path.name not in (LATENTS, LOCK, PARTIAL, *TRIAL_FILES) for path in out.iterdir())
+    # A run that was stopped before step 1 left what it had made of its images; a rate may be looked for before it.
+    of_no_step = LATENTS, DECODED, LOCK, PARTIAL, *TRIAL_FILES
+    used = out.is_dir() and any(path.name not in of_no_step for path in out.iterdir())
     if used and not (out / "config.json").is_file():
         raise UserError(f"out {out} holds files that are not a run's; choose an empty or new folder.")
 

@@ -1,6 +1,8 @@
 """Files to pixels: the one place that images go through, and that refuses them."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +34,9 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
         name, source = name or str(source), _read(Path(source))
     name = name or "image"
     if isinstance(source, bytes):
-        _refuse_what_is_no_image(source, name)
-    try:
+        refuse_what_is_no_image(source, name)
+    with named_errors(name):
         decoded = _decode(source, channels, name)
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise UserError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels, make it smaller") from None
-    # Decoders meet broken files with errors of every kind (OSError, SyntaxError, struct.error, zlib.error, ...).
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else reason
-        raise UserError(f"{name}: cannot be read ({reason}), replace or remove it") from None
     if not decoded.pixels.size:
         raise UserError(f"{name}: has no pixels, replace or remove it")
     if decoded.pixels.dtype == np.float32:
@@ -53,6 +46,22 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
     return decoded
 
 
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Whatever goes wrong in reading an image, as a `UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels, make it smaller") from None
+    # Decoders meet broken files with errors of every kind (OSError, SyntaxError, struct.error, zlib.error, ...).
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else reason
+        raise UserError(f"{name}: cannot be read ({reason}), replace or remove it") from None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -60,7 +69,8 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
-def _refuse_what_is_no_image(data: bytes, name: str) -> None:
+def refuse_what_is_no_image(data: bytes, name: str) -> None:
+    """Raise `UserError` if a file that begins so is empty, a drawing, a web page or a pointer."""
     if not data:
         raise UserError(f"{name}: the file is empty (0 bytes), replace or remove it")
     start = data[:1024].lstrip().lower()

@@ -3,10 +3,12 @@
 import io
 import re
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
+from attndiff.data.geometry import Shape
 from attndiff.data.pixels.colour import to_srgb
 from attndiff.data.pixels.decoded import EXIF_ORIENTATION, NUMBERS, TURNED, Decoded, check_bands, check_size
 from attndiff.errors import UserError
@@ -27,7 +29,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 def decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
     """Read a picture; arguments and errors as of `decode`."""
     notes: list[str] = []
-    image = _open(source, name, notes) if isinstance(source, bytes) else source
+    image = _open(io.BytesIO(source), source[:12], name, notes) if isinstance(source, bytes) else source
     file_format = image.format
     if getattr(image, "is_animated", False):
         notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
@@ -52,14 +54,43 @@ def decode_picture(source: bytes | Image.Image, channels: str | int, name: str) 
     return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
 
 
-def _open(data: bytes, name: str, notes: list[str]) -> Image.Image:
+def picture_header(stream: BinaryIO, start: bytes, name: str) -> tuple[Shape, int]:
+    """Height and width that a picture will have upright, and the bits of a value, from its header alone.
+
+    Args:
+        stream: The file, at its beginning.
+        start: Its first bytes.
+        name: What messages call the image.
+
+    Raises:
+        UserError: If it is too large.
+    """
+    image = _open(stream, start, name, [])
+    width, height = image.size
+    deep = image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    bits = 16 if deep else 32 if image.mode == "F" else 8
+    return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width), bits
+
+
+def _orientation(image: Image.Image) -> int:
+    """As the EXIF of an image says, 1 where it says nothing or cannot be read."""
+    if image.format == "PNG" and not image.info.keys() & OF_EXIF:
+        return 1
+    try:
+        with warnings.catch_warnings(record=True):
+            return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # EXIF data is as broken as its writers; the pixels are not.
+        return 1
+
+
+def _open(stream: BinaryIO, start: bytes, name: str, notes: list[str]) -> Image.Image:
     with warnings.catch_warnings(record=True) as complaints:
-        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
             _register_heif(name)
         # Pillow's own limit, above which it warns and decodes, is looser than the one below.
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(stream)
     # A JPEG's is read here, for its resolution, and not again.
     notes += [NO_EXIF] if any("EXIF" in str(complaint.message) for complaint in complaints) else []
     check_size(*image.size, name)

@@ -6,6 +6,7 @@ import numpy as np
 import tifffile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
 
+from attndiff.data.geometry import Shape
 from attndiff.data.pixels.decoded import (
     EXIF_ORIENTATION,
     MAX_PIXELS,
@@ -47,6 +48,14 @@ def is_for_tifffile(page: tifffile.TiffPage, channels: str | int) -> bool:
         or grey_times_alpha
         or page.compression not in OF_PILLOW
     )
+
+
+def tiff_header(page: tifffile.TiffPage, name: str) -> tuple[Shape, int]:
+    """Height and width that a TIFF will have upright, and a value's bits; raises `UserError` if it is too large."""
+    check_size(page.imagewidth, page.imagelength, name)
+    size = page.imagelength, page.imagewidth
+    bits = 32 if page.sampleformat == SAMPLEFORMAT.IEEEFP else 8 if page.bitspersample <= 8 else 16
+    return size[::-1] if page.tags.valueof(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else size, bits
 
 
 def decode_tiff(tiff: tifffile.TiffFile, channels: str | int, name: str) -> Decoded:

@@ -1,5 +1,6 @@
 """A data set as a table, one row an image not yet decoded."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -91,6 +92,13 @@ class ImageTable:
         # Past the formatting of `datasets`, which costs more than decoding a small image.
         cell = self.rows.data.column(column or self.image_column)[row].as_py()
         return encoded_image(cell, f"{self.origin} {self.names[row]}" + (f" ({column})" if column else ""))
+
+    def encoded_bytes(self, rows: list[int]) -> int:
+        """About how much is stored of some rows' images; 0 where they lie elsewhere."""
+        if self.image_column is None:
+            return sum(os.path.getsize(path) for row in rows if os.path.isfile(path := self.root / self._files[row]))
+        stored = sum(self.rows.data.column(name).nbytes for name in (self.image_column, *self.further))
+        return stored * len(rows) // max(1, len(self))
 
     def _path(self, row: int, column: str) -> str:
         """The path, in the folder, that a cell holds."""

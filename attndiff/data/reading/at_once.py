@@ -1,0 +1,102 @@
+"""Rows decoded when their set is opened, so that bad ones are known, and the same, in every process and run."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from attndiff.data.pixels.normalize import Normalized
+from attndiff.data.reading.encoded import EncodedRows
+from attndiff.data.reading.kept import KeptArrays
+from attndiff.data.reading.readers import Readers
+from attndiff.errors import UserError
+
+# Without a terminal, a line of progress every ten seconds is enough.
+QUIET = 0.2 if sys.stderr.isatty() else 10
+# Processes give each other what they have read in parts of this size.
+ROUND_BYTES = 64 << 20
+
+Read = tuple[Normalized, list[np.ndarray]]
+
+
+class DecodedAtOnce:
+    """What all rows show, in memory.
+
+    Args:
+        encoded: The rows.
+        on_error: "skip" leaves rows out that cannot be read, "raise" raises what is the matter.
+        at_most: Bytes; where it is more, rows are decoded again at every visit.
+        readers: The processes that share the work.
+
+    Attributes:
+        good: Positions of the rows that can be read, by which they are counted from then on.
+        bad: Name of each other row, and why.
+        buckets: ``(N,)``, of each good row the number of its shape.
+        bit_depth: Of the deepest image.
+        digest: A hash of all pixels.
+
+    Raises:
+        UserError: If a row cannot be read and ``on_error`` says so.
+    """
+
+    found_later: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, encoded: EncodedRows, on_error: str, at_most: int, readers: Readers):
+        self.good, self.bad, self._kept, self._sizes = [], [], KeptArrays(at_most), []
+        depths, digest, buckets = {8}, hashlib.sha256(), []
+        for position, read in enumerate(_read_all(encoded, readers)):
+            if isinstance(read, UserError):
+                if on_error == "raise":
+                    raise read
+                self.bad.append(encoded.reason(position, read))
+                continue
+            image, further = read
+            self.good.append(position)
+            self._sizes.append(image.geometry.size)
+            buckets.append(encoded.normalizer.shapes.index(image.geometry.shape))
+            depths.add(image.levels.itemsize * 8)
+            for levels in (image.levels, *further):
+                digest.update(levels)
+                self._kept.append(levels)
+        self._kept.close()
+        self.buckets, self.bit_depth, self.digest = np.array(buckets), max(depths), digest.digest()
+        self._planar = encoded.planar
+        # Encoded images are let go of where the decoded ones are kept.
+        self._encoded = None if self.is_kept else encoded.chosen(self.good)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rows are held in memory."""
+        return self._kept.fits
+
+    def levels(self, i: int, name: str) -> np.ndarray:
+        """What a good row shows in a planar column, at its own depth."""
+        place = next(place for place, column in enumerate(self._planar) if column.name == name)
+        if self.is_kept:
+            return self._kept[i * len(self._planar) + place]
+        return self._encoded.read_column(i, self._planar[place], self._sizes[i])
+
+    def stand_in(self, i: int) -> int:
+        """The row itself, as all are good."""
+        return i
+
+
+def _read_all(encoded: EncodedRows, readers: Readers) -> Iterator[Read | UserError]:
+    """What every row shows, or why it cannot be read, in their order."""
+    one = max(1, encoded.decoded_bytes() // max(1, len(encoded)))
+    at_a_time = max(1, ROUND_BYTES // one) if readers.count > 1 else 1
+    settings = {"delay": 2, "leave": False, "mininterval": QUIET, "disable": readers.index > 0}
+    with tqdm(desc="Reading images", total=len(encoded), **settings) as progress:
+        for start in range(0, len(encoded), at_a_time):
+            positions = list(range(len(encoded))[start : start + at_a_time])
+            yield from readers.each_once(lambda position: _read(encoded, position), positions)
+            progress.update(len(positions))
+
+
+def _read(encoded: EncodedRows, position: int) -> Read | UserError:
+    try:
+        return encoded.read(position)
+    except UserError as error:
+        return error
