@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from attndiff.drawn import SOFTWARE
+
 CELL = 96
 GAP = 6
 
@@ -93,7 +95,7 @@ def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
     left.legend()
     if names:
         right.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)
 
 
@@ -109,5 +111,5 @@ def level_curves(noise_over_signal: list[float], errors: dict[str, list[float]],
         axes.plot(noise_over_signal, values, marker="o", label=name)
     axes.set(xlabel="noise over signal", ylabel="error of the clean image", xscale="log", yscale="log")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)

@@ -32,6 +32,7 @@ from emoji_measures import Emoji, Evaluation, Prompt, Real, caption_judge, evalu
 from emoji_report import markdown
 from PIL import Image, ImageDraw
 
+from attndiff.drawn import save_picture
 from attndiff.folder.shipped import CONCEPTS, bundled_model
 from attndiff.metrics.neighbours import neighbour_sheet
 from attndiff.training.config import load_config
@@ -99,7 +100,7 @@ class Samples:
                 generator=[torch.Generator().manual_seed(prompt.seed) for prompt in batch],
             ).images
             for prompt, image in zip(batch, images, strict=True):
-                image.convert("RGB").save(self.path(prompt))
+                save_picture(image.convert("RGB"), self.path(prompt))
         return [Image.open(self.path(prompt)).convert("RGB") for prompt in prompts]
 
     @property
@@ -144,8 +145,8 @@ def draw_grids(evaluation: Evaluation, prompts: list[Prompt], pictures: list[Ima
     rows = {style: [i for i, p in enumerate(prompts) if p.style == style] for style in emoji.styles}
     samples = {style: [shown[i] for i in cells] for style, cells in rows.items()}
     neighbours = {style: [nearest[i] for i in cells] for style, cells in rows.items()}
-    contact_sheet(samples, CONCEPTS).save(out / "grid.png")
-    neighbour_sheet(samples, neighbours, CONCEPTS).save(out / "grid_neighbours.png")
+    save_picture(contact_sheet(samples, CONCEPTS), out / "grid.png")
+    save_picture(neighbour_sheet(samples, neighbours, CONCEPTS), out / "grid_neighbours.png")
     ranks = evaluation.ranks(as_pixels(pictures), [p.name for p in prompts], "training").tolist()
     return [
         {

@@ -26,6 +26,7 @@ from attndiff.apps.data_settings import data_config
 from attndiff.apps.sample import open_model
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
+from attndiff.drawn import SOFTWARE
 from attndiff.metrics.extractors.base import Extractor
 from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.frechet import frechet_distance
@@ -135,7 +136,7 @@ def draw(curves: dict[str, list[dict]], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)
 
 

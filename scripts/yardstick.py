@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from attndiff.drawn import SOFTWARE
 from attndiff.folder.open import load
 from attndiff.folder.shipped import bundled_data
 from attndiff.metrics.controls import CONTROLS, noised
@@ -308,7 +309,7 @@ def draw(report: dict[str, dict], file: Path) -> None:
     axes.set(yscale="log", ylabel="Fréchet distance, of that of real images")
     axes.set_xticks(range(len(measured)), [name.replace(", ", ",\n") for name in measured])
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, metadata={"Software": SOFTWARE})
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from PIL import Image
 import attndiff
 from attndiff.data.columns import IMAGE
 from attndiff.data.subset import spread_over
+from attndiff.drawn import save_picture
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
 from attndiff.tasks.task import GENERATE
@@ -257,7 +258,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     indices, distances = nearest_images(pixels, reference)
     nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
-    neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions).save(path)
+    save_picture(neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions), path)
     side = max(data["size"])
     return {
         "reference": len(spread),
@@ -282,7 +283,7 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
         )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
     tokens = parts.conditioning.prompt.tokens(pipe, prompt)
-    attention_picture(as_picture(output.images[0]), tokens, maps).save(path)
+    save_picture(attention_picture(as_picture(output.images[0]), tokens, maps), path)
     return prompt
 
 

@@ -15,6 +15,7 @@ from attndiff.clock import Deadline
 from attndiff.data.config import DataConfig
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.metrics.extractors.base import NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor
@@ -159,7 +160,7 @@ def compare(
         _add_ratios(report)
     captions = ["" if value is None else str(value) for value in values[:SHOWN]]
     rows = {name: [as_image(image) for image in images[:SHOWN]] for name, images in samples.items()}
-    contact_sheet(rows, captions).save(folder / "distill.png")
+    save_picture(contact_sheet(rows, captions), folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 

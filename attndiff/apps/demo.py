@@ -8,6 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from attndiff.apps.sample import Request, SampledRow, sample_rows
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
@@ -73,7 +74,7 @@ def saved(pictures: list[Image.Image], folder: str) -> list[str]:
     paths = [Path(folder) / f"{uuid.uuid4().hex}.png" for _ in pictures]
     for picture, path in zip(pictures, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        save_picture(picture, path)
     return [str(path) for path in paths]
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.diffusion.objectives import make_objective
+from attndiff.drawn import save_picture
 from attndiff.metrics.controls import CONTROLS
 from attndiff.metrics.extractors.base import Extractor, NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor, learns_from_rest, train_extractor
@@ -104,7 +105,7 @@ def evaluate(
         report["held_out_error_ratio"] = losses
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        draw_neighbours(suspects, copies, pool).save(pictures / "neighbours.png")
+        save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")
         _draw(samples, losses, pictures)
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
@@ -124,7 +125,7 @@ def _restoration(
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         rows = {name: [as_image(image) for image in images[:SHEET]] for name, images in {"real": real, **made}.items()}
-        contact_sheet(rows, [""] * min(SHEET, n)).save(pictures / "samples.png")
+        save_picture(contact_sheet(rows, [""] * min(SHEET, n)), pictures / "samples.png")
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
 
@@ -192,7 +193,7 @@ def _draw(samples: torch.Tensor, losses: dict | None, folder: Path) -> None:
     """Write a grid of the first samples, and the errors per noise level where they were measured."""
     shown = [as_image(image) for image in samples[: SHEET * SHEET]]
     rows = {f"{i // SHEET + 1}": shown[i : i + SHEET] for i in range(0, len(shown), SHEET)}
-    contact_sheet(rows, [""] * SHEET).save(folder / "samples.png")
+    save_picture(contact_sheet(rows, [""] * SHEET), folder / "samples.png")
     if losses is not None:
         curves = {"held out": losses["held_out"], "training": losses["training"]}
         level_curves(losses["noise_over_signal"], curves, folder / "error_by_noise.png")

@@ -15,6 +15,7 @@ from attndiff.apps.report import write_report
 from attndiff.apps.sample import Request, open_model, sample_rows, save_attention
 from attndiff.apps.timetable import Stage, Timetable
 from attndiff.clock import Clock, Deadline
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.folder.shipped import ASSETS, CONCEPTS, bundled_model
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
@@ -155,13 +156,13 @@ class Quickstart:
 
     def sample(self) -> None:
         """A grid of the model's own styles."""
-        self._grid(self.pipeline, self.tour.steps).save(self.out / "samples.png")
+        save_picture(self._grid(self.pipeline, self.tour.steps), self.out / "samples.png")
         self.report["samples"] = "samples.png"
 
     def sample_student(self) -> None:
         """The same grid in a few calls of the network, and how long `TIMED` images take."""
         student = open_model(self.tour.student)
-        self._grid(student, None).save(self.out / "student-samples.png")
+        save_picture(self._grid(student, None), self.out / "student-samples.png")
         prompts = [f"{self.tour.concepts[i % len(self.tour.concepts)]}, {self.tour.styles[0]}" for i in range(TIMED)]
         start = time.perf_counter()
         sample_rows(student, Request(prompts))
@@ -221,8 +222,8 @@ class Quickstart:
             style, classes = pool.map(self._open, ("style", "classes"))
         before = sample_rows(self.pipeline, Request(self.prompts["style"], self.tour.steps))[0].images
         rows = {"before": before, "after": style}
-        contact_sheet(rows, self.prompts["style"]).save(self.out / "trained-samples.png")
-        contact_sheet({"": classes}, self.prompts["classes"]).save(self.out / "class-samples.png")
+        save_picture(contact_sheet(rows, self.prompts["style"]), self.out / "trained-samples.png")
+        save_picture(contact_sheet({"": classes}, self.prompts["classes"]), self.out / "class-samples.png")
         self.report |= {"trained_samples": "trained-samples.png", "class_samples": "class-samples.png"}
         self.report["prompts"] = self.prompts
 

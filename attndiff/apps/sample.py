@@ -9,6 +9,7 @@ from PIL import Image
 
 from attndiff.data.pixels.writers import save_image
 from attndiff.device import best_device
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
 from attndiff.lens.pictures import save_attention_pictures
@@ -121,7 +122,7 @@ def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path
     for i, image in enumerate(images):
         path = folder / f"{i:04d}.png"
         if isinstance(image, Image.Image):
-            image.save(path)
+            save_picture(image, path)
         else:
             save_image(image, path, pipeline.config.data)
     return len(images)

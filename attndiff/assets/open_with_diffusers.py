@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL.PngImagePlugin import PngInfo
 
 folder, out, *prompts = sys.argv[1:]
 pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
@@ -18,5 +19,7 @@ images = pipeline(**{kind: prompts}, generator=generators).images
 if "attndiff" in sys.modules:
     raise SystemExit("the folder is not self-contained: attndiff was imported")
 Path(out).mkdir(parents=True, exist_ok=True)
+drawn_by = PngInfo()
+drawn_by.add_text("Software", "attndiff")  # by which attndiff knows a drawn picture among data
 for number, image in enumerate(images):
-    image.save(Path(out, f"{number:02d}.png"))
+    image.save(Path(out, f"{number:02d}.png"), pnginfo=drawn_by)

@@ -46,6 +46,8 @@ class DataConfig(Section):
         on_error: What to do about images that cannot be read: "skip" and list them, or "raise".
         stream: Train without an index of the data, for what is too large to be read through: parquet files, webdataset
             `.tar` files (a folder of them or a pattern such as `shards/*.tar`) or a Hub dataset.
+        learn_drawn: Whether pictures that attndiff itself drew, samples and grids, are data like others; else they are
+            left out by name.
         shuffle_buffer: Rows of a stream that are held in memory, still encoded, to be shuffled among each other.
         class_names: Names of the classes in the order of their numbers, where a stream's column does not know them.
     """
@@ -69,6 +71,7 @@ class DataConfig(Section):
     exclude: list[dict[str, Any]] | None = None
     on_error: str = "skip"
     stream: bool = False
+    learn_drawn: bool = False
     shuffle_buffer: int = 4096
     class_names: list[str] | None = None
 

@@ -29,7 +29,7 @@ class Tables:
         whole = config.split == "validation" and path != config.path
         hub_config = config.config if path == config.path else None
         filtered = (*filter_columns(config.where, config.exclude),)
-        asked = path, config.image_column, config.named_parts, filtered, hub_config
+        asked = path, config.image_column, config.named_parts, filtered, hub_config, config.learn_drawn
         if asked not in self._sources:
             self._sources[asked] = Source(*asked)
         return self._sources[asked].table(part, whole).with_images(config.columns)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from tokenizers.decoders import ByteLevel
 
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.lens.record import AttentionMaps
 
@@ -167,7 +168,7 @@ def save_attention_pictures(
     for suffix, view in views.items():
         for i, (image, pieces) in enumerate(zip(images, tokens, strict=True)):
             paths.append(folder / f"attention-{i:02d}{suffix}.png")
-            attention_picture(image, pieces, view[i]).save(paths[-1])
+            save_picture(attention_picture(image, pieces, view[i]), paths[-1])
     if details:
         steps = {f"step.{i}.{name}": m for i, step in enumerate(maps.steps) for name, m in step.per_layer.items()}
         tensors = {"averaged": averaged, **maps.per_layer, **steps}

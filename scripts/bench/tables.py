@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from attndiff.apps.bench.tables import growth_table
+from attndiff.drawn import SOFTWARE
 
 RATIO_TITLES = {
     "train_throughput": "training images/s",
@@ -81,7 +82,7 @@ def draw(result: dict, path: Path) -> None:
     if trained:
         _curves(axes.pop(0), trained)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)
 
 

@@ -136,7 +136,7 @@ def test_passed_shards_are_not_read_again(shards, tmp_path, monkeypatch):
     met = rows_of(images, steps=10)
     read = []
     shard = Stream.shard
-    monkeypatch.setattr(Stream, "shard", lambda self, number: read.append(number) or shard(self, number))
+    monkeypatch.setattr(Stream, "shard", lambda self, number, *rest: read.append(number) or shard(self, number))
     assert rows_of(images, 10, start=9) == met[72:]
     lanes = lane_count(8, len(SHARDS))
     assert len(read) <= 2 * lanes  # of the 5 shards of each of 3 epochs
@@ -171,7 +171,7 @@ def test_ranks_read_shards_of_their_own(shards, tmp_path, monkeypatch):
     shard = Stream.shard
     read = {0: [], 1: []}
     for rank in read:
-        monkeypatch.setattr(Stream, "shard", lambda self, n, rank=rank: read[rank].append(n) or shard(self, n))
+        monkeypatch.setattr(Stream, "shard", lambda self, n, *rest, rank=rank: read[rank].append(n) or shard(self, n))
         rows_of(images, 1, rank, 2)
     assert read[0] and read[1] and not set(read[0]) & set(read[1])
 

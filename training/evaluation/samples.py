@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from attndiff.drawn import save_picture
 from attndiff.metrics.near_copies import as_image
 from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
@@ -87,7 +88,7 @@ def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: f
         rows[f"average {longest:g}"] = sample_row(parts, chosen, guidance_scale)
     parts.model.train(was_training)
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, [str(p) if p is not None else "" for p in chosen]).save(path)
+    save_picture(contact_sheet(rows, [str(p) if p is not None else "" for p in chosen]), path)
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:

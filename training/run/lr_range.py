@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from attndiff.drawn import SOFTWARE
 from attndiff.errors import UserError
 from attndiff.training.batches import commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
@@ -201,5 +202,5 @@ def draw(found: LRRange, path: Path) -> None:
         axes.axvline(found.diverged_at * lr, color="tab:red", label=f"diverged at {found.diverged_at * lr:.2g}")
     axes.set(xlabel="optim.lr", ylabel="loss", xscale="log", yscale="log")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)

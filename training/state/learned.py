@@ -34,7 +34,7 @@ class Learned:
         objective: Settings of the objective, ``sigma_data`` among them; empty until it is measured.
         tokenizer: Trained on the captions; None where the condition is no text, or a given tokenizer reads it.
         fingerprint: Of the training images with their captions or classes; of a stream, of its head.
-        skipped: Number of images left out as unreadable; None of a stream, which finds out on the way.
+        skipped: Number of files left out; None of a stream, which finds out on the way.
         licences: That the rows name, each with its number of rows, most first.
         prompts: What to draw while training and on the card: captions of held-out images, or classes.
         notes: What is to be said of the data, a sentence each.

@@ -39,13 +39,14 @@ def sample(
         check_output_folder(option, folder)
     height, width = parse_size(size)
     from attndiff.apps.sample import Request, open_model, sample_rows, save_attention, save_images, sheet
+    from attndiff.drawn import save_picture
 
     request = Request(prompts or [], steps, guidance, seed, count, height, width, attention_maps is not None)
     request.check()
     pipeline = open_model(model)
     rows = sample_rows(pipeline, request)
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, request.prompts).save(out)
+    save_picture(sheet(rows, request.prompts), out)
     print(f"grid:            {out}")
     if images is not None:
         print(f"images:          {save_images(pipeline, rows, images)} in {images}")

@@ -6,6 +6,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from attndiff.drawn import SOFTWARE, save_picture
 from attndiff.errors import UserError
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -54,10 +55,10 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
     png_channels = {8: (1, 3, 4), 16: (1,)}.get(data["bit_depth"], ())
     if channels in png_channels or (data["bit_depth"] == 8 and data["channels"] == ["L", "A"]):
         path = path.with_suffix(".png")
-        Image.fromarray(array[..., 0] if channels == 1 else array).save(path)
+        save_picture(Image.fromarray(array[..., 0] if channels == 1 else array), path)
         return path
     path = path.with_suffix(".tif")
-    options = {"photometric": "rgb" if data["channels"][:3] == ["R", "G", "B"] else "minisblack"}
+    options = {"software": SOFTWARE, "photometric": "rgb" if data["channels"][:3] == ["R", "G", "B"] else "minisblack"}
     if data["channels"][-1] == "A":
         options["extrasamples"] = ["unassalpha"]
     if channels > 1:

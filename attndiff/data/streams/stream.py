@@ -1,7 +1,8 @@
 """The shards of a stream, and their rows in lanes; see `attndiff.data.streams`."""
 
+import logging
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 
 import pyarrow as pa
@@ -14,8 +15,11 @@ from attndiff.data.streams.blocks import block_order, shuffled_blocks
 from attndiff.data.streams.encoded import NamedRow
 from attndiff.data.streams.ledger import Ledger
 from attndiff.data.tables.shards import open_stream
-from attndiff.data.tables.table import require_column
+from attndiff.data.tables.table import DRAWN, all_drawn, require_column
+from attndiff.drawn import is_drawn
 from attndiff.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Shards that the rows known before step 1 come from: one alone might be of one kind, such as a class, and all of them,
 # if the filters leave few rows of each, would be the whole data.
@@ -62,13 +66,29 @@ class Stream:
             )
         return list(names)
 
-    def shard(self, number: int) -> Iterator[NamedRow]:
-        """Name and columns of each row of a shard that passes the filters, from its beginning."""
+    def shard(self, number: int, leave_out: Callable[[str], None] = logger.warning) -> Iterator[NamedRow]:
+        """Name and columns of each row of a shard that passes the filters, from its beginning.
+
+        Args:
+            number: Of the shard.
+            leave_out: Is told name and reason of drawn images, which are no such rows.
+        """
         labels = {c: getattr(self.features[c], "names", None) for c in self._filtered}
         for place, row in enumerate(self._shard(number)):
             known = {c: names[row[c]] if names and row[c] is not None else row[c] for c, names in labels.items()}
-            if is_kept(known, self.config.where, self.config.exclude):
-                yield f"shard {number} row {place}", self._with_class(row)
+            if not is_kept(known, self.config.where, self.config.exclude):
+                continue
+            name = f"shard {number} row {place}"
+            if self._is_drawn(row):
+                leave_out(f"{name}: {DRAWN}")
+            else:
+                yield name, self._with_class(row)
+
+    def _is_drawn(self, row: dict) -> bool:
+        """Whether a row's image has the mark of this program, and is not to be learned."""
+        cell = row[self.config.image_column]
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        return not self.config.learn_drawn and isinstance(content, bytes) and is_drawn(content)
 
     def _with_class(self, row: dict) -> dict:
         """A row with the name of its class, where the column stores the number of one that it names."""
@@ -96,13 +116,19 @@ class Stream:
         return filter_columns(self.config.where, self.config.exclude)
 
     def head(self, rows: int) -> dict[int, list[NamedRow]]:
-        """The first rows of some shards, picked over the whole data and the same for every seed, ``rows`` in all."""
+        """The first rows of some shards, picked over the whole data and the same for every seed, ``rows`` in all.
+
+        Raises:
+            UserError: If a shard is broken, or all rows are drawn images.
+        """
         least, most = HEAD_SHARDS
-        heads, share = {}, max(1, rows // least)
+        heads, share, drawn = {}, max(1, rows // least), []
         for shard in epoch_order(0, 0, self.shards)[:most].tolist():
             if rows > 0:
-                heads[shard] = list(islice(self.shard(shard), min(share, rows)))
+                heads[shard] = list(islice(self.shard(shard, drawn.append), min(share, rows)))
                 rows -= len(heads[shard])
+        if drawn and not any(heads.values()):
+            raise UserError(all_drawn(self.config.path, drawn[0].split(":")[0]))
         return heads
 
     def lane(self, lane: int, lanes: int, seed: int, ledger: Ledger, start: int = 0) -> Iterator[tuple[NamedRow, int]]:
@@ -125,7 +151,7 @@ class Stream:
                 skip -= known
                 continue
             rows = 0
-            for row in islice(self.shard(shard), self.held_out.get(shard, 0), None):
+            for row in islice(self.shard(shard, ledger.note_skipped), self.held_out.get(shard, 0), None):
                 rows += 1
                 if skip:
                     skip -= 1

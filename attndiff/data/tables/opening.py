@@ -13,7 +13,7 @@ from attndiff.data.tables.listing import Listing, list_folder
 from attndiff.data.tables.literal import literal_paths
 from attndiff.data.tables.pointers import refuse_pointers
 from attndiff.data.tables.splits import COLUMNS, MissingPart, require_part, shard_parts, split_column
-from attndiff.data.tables.table import ImageTable, require_column
+from attndiff.data.tables.table import ImageTable, drawn_rows, require_column
 from attndiff.errors import UserError
 
 # Parquet up to this much is read into memory; more is mapped from an Arrow copy that `datasets` keeps.
@@ -29,6 +29,7 @@ class Source:
         named_parts: Whether names such as train and val mean parts, see `divide`.
         filtered: Columns that the user's own filters are about, which then are no parts.
         hub_config: Configuration of a dataset on the Hub; None: its default one.
+        learn_drawn: Whether pictures that this program drew are rows like others.
 
     Raises:
         UserError: There is no such data, or it cannot be listed.
@@ -41,9 +42,10 @@ class Source:
         named_parts: bool | None = None,
         filtered: Collection[str] = (),
         hub_config: str | None = None,
+        learn_drawn: bool = False,
     ):
         self.path, self.image_column, self.named_parts, self.filtered = path, image_column, named_parts, filtered
-        self.hub_config = hub_config
+        self.hub_config, self.learn_drawn = hub_config, learn_drawn
         self._tables: dict[str, ImageTable] = {}
         self.local = Path(path)
         if self.local.exists():
@@ -62,7 +64,7 @@ class Source:
             raise UserError(f"{path}: there is no such folder, parquet file or Hub dataset, check the path")
 
     def table(self, part: str, whole: bool) -> ImageTable:
-        """One part of the data.
+        """One part of the data, drawn pictures left out.
 
         Args:
             part: "train", "validation" or "test".
@@ -70,8 +72,11 @@ class Source:
 
         Raises:
             MissingPart: The data has no such part.
-            UserError: It cannot be read.
+            UserError: It cannot be read, or all of it is drawn.
         """
+        return self._whole_part(part, whole).undrawn()
+
+    def _whole_part(self, part: str, whole: bool) -> ImageTable:
         if self._shards is None and self._listing is None:
             return self._opened(part)
         parts = self._folders if self._shards is None else self._shards
@@ -97,7 +102,8 @@ class Source:
 
     def _opened(self, key: str) -> ImageTable:
         if key not in self._tables:
-            self._tables[key] = self._open(key)
+            table = self._open(key)
+            self._tables[key] = table if self.learn_drawn else replace(table, drawn=drawn_rows(table))
         return self._tables[key]
 
     def _open(self, key: str) -> ImageTable:

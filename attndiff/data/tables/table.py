@@ -12,7 +12,11 @@ import pyarrow.compute as pc
 
 from attndiff.data.pixels.slices import is_volume, slice_as_npy
 from attndiff.data.tables.metadata import safe_relative
+from attndiff.drawn import is_drawn
 from attndiff.errors import UserError
+from attndiff.progress import progress
+
+DRAWN = "drawn by attndiff (data.learn_drawn=true takes it)"
 
 
 @dataclass
@@ -27,6 +31,7 @@ class ImageTable:
         left_out: Files of a folder that are not rows, with the reason.
         further: Other columns of images.
         of_part: Rows of the part that was asked for, where a column says so; None: all.
+        drawn: Rows whose images this program drew.
     """
 
     rows: object
@@ -36,6 +41,7 @@ class ImageTable:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     further: tuple[str, ...] = ()
     of_part: list[int] | None = None
+    drawn: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,9 +91,13 @@ class ImageTable:
         Raises:
             UserError: There is none.
         """
+        if self.image_column is None and column is None and self._slices[row] is not None:
+            return slice_as_npy(self.root / self._files[row], self._slices[row])
+        return self.stored(row, column)
+
+    def stored(self, row: int, column: str | None = None) -> bytes | Path:
+        """What is stored of an image, all slices of a volume; arguments and errors as of `image`."""
         if self.image_column is None:
-            if column is None and self._slices[row] is not None:
-                return slice_as_npy(self.root / self._files[row], self._slices[row])
             return self.root / (self._files[row] if column is None else self._path(row, column))
         # Past the formatting of `datasets`, which costs more than decoding a small image.
         cell = self.rows.data.column(column or self.image_column)[row].as_py()
@@ -116,9 +126,40 @@ class ImageTable:
                 rows = rows.cast_column(name, type(rows.features[name])(decode=False))
         return replace(self, rows=rows, further=names)
 
+    def undrawn(self) -> "ImageTable":
+        """The table without drawn images, which are left out by name; raises `UserError` if there are no others."""
+        rows = range(len(self)) if self.of_part is None else self.of_part
+        drawn = [row for row in rows if row in self.drawn]
+        if not drawn:
+            return self
+        if len(drawn) == len(rows):
+            raise UserError(all_drawn(self.origin, self.names[drawn[0]]))
+        left_out = [*self.left_out, *((self.names[row], DRAWN) for row in drawn)]
+        return replace(self, of_part=[row for row in rows if row not in self.drawn], left_out=left_out)
+
     def bare(self) -> "ImageTable":
         """The table without its images."""
         return ImageTable(self.details, self.origin, root=self.root)
+
+
+def drawn_rows(table: ImageTable) -> frozenset[int]:
+    """Rows whose images have the mark of this program."""
+
+    def is_marked(row: int) -> bool:
+        try:
+            return is_drawn(table.stored(row))
+        except UserError:  # said when it is read
+            return False
+
+    return frozenset(filter(is_marked, progress(range(len(table)), "Looking for drawn images")))
+
+
+def all_drawn(origin: str, example: str) -> str:
+    """The sentence that refuses data of nothing else."""
+    return (
+        f"{origin}: attndiff itself drew all images, such as {example}; set data.learn_drawn=true to learn from them, "
+        "or name other data"
+    )
 
 
 def encoded_image(value: object, name: str) -> bytes | Path:
