@@ -5,9 +5,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-DELAY_S = 2  # what is done by then shows nothing
-# Without a terminal, a line every ten seconds is enough.
-INTERVAL_S = 0.2 if sys.stderr.isatty() else 10
+# Of a bar of `tqdm`: what is done within two seconds shows none, and without a terminal a line every ten is enough.
+SETTINGS = {"leave": False, "delay": 2, "mininterval": 0.2 if sys.stderr.isatty() else 10}
 
 
 def progress(of: Iterable | None, doing: str, total: int | None = None, unit: str = "it", shown: bool = True) -> tqdm:
@@ -20,4 +19,4 @@ def progress(of: Iterable | None, doing: str, total: int | None = None, unit: st
         unit: Of what is counted.
         shown: Whether to show anything.
     """
-    return tqdm(of, doing, total, leave=False, delay=DELAY_S, mininterval=INTERVAL_S, unit=unit, disable=not shown)
+    return tqdm(of, doing, total, unit=unit, disable=not shown, **SETTINGS)

@@ -22,6 +22,7 @@ from attndiff.data.subset import spread_over
 from attndiff.drawn import save_picture
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
+from attndiff.progress import SETTINGS, progress
 from attndiff.tasks.task import GENERATE
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
@@ -239,7 +240,7 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
         reduce=lambda sums, _: sums,
         autocast=Accelerator().autocast,
     )
-    loss = validate(parts.model, dataset, alone).loss
+    loss = validate(parts.model, dataset, alone, "Loss on training images").loss
     ratio = loss / held_out["loss"] if held_out["loss"] else math.nan
     return {"n": n, "training": f"{loss:.4f}", "held_out": f"{held_out['loss']:.4f}", "ratio": f"{ratio:.3f}"}
 
@@ -249,11 +250,12 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     if parts.images is None:
         return None
     prompts = grid_prompts(parts, config.log.prompts)
-    samples = sample_row(parts, prompts, config.log.guidance_scale)
+    samples = sample_row(parts, prompts, config.log.guidance_scale, "Sampling for the card")
     images = images_of(parts.images)
     spread = spread_over(images, min(REFERENCE, len(images)))
     data = parts.learned.data
-    reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in spread])
+    rows = progress(spread, "Reading training images", len(spread))
+    reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in rows])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
     indices, distances = nearest_images(pixels, reference)
     nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
@@ -273,7 +275,7 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
     pipe = make_pipeline(parts)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(desc="Sampling to see where words act", unit="step", **SETTINGS)
     with torch.compiler.set_stance("force_eager"):  # the code of compiled blocks records nothing
         output = pipe(
             prompt,

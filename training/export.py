@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from attndiff.errors import UserError
+from attndiff.progress import progress
 from attndiff.training.build import Parts, add_data, build, build_without_data
 from attndiff.training.card import write_card
 from attndiff.training.config import TrainConfig, make_config
@@ -44,7 +45,7 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
     best = f"ema_{max(state.ema.averages):.3f}" if config.distill else best_weights(validation)
     names = ["raw", *(f"ema_{sigma:.3f}" for sigma in state.ema.averages)]
     parts.model.eval()
-    for name in sorted(names, key=lambda n: n == best):
+    for name in progress(sorted(names, key=lambda n: n == best), "Writing weights", unit="file"):
         variant = None if name == best else name.replace("_0.", "_")
         if name == "raw":
             _save(parts, folder, variant)

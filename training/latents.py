@@ -24,9 +24,9 @@ from tqdm import tqdm
 from attndiff.data.columns import IMAGE
 from attndiff.data.geometry import Shape
 from attndiff.data.image_set import CACHE_BYTES, ImageSet
-from attndiff.data.reading.at_once import QUIET
 from attndiff.data.rows import Row, Rows
 from attndiff.errors import UserError
+from attndiff.progress import progress
 
 FOLDER = "latents"  # in a run's folder
 PARTIAL = ".partial"
@@ -173,12 +173,11 @@ class LatentSet(Rows):
         numbers = range(-(-len(self) // self.per_file))[state.process_index :: state.num_processes]
         missing = [number for number in numbers if not is_whole(self._file(number))]
         total = sum(len(self._indices(number)) for number in missing)
-        settings = {"delay": 2, "leave": False, "mininterval": QUIET, "disable": not state.is_main_process}
-        with tqdm(desc="Encoding images", total=total, **settings) as progress:
+        with progress(None, "Encoding images", total, shown=state.is_main_process) as bar:
             for number in missing:
-                write_latents(self._file(number), self._encode(vae, self._indices(number), progress))
+                write_latents(self._file(number), self._encode(vae, self._indices(number), bar))
 
-    def _encode(self, vae: AutoencoderKL, indices: range, progress: tqdm) -> np.ndarray:
+    def _encode(self, vae: AutoencoderKL, indices: range, bar: tqdm) -> np.ndarray:
         """Latents ``(B, V, C, h, w)`` of a run of images."""
         size = self.images.describe()["size"]
         batch_size = min(64, max(1, BATCH_PIXELS // (size[0] * size[1])))
@@ -192,7 +191,7 @@ class LatentSet(Rows):
                 bad = next(i for i, latent in zip(batch, latents) if not latent.isfinite().all())
                 raise UserError(f"the VAE gives no finite latents for {self.name(bad)}; choose another model.vae.")
             batches.append(latents.numpy())
-            progress.update(len(batch))
+            bar.update(len(batch))
         return np.ascontiguousarray(np.concatenate(batches))  # safetensors writes memory as it lies
 
     def _file(self, number: int) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from attndiff.data.cells import captioned, read_captions, read_labels
 from attndiff.data.columns import Column
@@ -19,6 +18,7 @@ from attndiff.data.select import Tables, select_rows
 from attndiff.data.tables.names import printable
 from attndiff.data.tables.table import ImageTable
 from attndiff.errors import UserError
+from attndiff.progress import progress
 
 # Near duplicates are found by comparing thumbnails, 64 numbers a channel: some gigabytes of memory at this many.
 MAX_COMPARED = 1_000_000
@@ -168,7 +168,7 @@ class _Images:
         self.sizes, self.kinds, self.buckets = Counter(), Counter(), Counter()
         self.cropped: list[float] = []
         self._thumbnails: dict[bytes, np.ndarray] = {}
-        for row in tqdm(rows, "Reading images", delay=2, leave=False):
+        for row in progress(rows, "Reading images"):
             name = table.names[row]
             try:
                 self._add(name, read_row(normalizer, columns, partial(table.image, row), name)[0])

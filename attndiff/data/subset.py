@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from attndiff.data.columns import IMAGE, LABEL
 from attndiff.data.geometry import Shape
 from attndiff.data.rows import Row, Rows
+from attndiff.progress import progress
 
 
 class Subset(Rows):
@@ -49,9 +50,15 @@ class Subset(Rows):
     def texts(self) -> dict[str, list[str]]:
         return {name: [values[i] for i in self.indices] for name, values in self.images.texts().items()}
 
-    def tensor(self, side: int | None = None) -> torch.Tensor:
-        """All images ``(N, C, H, W)`` float32 in [-1, 1], averaged down to at most ``side`` pixels a side."""
-        images = (torch.from_numpy(row[IMAGE.name]) for row in self)
+    def tensor(self, side: int | None = None, doing: str | None = None) -> torch.Tensor:
+        """All images ``(N, C, H, W)`` float32 in [-1, 1].
+
+        Args:
+            side: Average them down to at most so many pixels a side.
+            doing: What a progress bar says of it; None: there is none.
+        """
+        rows = progress(self, doing or "", len(self), shown=doing is not None)
+        images = (torch.from_numpy(row[IMAGE.name]) for row in rows)
         return torch.stack([image if side is None else shrink(image[None], side)[0] for image in images])
 
     def labels(self) -> torch.Tensor | None:

@@ -74,7 +74,7 @@ def near_copies(samples: torch.Tensor, reference: Reference, pool: Subset) -> Ne
         reference: The real images.
         pool: Of `training_pool`.
     """
-    training = pool.tensor(COMPARED)
+    training = pool.tensor(COMPARED, "Reading training images")
     n = min(len(samples), len(reference.test), _affordable(training))
     indices, distances = nearest_images(shrink(samples[:n], COMPARED), training)
     real = spread_over(reference.test, n).tensor(COMPARED)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
+from attndiff.progress import progress
 from attndiff.viewing import contact_sheet
 
 SHIFT = 2  # pixels that a copy may be moved by, in each direction, and still count as one
@@ -49,7 +50,7 @@ def nearest_images(
     middle = (_views(reference)[_CENTER] if features is None else reference).flatten(1)  # (M, D)
     squares = middle.square().sum(1)
     indices, distances = [], []
-    for chunk in samples.split(CHUNK):
+    for chunk in progress(samples.split(CHUNK), "Looking for near copies", unit="batch"):
         views = [v.flatten(1) for v in (_views(chunk) if features is None else [chunk])]
         rough = torch.stack([squares - 2 * view @ middle.T + view.square().sum(1, keepdim=True) for view in views])
         candidates = rough.amin(0).topk(min(k + SPARE, len(middle)), largest=False).indices  # (n, k + spare)

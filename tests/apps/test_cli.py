@@ -14,6 +14,7 @@ from PIL import Image
 from places import ROOT
 
 from attndiff.apps.cli import app, main
+from attndiff.progress import SETTINGS
 from attndiff.training.config import make_config as make_config_of
 
 COMMANDS = ["quickstart", "sample", "train", "distill", "evaluate", "doctor", "export", "push", "demo", "bench"]
@@ -237,3 +238,21 @@ def test_the_readme_shows_commands_and_a_config_that_work():
     assert shown == {command.callback.__name__ for command in app.registered_commands}
     config = make_config_of(yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]))
     assert config.condition.kind == "text" and config.optim.minutes
+
+
+def test_an_export_shows_what_it_is_doing(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "delay", 0)
+    monkeypatch.setitem(SETTINGS, "mininterval", 0)
+    result = attndiff("export", trained[0], tmp_path / "pipeline")
+    assert result.code == 0, result.err
+    doing = ["Writing weights", "Loss on training images", "Sampling for the card", "Reading training images"]
+    for words in (*doing, "Looking for near copies", "Sampling to see where words act"):
+        time_left, speed = r"<[\d:?]+", r"[\d.?]+ ?(s/)?[a-z]+(/s)?"
+        assert re.search(rf"{words}: +\d+%[^\r]*\[[\d:]+{time_left}, +{speed}\]", result.err), words
+
+
+def test_a_short_export_shows_no_bar(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "delay", 3600)
+    result = attndiff("export", trained[0], tmp_path / "pipeline")
+    assert result.code == 0 and "%" not in result.err
+    assert "writing the pipeline folder and its card" in trained[1].err

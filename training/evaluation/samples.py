@@ -11,6 +11,7 @@ from PIL import Image
 
 from attndiff.drawn import save_picture
 from attndiff.metrics.near_copies import as_image
+from attndiff.progress import SETTINGS
 from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
@@ -62,10 +63,10 @@ def given_images(parts: Parts, n: int) -> tuple[torch.Tensor, dict[str, torch.Te
     return images, parts.task.given(images, np.random.default_rng(0), parts.task_settings)
 
 
-def sample_row(parts: Parts, prompts: list, guidance_scale: float) -> list[Image.Image]:
-    """One image a prompt, from fixed noise, as pictures."""
+def sample_row(parts: Parts, prompts: list, guidance_scale: float, doing: str | None = None) -> list[Image.Image]:
+    """One image a prompt, from fixed noise, as pictures; a progress bar says what is being done, if that is given."""
     pipe = make_pipeline(parts)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(desc=doing, unit="step", disable=doing is None, **SETTINGS)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     prompt, wishes = parts.conditioning.prompt, {"guidance_scale": guidance_scale}
     arguments = prompt.arguments(prompts)

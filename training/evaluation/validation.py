@@ -9,7 +9,9 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
+from attndiff.progress import progress
 from attndiff.training.batches import Batch, DrawnDataset, collate_by_shape
 from attndiff.training.heads import Head
 
@@ -45,13 +47,14 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Validation:
+def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator, doing: str = "Held-out loss") -> Validation:
     """Evaluate on `AT_MOST` held-out images, evenly spread over them and shared out over all processes.
 
     Args:
         model: Encoder, network and loss head, unwrapped.
         dataset: Held-out samples without dropout or flips.
         accelerator: For the device, precision and the sum over processes.
+        doing: What the progress bar says of it.
     """
     quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
     normals = [NormalDist().inv_cdf(q) for q in quantiles]
@@ -62,10 +65,11 @@ def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Va
     sums = torch.zeros(2, LEVELS, dtype=torch.float64)  # on the CPU: Apple's GPUs have no float64
     was_training = model.training
     model.eval()
-    for start in range(0, len(mine), 64):
-        for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
-            batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
-            sums += _sums(model, batch, normals, accelerator)
+    with progress(None, doing, len(mine) * LEVELS, "image", shown=accelerator.process_index == 0) as bar:
+        for start in range(0, len(mine), 64):
+            for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
+                batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
+                sums += _sums(model, batch, normals, accelerator, bar)
     model.train(was_training)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
@@ -74,11 +78,12 @@ def validate(model: Head, dataset: DrawnDataset, accelerator: Accelerator) -> Va
     return Validation(sums[0].mean().item(), sums[1].tolist(), ratios, n)
 
 
-def _sums(model: Head, batch: Batch, normals: list[float], accelerator: Accelerator) -> torch.Tensor:
+def _sums(model: Head, batch: Batch, normals: list[float], accelerator: Accelerator, bar: tqdm) -> torch.Tensor:
     """Losses and x0 errors ``(2, levels)`` of a batch at every level, summed over its samples; float64, on the CPU."""
     columns = []
     for normal in normals:
         with accelerator.autocast():
             measured = model.measures(batch, normal)
         columns.append(torch.stack([measured["loss"].sum(), measured["x0_error"].sum()]))
+        bar.update(len(measured["loss"]))
     return torch.stack(columns, dim=1).cpu().double()

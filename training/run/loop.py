@@ -378,8 +378,8 @@ class Trainer:
     def _finish(self, state: RunState, progress: Progress) -> Path:
         """Draw the loss curve and write the pipeline folder with the weights that do best on held-out images."""
         state = state.whole()
-        if self.pace is not None:
-            progress.say(f"writing the pipeline folder and its card: about {in_words(self.pace.seconds_of('package'))}")
+        takes = "" if self.pace is None else f": about {in_words(self.pace.seconds_of('package'))}"
+        progress.say(f"writing the pipeline folder and its card{takes}")
         if self.accelerator.is_main_process:
             write_left_out(self.parts.images.skipped, self.out)  # with what turned out bad on the way
             steps, validations = read_log(self.out / "log.jsonl")
