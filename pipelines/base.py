@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +36,8 @@ from attndiff.pipelines.call.guides import check_guide
 from attndiff.pipelines.call.lock import CallLock
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.postprocess import to_output
+
+logger = logging.get_logger(__name__)
 
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
@@ -312,8 +314,16 @@ class ImagePipeline(ConditionedPipeline):
         return encoded
 
     def _check_guidance(self) -> None:
-        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way."""
+        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way.
+
+        Where there is nothing to lead away from, that is said once.
+        """
         check_guidance(self._guidance_scale)
+        if self._guidance_scale > 1 and not self._conditional and self.guide is None:
+            logger.warning_once(
+                "guidance_scale has no effect: this model has no condition, so that there is nothing to lead away from "
+                "and it samples as with guidance_scale=1; leave it out, or give the pipeline a guide."
+            )
         if self.student:
             self.student.check(self.scheduler, self._guidance_scale)
 

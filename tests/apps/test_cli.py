@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from places import ROOT
 
 from attndiff.apps.cli import app, main
+from attndiff.pipelines import base
 from attndiff.progress import SETTINGS
 from attndiff.training.config import make_config as make_config_of
 
@@ -238,6 +241,28 @@ def test_the_readme_shows_commands_and_a_config_that_work():
     assert shown == {command.callback.__name__ for command in app.registered_commands}
     config = make_config_of(yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]))
     assert config.condition.kind == "text" and config.optim.minutes
+
+
+def test_guidance_of_a_model_without_condition_is_said_to_have_no_effect(models, tmp_path):
+    def told(*options: str) -> str:
+        command = [sys.executable, "-m", "attndiff", "sample", models / "none", "--out", tmp_path / "a.png", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    # Of two rows, each a call, one is told.
+    assert told("--guidance", "5", "--count", "9", "--steps", "1").count("guidance_scale has no effect") == 1
+    assert "guidance_scale" not in told("--steps", "1")
+
+
+def test_a_run_without_condition_asks_for_no_guidance(tmp_path, caplog):
+    base.logger.warning_once.cache_clear()  # other tests may have been told
+    data = {"caption_column": None}
+    config = make_config(
+        tmp_path / "a.yaml", make_images(tmp_path / "images"), tmp_path / "run", data=data, condition={"kind": "none"}
+    )
+    assert attndiff("train", config).code == 0
+    assert (tmp_path / "run/pipeline/neighbours.png").is_file() and "guidance_scale" not in caplog.text
 
 
 def test_an_export_shows_what_it_is_doing(trained, tmp_path, monkeypatch):

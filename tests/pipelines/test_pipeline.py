@@ -24,6 +24,7 @@ from factories import (
 )
 from PIL import Image
 
+from attndiff.pipelines import base
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
 
@@ -281,6 +282,22 @@ def test_long_caption_is_cut_with_a_warning(text, caplog):
     caplog.clear()
     latents_of(text, "red apple")
     assert not caplog.records
+
+
+def test_guidance_without_a_condition_is_said_to_have_no_effect(unconditional, text, caplog):
+    base.logger.warning_once.cache_clear()  # other tests may have been told
+    with caplog.at_level(logging.WARNING):
+        base.logger.addHandler(caplog.handler)
+        plain = latents_of(unconditional)
+        latents_of(unconditional, guidance_scale=1.0), latents_of(text, "red apple", guidance_scale=5.0)
+        latents_of(AttnDiffPipeline.from_pipe(unconditional, guide=tiny_unet(seed=5)), guidance_scale=2.0)
+        assert not caplog.records
+        led = [latents_of(unconditional, guidance_scale=scale) for scale in (5.0, 2.0)]
+        base.logger.removeHandler(caplog.handler)
+    assert all(torch.equal(plain, one) for one in led)
+    said = {id(record): record.getMessage() for record in caplog.records}
+    assert len(said) == 1 and "no condition" in (sentence := said.popitem()[1])
+    assert sentence.startswith("guidance_scale has no effect") and "as with guidance_scale=1" in sentence
 
 
 def test_scheduler_is_left_alone(text):

@@ -82,8 +82,9 @@ class Distances:
         every = self.parts.conditioning.prompt.of_all(self.test)
         padded = -(-n // world) * world  # gathering takes equal shares; the last ones wrap around
         mine = [i % n for i in range(rank, padded, world)]
-        how = self.parts.model.preview_steps, self.config.log.guidance_scale
-        drawn = sample_pixels(make_pipeline(self.parts), [every[i] for i in mine], mine, *how)
+        steps = self.parts.model.preview_steps
+        guidance = self.config.log.guidance_scale if self.parts.conditioning.prompt.is_given else None
+        drawn = sample_pixels(make_pipeline(self.parts), [every[i] for i in mine], mine, steps, guidance)
         shares = self.accelerator.gather(drawn.to(self.accelerator.device)).cpu().unflatten(0, (world, -1))
         return shares.transpose(0, 1).flatten(0, 1)[:n]
 

@@ -68,7 +68,8 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float, doing: str | 
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(desc=doing, unit="step", disable=doing is None, **SETTINGS)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    prompt, wishes = parts.conditioning.prompt, {"guidance_scale": guidance_scale}
+    prompt = parts.conditioning.prompt
+    wishes = {"guidance_scale": guidance_scale} if prompt.is_given else {}
     arguments = prompt.arguments(prompts)
     if parts.task.given is not nothing:
         told = arguments if prompt.is_given else {}  # the images say how many

@@ -3234,6 +3234,8 @@ Shapes: B images, C channels, A aligned channels, H and W of the images, h and w
 
 
 
+logger = logging.get_logger(__name__)
+
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
 
@@ -3509,8 +3511,16 @@ class ImagePipeline(ConditionedPipeline):
         return encoded
 
     def _check_guidance(self) -> None:
-        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way."""
+        """Raise ValueError unless the model can be sampled with the guidance scale of the call under way.
+
+        Where there is nothing to lead away from, that is said once.
+        """
         check_guidance(self._guidance_scale)
+        if self._guidance_scale > 1 and not self._conditional and self.guide is None:
+            logger.warning_once(
+                "guidance_scale has no effect: this model has no condition, so that there is nothing to lead away from "
+                "and it samples as with guidance_scale=1; leave it out, or give the pipeline a guide."
+            )
         if self.student:
             self.student.check(self.scheduler, self._guidance_scale)
 
