@@ -40,14 +40,12 @@ def select_rows(table: ImageTable, config: DataConfig) -> tuple[list[int], list[
     passing = _passing(table, config)
     if config.validation is None or isinstance(config.validation, str):
         return passing, passing
-    families = table.names
-    if "family" in table.columns:
-        families = [name if of is None else of for name, of in zip(table.names, table.column("family"), strict=True)]
-    held = held_out([str(families[row]) for row in passing], config.validation)
+    families = table.families
+    held = held_out([families[row] for row in passing], config.validation)
     wanted = config.split == "validation"
     chosen = [row for row, is_held in zip(passing, held, strict=True) if is_held == wanted]
     if not chosen:
-        kind = "family" if "family" in table.columns else "image"
+        kind = "image" if families == table.names else "family"
         advice = "leave it out" if len(set(families)) == 1 else "make it smaller"
         raise UserError(
             f"{table.origin}: validation={config.validation} leaves no image to train on, as "

@@ -86,7 +86,10 @@ def _nifti(data: bytes, name: str, notes: list[str]) -> np.ndarray:
 
 def _only(slices: np.ndarray, name: str) -> np.ndarray:
     if len(slices) != 1:
-        raise UserError(f"{name}: holds {len(slices)} slices, name the one that is meant in a column 'slice', from 0")
+        raise UserError(
+            f"{name}: holds {len(slices)} slices, name the one that is meant in a column 'slice', from 0; a stream "
+            "does not look for it, store each slice as an image of its own"
+        )
     return slices[0]
 
 

@@ -14,6 +14,7 @@ from attndiff.data.tables.literal import literal_paths
 from attndiff.data.tables.pointers import refuse_pointers
 from attndiff.data.tables.splits import COLUMNS, MissingPart, require_part, shard_parts, split_column
 from attndiff.data.tables.table import ImageTable, drawn_rows, require_column
+from attndiff.data.tables.volumes import sliced
 from attndiff.errors import UserError
 
 # Parquet up to this much is read into memory; more is mapped from an Arrow copy that `datasets` keeps.
@@ -103,7 +104,8 @@ class Source:
     def _opened(self, key: str) -> ImageTable:
         if key not in self._tables:
             table = self._open(key)
-            self._tables[key] = table if self.learn_drawn else replace(table, drawn=drawn_rows(table))
+            table = table if self.learn_drawn else replace(table, drawn=drawn_rows(table))
+            self._tables[key] = table if table.image_column is None else sliced(table)
         return self._tables[key]
 
     def _open(self, key: str) -> ImageTable:

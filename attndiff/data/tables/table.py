@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attndiff.data.pixels.slices import is_volume, slice_as_npy
+from attndiff.data.pixels.slices import as_npy, is_volume, read_slices, slice_as_npy
 from attndiff.data.tables.metadata import safe_relative
 from attndiff.drawn import is_drawn
 from attndiff.errors import UserError
@@ -32,6 +33,8 @@ class ImageTable:
         further: Other columns of images.
         of_part: Rows of the part that was asked for, where a column says so; None: all.
         drawn: Rows whose images this program drew.
+        places: Where volumes are among the images in the column: of each row the one that it is stored in, and which
+            slice of its volume it is, None of an image. None: no row is a slice.
     """
 
     rows: object
@@ -42,14 +45,19 @@ class ImageTable:
     further: tuple[str, ...] = ()
     of_part: list[int] | None = None
     drawn: frozenset[int] = frozenset()
+    places: list[tuple[int, int | None]] | None = None
+    _volume: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)  # the last one, by its row
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows if self.places is None else self.places)
 
     @cached_property
     def details(self):
         """The rows without their images."""
-        return self.rows if self.image_column is None else self.rows.remove_columns([self.image_column, *self.further])
+        if self.image_column is None:
+            return self.rows
+        details = self.rows.remove_columns([self.image_column, *self.further])
+        return details if self.places is None else _taken(details, self.places)
 
     @property
     def columns(self) -> list[str]:
@@ -58,29 +66,39 @@ class ImageTable:
 
     def column(self, name: str) -> list:
         """All values of a column; classes by name."""
-        values = self.rows.data.column(name).to_pylist()
-        names = getattr(self.rows.features[name], "names", None)
+        values = self.details.data.column(name).to_pylist()
+        names = getattr(self.details.features[name], "names", None)
         if names is None:
             return values
         return [names[value] if value is not None and value >= 0 else None for value in values]
 
     @cached_property
     def names(self) -> list[str]:
-        """A name for every row: its file's, or the number of the row."""
-        if self.image_column is None:
-            return [file if of is None else f"{file} slice {of}" for file, of in zip(self._files, self._slices)]
-        images = self.rows.data.column(self.image_column)
-        stored = pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0
-        paths = pc.struct_field(images, "path").to_pylist() if stored else [None] * len(self)
-        return [path or f"row {row}" for row, path in enumerate(paths)]
+        """A name for every row: its file's, or the number of the row that is stored, and which slice of it."""
+        return [file if of is None else f"{file} slice {of}" for file, of in zip(self._files, self._slices)]
+
+    @cached_property
+    def families(self) -> list[str]:
+        """What each row belongs to that is never divided: what a column says, else its file, a whole volume."""
+        said = self.column("family") if "family" in self.columns else [None] * len(self)
+        return [str(file if of is None else of) for file, of in zip(self._files, said, strict=True)]
 
     @cached_property
     def _files(self) -> list[str]:
-        return self.column("file_name")
+        """What the image of each row is stored in."""
+        if self.image_column is None:
+            return self.column("file_name")
+        images = self.rows.data.column(self.image_column)
+        stored = pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0
+        paths = pc.struct_field(images, "path").to_pylist() if stored else [None] * len(self.rows)
+        files = [path or f"row {row}" for row, path in enumerate(paths)]
+        return files if self.places is None else [files[row] for row, _ in self.places]
 
     @cached_property
     def _slices(self) -> list[int | None]:
         """Which slice of a volume each row is; None where the file is no volume, or nobody says which."""
+        if self.image_column is not None:
+            return [None] * len(self) if self.places is None else [index for _, index in self.places]
         said = self.column("slice") if "slice" in self.columns else [None] * len(self)
         of_volumes = (value if is_volume(file) else None for file, value in zip(self._files, said, strict=True))
         return [int(value) if str(value).isdecimal() else None for value in of_volumes]
@@ -91,16 +109,23 @@ class ImageTable:
         Raises:
             UserError: There is none.
         """
-        if self.image_column is None and column is None and self._slices[row] is not None:
-            return slice_as_npy(self.root / self._files[row], self._slices[row])
-        return self.stored(row, column)
+        index = self._slices[row] if column is None else None
+        if index is None:
+            return self.stored(row, column)
+        if self.image_column is None:
+            return slice_as_npy(self.root / self._files[row], index)
+        stored = self.places[row][0]
+        if self._volume is None or self._volume[0] != stored:  # slices are asked for one after the other
+            self._volume = stored, read_slices(self.stored(row), self._files[row])
+        return as_npy(self._volume[1], index, self.names[row])
 
     def stored(self, row: int, column: str | None = None) -> bytes | Path:
         """What is stored of an image, all slices of a volume; arguments and errors as of `image`."""
         if self.image_column is None:
             return self.root / (self._files[row] if column is None else self._path(row, column))
         # Past the formatting of `datasets`, which costs more than decoding a small image.
-        cell = self.rows.data.column(column or self.image_column)[row].as_py()
+        place = row if self.places is None else self.places[row][0]
+        cell = self.rows.data.column(column or self.image_column)[place].as_py()
         return encoded_image(cell, f"{self.origin} {self.names[row]}" + (f" ({column})" if column else ""))
 
     def encoded_bytes(self, rows: list[int]) -> int:
@@ -140,6 +165,16 @@ class ImageTable:
     def bare(self) -> "ImageTable":
         """The table without its images."""
         return ImageTable(self.details, self.origin, root=self.root)
+
+
+def _taken(details, places: list[tuple[int, int | None]]):
+    """A `datasets.Dataset` with the rows at these places, and which slice each is, in a column "slice"."""
+    from datasets import Dataset, DatasetInfo, Features, Value
+
+    rows, slices = [row for row, _ in places], pa.array([index for _, index in places], pa.int64())
+    columns = {name: details.data.column(name).take(rows) for name in details.column_names}
+    features = Features({"slice": Value("int64"), **details.features})
+    return Dataset(pa.table({"slice": slices, **columns}), info=DatasetInfo(features=features))
 
 
 def drawn_rows(table: ImageTable) -> frozenset[int]:
