@@ -272,7 +272,7 @@ def test_a_run_on_large_data_goes_on_exactly_and_names_what_turned_out_bad(tmp_p
     Trainer(make_config(settings(data, tmp_path / "whole"))).run()
     left_out = json.loads((tmp_path / "whole/left_out.json").read_text())
     assert [name for name, _ in left_out] == ["006.png", "013.png"]
-    assert "| images left out as unreadable | 2 |" in (tmp_path / "whole/pipeline/README.md").read_text()
+    assert "| files left out | 2 |" in (tmp_path / "whole/pipeline/README.md").read_text()
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006"), shutil.rmtree(tmp_path / "cut/pipeline")
     shutil.rmtree(tmp_path / "cut/decoded")

@@ -1,20 +1,17 @@
 """Rows decoded when their set is opened, so that bad ones are known, and the same, in every process and run."""
 
 import hashlib
-import sys
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from attndiff.data.pixels.normalize import Normalized
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.kept import KeptArrays
 from attndiff.data.reading.readers import Readers
 from attndiff.errors import UserError
+from attndiff.progress import progress
 
-# Without a terminal, a line of progress every ten seconds is enough.
-QUIET = 0.2 if sys.stderr.isatty() else 10
 # Processes give each other what they have read in parts of this size.
 ROUND_BYTES = 64 << 20
 
@@ -87,12 +84,11 @@ def _read_all(encoded: EncodedRows, readers: Readers) -> Iterator[Read | UserErr
     """What every row shows, or why it cannot be read, in their order."""
     one = max(1, encoded.decoded_bytes() // max(1, len(encoded)))
     at_a_time = max(1, ROUND_BYTES // one) if readers.count > 1 else 1
-    settings = {"delay": 2, "leave": False, "mininterval": QUIET, "disable": readers.index > 0}
-    with tqdm(desc="Reading images", total=len(encoded), **settings) as progress:
+    with progress(None, "Reading images", len(encoded), shown=readers.index == 0) as bar:
         for start in range(0, len(encoded), at_a_time):
             positions = list(range(len(encoded))[start : start + at_a_time])
             yield from readers.each_once(lambda position: _read(encoded, position), positions)
-            progress.update(len(positions))
+            bar.update(len(positions))
 
 
 def _read(encoded: EncodedRows, position: int) -> Read | UserError:

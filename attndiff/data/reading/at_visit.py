@@ -4,15 +4,14 @@ import hashlib
 import logging
 
 import numpy as np
-from tqdm import tqdm
 
 from attndiff.data.pixels.header import Header
-from attndiff.data.reading.at_once import QUIET
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.readers import Readers
 from attndiff.data.reading.slots import Slots
 from attndiff.data.tables.names import printable
 from attndiff.errors import UserError
+from attndiff.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -176,11 +175,11 @@ class DecodedAtVisit:
 
 def _headers(encoded: EncodedRows, readers: Readers) -> list[Header | UserError]:
     """What each row's image says of itself, or why it is none."""
-    settings = {"delay": 2, "leave": False, "mininterval": QUIET, "disable": readers.index > 0}
-    with tqdm(desc="Looking at images", total=-(-len(encoded) // readers.count), **settings) as progress:
+    total = -(-len(encoded) // readers.count)
+    with progress(None, "Looking at images", total, shown=readers.index == 0) as bar:
 
         def look(position: int) -> Header | UserError:
-            progress.update()
+            bar.update()
             try:
                 return encoded.header(position)
             except UserError as error:
