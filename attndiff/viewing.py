@@ -12,38 +12,59 @@ CELL = 96
 GAP = 6
 
 
-def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """Any sample as an RGB picture: alpha over white; of N bands the first three, stretched to their range."""
+Window = tuple[float, float] | None
+
+
+def window_of(data: dict | None) -> Window:
+    """What is shown as black and as white of floating point samples: the range that the data was learned over.
+
+    Integers, whose range is their type's and seldom that of the data, have none.
+
+    Args:
+        data: What a pipeline keeps about its data.
+    """
+    return tuple(data["value_range"]) if data and data.get("bit_depth", 8) == 32 else None
+
+
+def as_picture(image: Image.Image | np.ndarray, window: Window = None) -> Image.Image:
+    """Any sample as an RGB picture: alpha over white; of N bands the first three.
+
+    Args:
+        image: A picture, or an array ``(H, W, C)``.
+        window: What of an array is black and what is white; None: its least and greatest value.
+    """
     if isinstance(image, Image.Image):
         if image.mode in ("RGBA", "LA", "PA"):
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         if image.mode in ("I;16", "I", "F"):
-            return as_picture(np.asarray(image)[..., None])
+            return as_picture(np.asarray(image)[..., None], window)
         return image.convert("RGB")
     bands = np.asarray(image, dtype=np.float64)[..., :3]
     if bands.shape[-1] < 3:
         bands = np.repeat(bands[..., :1], 3, axis=-1)
-    low, high = bands.min(), bands.max()
-    return Image.fromarray(((bands - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+    low, high = window or (bands.min(), bands.max())
+    shares = (bands - low) / ((high - low) or 1)
+    return Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def enlarge(image: Image.Image | np.ndarray, cell: int = CELL) -> Image.Image:
+def enlarge(image: Image.Image | np.ndarray, cell: int = CELL, window: Window = None) -> Image.Image:
     """A picture scaled to fit a cell, small ones by whole factors so that pixels stay crisp."""
-    picture = as_picture(image)
+    picture = as_picture(image, window)
     factor = cell / max(picture.size)
     factor = int(factor) if factor >= 2 else factor
     size = [max(1, round(side * factor)) for side in picture.size]
     return picture.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
 
 
-def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL) -> Image.Image:
+def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL, window: Window = None) -> Image.Image:
     """Rows of samples with a label at the left of each and a caption over each column.
 
     Args:
         rows: Samples by row label; all rows as long as ``captions``.
         captions: One a column.
         cell: Side of a sample's cell in pixels.
+        window: As of `as_picture`.
     """
     font = ImageFont.load_default(12)
     left = max([0, *(int(font.getlength(label)) + 2 * GAP for label in rows if label)])
@@ -59,7 +80,7 @@ def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL) 
         y = top + row * (cell + GAP)
         draw.text((GAP, y + cell // 2), label, "black", font, anchor="lm")
         for column, image in enumerate(images):
-            picture = enlarge(image, cell)
+            picture = enlarge(image, cell, window)
             offset = [(cell - side) // 2 for side in picture.size]
             sheet.paste(picture, (left + column * (cell + GAP) + GAP + offset[0], y + offset[1]))
     return sheet

@@ -36,7 +36,8 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         """Draw what is masked; every other pixel is returned as it came, to the last bit.
 
         Args:
-            image: Pictures, an array ``(N, H, W, C)`` or a tensor ``(N, C, H, W)`` in [0, 1]; any size.
+            image: Pictures, an array ``(N, H, W, C)`` or a tensor ``(N, C, H, W)`` in [0, 1]; any size. Of a model of
+                values in units, pictures and arrays hold such values.
             mask_image: White where it is to be drawn: pictures, an array ``(N, H, W)`` or a tensor ``(N, 1, H, W)``.
             prompt: What they show, for a model that reads captions; one for all or one each.
             class_labels: Likewise of a model that knows classes.
@@ -56,7 +57,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             steps, guidance_scale, num_images_per_prompt=num_images_per_prompt, generator=generator,
             output_type=output_type,
         )  # fmt: skip
-        pixels = as_pixels(image, self.unet.config.out_channels).to(self._execution_device)
+        pixels = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
         mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
@@ -85,8 +86,11 @@ def _given_back(images, given, mask: torch.Tensor):
     """
     kind = torch.Tensor if isinstance(images, torch.Tensor) else np.ndarray
     known = mask.cpu() < 0.5
+    if isinstance(images, np.ndarray) and images.dtype.kind == "u":
+        return images  # of shares of 1
     if isinstance(images, list):
-        sources = given if isinstance(given, (list, tuple)) else [given]
+        several = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) == 4
+        sources = given if several else [given]
         return [_pasted(image, sources[i * len(sources) // len(images)], known[i, 0]) for i, image in enumerate(images)]
     sources = stacked(list(given)) if isinstance(given, (list, tuple)) and isinstance(given[0], kind) else given
     sources = sources[None] if getattr(sources, "ndim", 0) == 3 else sources
@@ -99,7 +103,9 @@ def _given_back(images, given, mask: torch.Tensor):
 
 
 def _pasted(image, source, known: torch.Tensor):
-    """A picture with the known pixels ``(H, W)`` of the one it was made of, if that is one."""
+    """A picture, or values in units, with the known pixels ``(H, W)`` of what it was made of, if that is the same."""
+    if isinstance(image, np.ndarray) and isinstance(source, np.ndarray) and image.dtype.kind == "f":
+        return np.where(known.numpy()[..., None], source.astype(image.dtype), image)
     if not isinstance(image, Image.Image) or not isinstance(source, Image.Image):
         return image
     hole = Image.fromarray((~known.numpy()).astype(np.uint8) * 255)

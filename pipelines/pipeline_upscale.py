@@ -37,7 +37,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
 
         Args:
             image: The small images: pictures, an array ``(N, h, w, C)`` or a tensor ``(N, C, h, w)`` in [0, 1]; any
-                size.
+                size. Of a model of values in units, pictures and arrays hold such values.
             prompt: What they show, for a model that reads captions; one for all or one each.
             class_labels: Likewise of a model that knows classes.
             num_inference_steps: 1 draws the mean of what the images may have been, in one call of the network; more
@@ -61,7 +61,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         )
         if not isinstance(back_projections, int) or back_projections < 0:
             raise ValueError(f"back_projections must be a whole number from 0, not {back_projections!r}.")
-        small = as_pixels(image, self.unet.config.out_channels).to(self._execution_device)
+        small = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)

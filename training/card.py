@@ -18,6 +18,7 @@ from PIL import Image
 
 import attndiff
 from attndiff.data.columns import IMAGE
+from attndiff.data.pixels.values import ValueRange
 from attndiff.data.subset import spread_over
 from attndiff.drawn import save_picture
 from attndiff.lens.pictures import attention_picture
@@ -32,7 +33,7 @@ from attndiff.training.evaluation.validation import validate
 from attndiff.training.latents import images_of, vae_factor
 from attndiff.training.settings.plain_yaml import write_yaml
 from attndiff.training.state.checkpoint import RunState
-from attndiff.viewing import as_picture
+from attndiff.viewing import as_picture, window_of
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 REFERENCE = 5000  # training images at most among which nearest ones are looked for
@@ -123,6 +124,7 @@ def _data(config: TrainConfig, parts: Parts) -> dict:
         "held_out": learned.held_out,
         "size": " x ".join(map(str, learned.data["size"])),
         "channels": ", ".join(map(str, learned.data["channels"])),
+        "values": str(ValueRange(*learned.data["value_range"], learned.data.get("units"))),
         "skipped": learned.skipped if parts.images is None else len(parts.images.skipped),
         "licences": learned.licences,
     }
@@ -260,7 +262,10 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     indices, distances = nearest_images(pixels, reference)
     nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
-    save_picture(neighbour_sheet({"samples": samples}, {"samples": [_picture(n) for n in nearest]}, captions), path)
+    window = window_of(data)
+    shown = [as_picture(image, window) for image in samples]
+    known = [as_picture(_picture(n), window and (-1.0, 1.0)) for n in nearest]
+    save_picture(neighbour_sheet({"samples": shown}, {"samples": known}, captions), path)
     side = max(data["size"])
     return {
         "reference": len(spread),
@@ -285,7 +290,8 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
         )
     maps = output.attention_maps.averaged()[0]  # (S, h, w)
     tokens = parts.conditioning.prompt.tokens(pipe, prompt)
-    save_picture(attention_picture(as_picture(output.images[0]), tokens, maps), path)
+    shown = as_picture(output.images[0], window_of(parts.learned.data))
+    save_picture(attention_picture(shown, tokens, maps), path)
     return prompt
 
 

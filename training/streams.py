@@ -50,7 +50,7 @@ class StreamedImages(EncodedImages):
     """
 
     def __init__(self, head: EncodedImages, stream: Stream, ledger: Ledger):
-        super().__init__(head.rows, head.config, head.class_names, head.describe()["bit_depth"])
+        super().__init__(head.rows, head.config, head.class_names, head.bit_depth, head.ranges)
         self.stream, self.ledger = stream, ledger
 
     @property

@@ -13,7 +13,7 @@ from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import class_names_of, prompt_of
-from attndiff.viewing import as_picture, enlarge
+from attndiff.viewing import as_picture, enlarge, window_of
 
 LIMITS = {"steps": (1, 100), "guidance": (0, 20), "seed": (0, 2**31 - 1), "images": (1, 16)}  # of a call
 WHOLE = ("steps", "seed", "images")
@@ -57,11 +57,12 @@ def draw(
     count = 1 if conditional else int(images)
     request = Request(prompts, int(steps), guidance, int(seed), count, attention=bool(attention) and conditional)
     row = merged(sample_rows(pipeline, request))
-    pictures = [enlarge(as_picture(image), SHOWN) for image in row.images]
+    images = [as_picture(image, window_of(pipeline.config.data)) for image in row.images]
+    pictures = [enlarge(image, SHOWN) for image in images]
     if row.maps is None:
         return pictures, []
     tokens, maps = prompt_of(pipeline).tokens(pipeline, prompt), row.maps.averaged()
-    return pictures, [attention_picture(as_picture(i), tokens, m) for i, m in zip(row.images, maps, strict=True)]
+    return pictures, [attention_picture(image, tokens, m) for image, m in zip(images, maps, strict=True)]
 
 
 def merged(rows: list[SampledRow]) -> SampledRow:

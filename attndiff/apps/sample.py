@@ -17,7 +17,7 @@ from attndiff.lens.record import AttentionMaps
 from attndiff.pipelines.call.checks import check_numbers
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import prompt_of
-from attndiff.viewing import as_picture, contact_sheet
+from attndiff.viewing import as_picture, contact_sheet, window_of
 
 ROW = 8  # images of an unconditional model in a row
 
@@ -108,11 +108,12 @@ def row_lengths(request: Request) -> list[int]:
     return [min(ROW, count - first) for first in range(0, count, ROW)]
 
 
-def sheet(rows: list[SampledRow], prompts: list[str]) -> Image.Image:
+def sheet(pipeline: AttnDiffPipeline, rows: list[SampledRow], prompts: list[str]) -> Image.Image:
     """All rows as one picture, the prompts above the columns."""
     captions = prompts or [""] * len(rows[0].images)
     labels = [str(i + 1) for i in range(len(rows))] if len(rows) > 1 else [""]
-    return contact_sheet({label: row.images for label, row in zip(labels, rows, strict=True)}, captions)
+    shown = {label: row.images for label, row in zip(labels, rows, strict=True)}
+    return contact_sheet(shown, captions, window=window_of(pipeline.config.data))
 
 
 def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path) -> int:
@@ -131,8 +132,8 @@ def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path
 def save_attention(pipeline: AttnDiffPipeline, rows: list[SampledRow], prompts: list[str], folder: Path) -> list[Path]:
     """Write a picture of the attention for every image; further rows go to folders of their own."""
     tokens = [prompt_of(pipeline).tokens(pipeline, text) for text in prompts]
-    paths = []
+    paths, window = [], window_of(pipeline.config.data)
     for i, row in enumerate(rows):
         target = folder if len(rows) == 1 else folder / f"row-{i:02d}"
-        paths += save_attention_pictures(target, [as_picture(image) for image in row.images], tokens, row.maps)
+        paths += save_attention_pictures(target, [as_picture(image, window) for image in row.images], tokens, row.maps)
     return paths

@@ -33,6 +33,12 @@ class DataConfig(Section):
         bucket_multiple: Pixels that the sides of buckets are multiples of; itself a multiple of what the network asks
             for, which 8 is for the presets.
         channels: "L", "LA", "RGB" or "RGBA", or the number of bands of images that are not photographs.
+        value_range: Two numbers in the units of the files, such as [-1000, 1000], that -1 and 1 are to stand for.
+            Values of every numeric type are mapped from it, after the file's own rescaling (slope and intercept of
+            DICOM or NIfTI); what lies outside is clipped; samples come out in these units again. Images with missing
+            values (NaN, a GeoTIFF's nodata) are refused. None: the full range of the bits, or [0, 1] of floating point;
+            where a DICOM or NIfTI says what its numbers mean, samples come out in its units.
+        units: What the two numbers are in, such as "HU" or "m", for those who read the samples.
         background: Colour that transparent images are laid over when `channels` has no alpha.
         resize: "lanczos" for photographs, "area" for averaging, "nearest" for pixel art.
         image_column: Column of the images in parquet files and Hub datasets.
@@ -61,6 +67,8 @@ class DataConfig(Section):
     max_aspect: float | None = None
     bucket_multiple: int = 8
     channels: str | int = "RGB"
+    value_range: list[float] | None = None
+    units: str | None = None
     background: str = "white"
     resize: str = "lanczos"
     image_column: str = "image"
@@ -98,6 +106,7 @@ class DataConfig(Section):
         check_image_options(self.size, self.channels, self.resize)
         colour_of(self.background)
         check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
+        check_value_range(self.value_range, self.units, self.channels)
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation:g} is no fraction: give a number between 0 and 1, or a path")
         if self.stream and isinstance(self.validation, float):
@@ -128,6 +137,20 @@ def check_image_options(size: int, channels: str | int, resize: str) -> None:
             raise UserError(f"channels={channels} is no number of bands: give 1 to 512")
     else:
         check_choice("channels", channels, NAMED_CHANNELS)
+
+
+def check_value_range(value_range: list[float] | None, units: str | None, channels: str | int) -> None:
+    """Raise `UserError` unless they are two rising numbers and what these are in, of channels that have units."""
+    if value_range is None:
+        if units is not None:
+            raise UserError(f"units={units!r} says what value_range is in: give value_range, too")
+        return
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise UserError(
+            f"value_range={value_range} is no range: give two numbers, the lower first, such as [-1000, 1000]"
+        )
+    if channels in ("LA", "RGBA"):
+        raise UserError(f"value_range: the alpha of channels={channels!r} has no units, give channels without it")
 
 
 def colour_of(background: str) -> tuple[int, ...]:

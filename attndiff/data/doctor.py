@@ -14,6 +14,7 @@ from attndiff.data.columns import Column
 from attndiff.data.config import DataConfig
 from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
 from attndiff.data.pixels.row_images import make_normalizer, read_row
+from attndiff.data.pixels.values import NoSetRange, ValueRange, common_range
 from attndiff.data.select import Tables, select_rows
 from attndiff.data.tables.names import printable
 from attndiff.data.tables.table import ImageTable
@@ -47,6 +48,8 @@ class Diagnosis:
         duplicates: Groups of files that are the same once normalised.
         near_duplicates: Pairs that look the same; None if there were too many images to compare.
         tensor: Shape of an image in training, of the square with buckets.
+        values: Least and greatest value ``found`` in the files' own units, also of images that are dropped for want of
+            a range, and what -1 and 1 stand for, ``low``, ``high`` and ``units``; None for what is not known.
         tokens: What becomes of captions as tokens, counts and a ``note``; None where nothing says how they are read.
     """
 
@@ -64,6 +67,7 @@ class Diagnosis:
     duplicates: list[list[str]]
     near_duplicates: list[tuple[str, str]] | None
     tensor: list[int]
+    values: dict
     tokens: dict[str, int | str] | None = None
 
     def to_json(self) -> str:
@@ -84,6 +88,7 @@ class Diagnosis:
         if self.buckets is not None:
             lines.append("Buckets (width x height): " + _counts(self.buckets))
         lines += ["Sizes: " + _counts(self.sizes), "Kinds: " + _counts(self.kinds)]
+        lines.append("Values: " + _values_text(self.values))
         if self.captions is not None:
             lines.append("Captions: " + ", ".join(f"{name} {value:g}" for name, value in self.captions.items()))
         if self.tokens is not None:
@@ -101,6 +106,18 @@ class Diagnosis:
 def _section(title: str, entries: list[str]) -> list[str]:
     more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
     return [f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:SHOWN]), *more]
+
+
+def _values_text(values: dict) -> str:
+    """What is found and what it stands for, with the setting that would hold all of it where nobody says that."""
+    if values["found"] is None:
+        return "none found"
+    low, high = (f"{value:.10g}" for value in values["found"])
+    if values["low"] is None:
+        return (
+            f"{low} to {high} found, without a range common to all: data.value_range: [{low}, {high}] would hold them"
+        )
+    return f"{low} to {high} found; -1 and 1 stand for {ValueRange(values['low'], values['high'], values['units'])}"
 
 
 def _names(names: list[str]) -> str:
@@ -153,6 +170,7 @@ def diagnose(config: DataConfig, count_tokens: Callable[[list[str]], dict] | Non
         duplicates=[names for names in images.by_content.values() if len(names) > 1],
         near_duplicates=images.near_duplicates(),
         tensor=[len(normalizer.describe()["channels"]), config.size, config.size],
+        values=images.values(config.path),
         tokens=tokens,
     )
 
@@ -167,12 +185,18 @@ class _Images:
         self.by_content: dict[bytes, list[str]] = defaultdict(list)
         self.sizes, self.kinds, self.buckets = Counter(), Counter(), Counter()
         self.cropped: list[float] = []
+        self.found: list[tuple[float, float]] = []  # least and greatest value of each image
+        self.ranges: set[ValueRange | None] = set()
+        self._normalizer, self._depths, self._unset = normalizer, {8}, False
         self._thumbnails: dict[bytes, np.ndarray] = {}
         for row in progress(rows, "Reading images"):
             name = table.names[row]
             try:
                 self._add(name, read_row(normalizer, columns, partial(table.image, row), name)[0])
             except UserError as error:
+                if isinstance(error, NoSetRange):
+                    self._unset = True
+                    self.found.append(error.found)
                 self.dropped.append((name, str(error).removeprefix(f"{name}: ")))
 
     def _add(self, name: str, image: Normalized) -> None:
@@ -181,12 +205,25 @@ class _Images:
         self.kinds[image.kind] += 1
         self.buckets["{1}x{0}".format(*image.levels.shape[1:])] += 1
         self.cropped.append(image.geometry.cropped)
+        self.found.append(image.found)
+        self.ranges.add(image.stands_for)
+        self._depths.add(8 * image.levels.itemsize)
         for note in image.notes:
             self.altered[note].append(name)
         content = hashlib.sha256(image.levels).digest()
         self.by_content[content].append(name)
         if content not in self._thumbnails:
             self._thumbnails[content] = thumbnail(to_signed(image.levels))
+
+    def values(self, origin: str) -> dict:
+        """See `Diagnosis.values`."""
+        found = [min(low for low, _ in self.found), max(high for _, high in self.found)] if self.found else None
+        try:
+            facts = self._normalizer.describe(max(self._depths), stands_for=common_range(self.ranges, origin))
+        except UserError:
+            facts = {}
+        low, high = (None, None) if self._unset else facts.get("value_range", (None, None))
+        return {"found": found, "low": low, "high": high, "units": facts.get("units")}
 
     def near_duplicates(self) -> list[tuple[str, str]] | None:
         """Pairs of different images with nearly equal thumbnails."""

@@ -12,6 +12,7 @@ from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Shape
 from attndiff.data.pixels.row_images import make_normalizer, to_value
+from attndiff.data.pixels.values import ValueRange, common_range
 from attndiff.data.reading.at_once import DecodedAtOnce
 from attndiff.data.reading.at_visit import DecodedAtVisit
 from attndiff.data.reading.encoded import EncodedRows
@@ -45,6 +46,7 @@ class ImageSet(Rows):
 
     Attributes:
         origin: What messages call the data.
+        ranges: What levels stand for, as far as files or settings say it, in any of the images.
 
     Raises:
         UserError: The data cannot be used.
@@ -74,6 +76,8 @@ class ImageSet(Rows):
         encoded = EncodedRows(table, rows, self.normalizer, self.columns)
         self._pixels = _decoded(encoded, config.on_error, readers or Readers())
         self._note_bad(len(rows))
+        self.ranges: set[ValueRange | None] = self._pixels.ranges
+        common_range(self.ranges, self.origin)
         good = self._pixels.good
         self._rows, self._names = [rows[i] for i in good], [table.names[rows[i]] for i in good]
         self._values = {name: [column[i] for i in good] for name, column in values.items()}
@@ -139,7 +143,8 @@ class ImageSet(Rows):
         return {name: [str(values[row]) for row in self._rows] for name, values in columns.items()}
 
     def describe(self) -> dict:
-        return self.normalizer.describe(self._pixels.bit_depth, self.class_names)
+        known = common_range(self.ranges, self.origin)
+        return self.normalizer.describe(self._pixels.bit_depth, self.class_names, known)
 
 
 def _decoded(encoded: EncodedRows, on_error: str, readers: Readers) -> DecodedAtOnce | DecodedAtVisit:

@@ -123,7 +123,19 @@ def _checked(config: DataConfig, pipeline) -> DataConfig:
         raise UserError(f"{config.path}: a stream cannot be measured against; name a folder or parquet file of it.")
     if config.size != side:
         raise UserError(f"{config.path}: size={config.size}, and the model draws {side} px; leave out size.")
-    return config.replace(max_aspect=None)  # samples are square
+    return _in_units(config, pipeline.config.data or {}).replace(max_aspect=None)  # samples are square
+
+
+def _in_units(config: DataConfig, data: dict) -> DataConfig:
+    """The data read over the range of a model's own, where that has one and the data's own settings do not say it.
+
+    Not where white is zero in what the model learned from: files of that kind say it themselves.
+    """
+    low, high = data.get("value_range", (0, 1))
+    of_numbers = data.get("bit_depth", 8) != 32 or (low, high) == (0, 1)
+    if config.value_range is not None or of_numbers or low > high:
+        return config
+    return config.replace(value_range=[low, high], units=data.get("units"))
 
 
 def _with_columns(config: DataConfig, pipeline) -> DataConfig:

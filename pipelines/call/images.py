@@ -3,33 +3,42 @@
 Shapes: N images, C channels, H rows, W columns.
 """
 
+import logging
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 from PIL import Image
 
 from attndiff.pipelines.call.inputs import describe_type
 
+logger = logging.get_logger(__name__)
+
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-def as_pixels(image, channels: int, name: str = "image") -> torch.Tensor:
+def as_pixels(image, channels: int, data: dict | None = None, name: str = "image") -> torch.Tensor:
     """Images as ``(N, C, H, W)`` float32 in [-1, 1].
 
     Args:
         image: A picture or a list of them; an array ``(N, H, W, C)`` or a tensor ``(N, C, H, W)`` in [0, 1], or one
-            without N, or a list of such.
+            without N, or a list of such. Where the model learned values in units of their own, pictures and arrays hold
+            such values, and what is outside of their range is clipped, with a warning.
         channels: C; pictures of other modes are converted.
+        data: What the pipeline knows about its data.
         name: Of the argument.
 
     Raises:
         ValueError: If it is none of these, of another number of channels, or its images differ in size.
     """
-    images = _alike(image, name)
-    if isinstance(images[0], Image.Image):
-        images = [np.asarray(one.convert(MODES.get(channels, one.mode)), np.float32) / 255 for one in images]
-        image = np.stack([one[..., None] if one.ndim == 2 else one for one in images])
+    units = range_in_units(data)
+    images = _alike(image, name, units is not None)
+    if units is not None and not isinstance(images[0], torch.Tensor):
+        image = _from_units(image if images[0] is image else stacked(_arrays(images, channels)), units, name)
+    elif isinstance(images[0], Image.Image):
+        image = np.stack(_arrays(images, channels)).astype(np.float32) / 255
     else:
         image = image if images[0] is image else stacked(images)
     if isinstance(image, np.ndarray):
@@ -46,11 +55,39 @@ def as_pixels(image, channels: int, name: str = "image") -> torch.Tensor:
     return image * 2 - 1
 
 
-def _alike(image, name: str) -> list[Image.Image] | list[np.ndarray] | list[torch.Tensor]:
+def range_in_units(data: dict | None) -> tuple[float, float] | None:
+    """What -1 and 1 stand for where a model's data are neither pictures nor numbers over their full range."""
+    low, high = (data or {}).get("value_range", (0, 1))
+    return None if (data or {}).get("bit_depth", 8) != 32 or (low, high) == (0, 1) else (low, high)
+
+
+def _from_units(values, units: tuple[float, float], name: str) -> np.ndarray:
+    """Values as float32 shares of their range, clipped to it."""
+    values, (low, high) = np.asarray(values, np.float64), units
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds numbers that are not finite.")
+    shares = (values - low) / (high - low)
+    outside = float(np.mean((shares < 0) | (shares > 1)))
+    if outside:
+        logger.warning(f"{name}: {outside:.2%} of the values lie outside of {low:g} to {high:g} and were clipped")
+    return shares.clip(0, 1).astype(np.float32)
+
+
+def _arrays(images: list, channels: int) -> list[np.ndarray]:
+    """Pictures as arrays ``(H, W, C)``, those of 8 bits in the mode of as many channels; arrays as they are."""
+    pictures = [one for one in images if isinstance(one, Image.Image)]
+    if not pictures:
+        return images
+    modes = [one.mode if one.mode.startswith(("I", "F")) else MODES.get(channels, one.mode) for one in pictures]
+    arrays = [np.asarray(one.convert(mode)) for one, mode in zip(pictures, modes, strict=True)]
+    return [one[..., None] if one.ndim == 2 else one for one in arrays]
+
+
+def _alike(image, name: str, deep_too: bool = False) -> list[Image.Image] | list[np.ndarray] | list[torch.Tensor]:
     """A picture, array or tensor, or several, as a list of one kind and size.
 
     Raises:
-        ValueError: If they differ, are empty or of more than 8 bits, or are none of these.
+        ValueError: If they differ, are empty or, unless ``deep_too``, of more than 8 bits, or are none of these.
     """
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     kinds = [kind for kind in (Image.Image, np.ndarray, torch.Tensor) if all(isinstance(one, kind) for one in images)]
@@ -61,7 +98,7 @@ def _alike(image, name: str) -> list[Image.Image] | list[np.ndarray] | list[torc
     if len(sizes) > 1:
         raise ValueError(f"{name} has images of different sizes, {sorted(sizes)[:3]}: give those of one size.")
     deep = [one.mode for one in images if pictures and one.mode.startswith(("I", "F"))]
-    if deep:  # conversion to 8 bits would clip
+    if deep and not deep_too:  # conversion to 8 bits would clip
         raise ValueError(f"{name} is a picture of mode {deep[0]}: give an array with values from 0 to 1.")
     if not pictures and 0 in images[0].shape:
         raise ValueError(f"{name} has the shape {tuple(images[0].shape)}: it is empty.")

@@ -17,7 +17,7 @@ from attndiff.training.build import Parts
 from attndiff.training.heads import Head
 from attndiff.training.parts.learning import EXAMPLES, examples
 from attndiff.training.state.averages import PowerEMA
-from attndiff.viewing import contact_sheet
+from attndiff.viewing import contact_sheet, window_of
 
 
 def make_pipeline(parts: Parts) -> DiffusionPipeline:
@@ -90,7 +90,8 @@ def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: f
         rows[f"average {longest:g}"] = sample_row(parts, chosen, guidance_scale)
     parts.model.train(was_training)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(contact_sheet(rows, [str(p) if p is not None else "" for p in chosen]), path)
+    captions = [str(p) if p is not None else "" for p in chosen]
+    save_picture(contact_sheet(rows, captions, window=window_of(parts.learned.data)), path)
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:

@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 
 from attndiff.data.parts import open_parts
+from attndiff.data.pixels.values import common_range
 from attndiff.data.reading.readers import Readers
 from attndiff.data.rows import Rows
 from attndiff.errors import UserError
@@ -49,6 +50,7 @@ def open_data(config: TrainConfig, class_names: list[str] | None = None) -> Open
     data = config.data.replace(path=str(bundled_data(config.data.path) or config.data.path))
     streamed = open_streamed(data, config, class_names) if data.stream else open_parts(data, _readers(config))
     opened = Opened(*streamed)
+    common_range(opened.images.ranges | opened.validation.ranges, data.path)
     PROMPTS[config.condition.kind].check(opened.images)
     return opened
 

@@ -46,7 +46,7 @@ def sample(
     pipeline = open_model(model)
     rows = sample_rows(pipeline, request)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(sheet(rows, request.prompts), out)
+    save_picture(sheet(pipeline, rows, request.prompts), out)
     print(f"grid:            {out}")
     if images is not None:
         print(f"images:          {save_images(pipeline, rows, images)} in {images}")

@@ -9,26 +9,36 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from attndiff.data.pixels.arrays import array_reader, decode_array
+from attndiff.data.pixels.arrays import array_reader, decode_values
 from attndiff.data.pixels.decoded import MAX_PIXELS, NUMBERS, Decoded
 from attndiff.data.pixels.picture import decode_picture
 from attndiff.data.pixels.tiff import TIFF_STARTS, decode_tiff, is_for_tifffile
+from attndiff.data.pixels.values import ValueRange, Values
 from attndiff.data.tables.pointers import refuse_pointer
 from attndiff.errors import UserError
 
 
-def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: str | None = None) -> Decoded:
+def decode(
+    source: bytes | str | Path | Values | Image.Image,
+    channels: str | int,
+    name: str | None = None,
+    value_range: ValueRange | None = None,
+) -> Decoded:
     """Read an image: upright, first frame, straight alpha, at its own depth.
 
     Args:
-        source: The file's content, its path, or an opened image.
+        source: The file's content, its path, the numbers of a slice, or an opened image.
         channels: What is wanted. A number asks for the file's bands as they are, neither composited nor converted;
             `NUMBERS` for the one number that each pixel is, of a palette the place in it.
         name: What messages call the image.
+        value_range: What the lowest and the highest level are to stand for; values of every numeric type are then
+            float32 levels, and clipped to it. None: the full range of their bits, or [0, 1] if they are floating point.
 
     Raises:
-        UserError: The image is empty, broken, not an image, too large, of another number of bands, of an integer
-            depth other than 8 or 16 bits, or of floating point values outside [0, 1].
+        UserError: The image is empty, broken, not an image, too large, of another number of bands, or has values that
+            are missing or not finite.
+        NoSetRange: Without `value_range`, it is of signed or of more than 16-bit integers, or of floating point values
+            outside [0, 1].
     """
     if isinstance(source, (str, Path)):
         name, source = name or str(source), _read(Path(source))
@@ -36,13 +46,9 @@ def decode(source: bytes | str | Path | Image.Image, channels: str | int, name: 
     if isinstance(source, bytes):
         refuse_what_is_no_image(source, name)
     with named_errors(name):
-        decoded = _decode(source, channels, name)
+        decoded = _decode(source, channels, name, value_range)
     if not decoded.pixels.size:
         raise UserError(f"{name}: has no pixels, replace or remove it")
-    if decoded.pixels.dtype == np.float32:
-        for values in (decoded.pixels, decoded.alpha):
-            if values is not None:
-                _check_float_range(values, name)
     return decoded
 
 
@@ -81,29 +87,25 @@ def refuse_what_is_no_image(data: bytes, name: str) -> None:
     refuse_pointer(data, name)
 
 
-def _decode(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
+def _decode(
+    source: bytes | Values | Image.Image, channels: str | int, name: str, value_range: ValueRange | None
+) -> Decoded:
+    if isinstance(source, Values):
+        return _of_values(source, channels, name, value_range)
     if isinstance(source, bytes):
         reader = array_reader(source)
         if reader is not None:
-            wanted = 1 if channels == NUMBERS else channels
-            return _of_numbers(decode_array(reader, source, wanted, name), channels, name)
+            return _of_values(reader(source, name), channels, name, value_range)
         if source.startswith(TIFF_STARTS):
             with tifffile.TiffFile(io.BytesIO(source)) as tiff:
-                if channels != NUMBERS and is_for_tifffile(tiff.pages.first, channels):
-                    return decode_tiff(tiff, channels, name)
-    return decode_picture(source, channels, name)
+                if channels != NUMBERS and is_for_tifffile(tiff.pages.first, channels, value_range is not None):
+                    return decode_tiff(tiff, channels, name, value_range)
+    return decode_picture(source, channels, name, value_range)
 
 
-def _of_numbers(decoded: Decoded, channels: str | int, name: str) -> Decoded:
-    """A mask's numbers are whole, and never scaled."""
+def _of_values(values: Values, channels: str | int, name: str, value_range: ValueRange | None) -> Decoded:
+    """An array as an image; a mask's numbers are whole, and never scaled."""
+    decoded = decode_values(values, 1 if channels == NUMBERS else channels, name, value_range)
     if channels == NUMBERS and (decoded.pixels.dtype == np.float32 or any("scaled to" in n for n in decoded.notes)):
         raise UserError(f"{name}: a mask holds one whole number of 8 or 16 bits a pixel, store it so")
     return decoded
-
-
-def _check_float_range(pixels: np.ndarray, name: str) -> None:
-    if not np.isfinite(pixels).all():
-        raise UserError(f"{name}: floating point values of NaN or infinity, replace them by numbers from 0 to 1")
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise UserError(f"{name}: floating point values from {low:g} to {high:g}, scale them to lie from 0 to 1")

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from attndiff.data.pixels.values import ValueRange
 from attndiff.errors import UserError
 
 # 64 megapixels: above every usual camera, and 200 MB of RGB; refused from the header, before anything is decoded.
 MAX_PIXELS = 64_000_000
-PEAK = {"uint8": 255, "uint16": 65535, "float32": 1}
 EXIF_ORIENTATION = 274
 NUMBERS = "numbers"  # asked for in place of channels: the one number that each pixel is
 TURNED = "rotated or mirrored as its EXIF says"
@@ -23,12 +23,16 @@ class Decoded:
         alpha: ``(H, W)``, straight, in the units of `pixels`, or None.
         kind: Mode and depth in words, such as "RGB 8-bit".
         notes: What was altered in reading it.
+        found: Least and greatest value in the file's own units; None of a mask.
+        stands_for: What the lowest and the highest level are in units, where file or setting say it.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
     kind: str
     notes: list[str] = field(default_factory=list)
+    found: tuple[float, float] | None = None
+    stands_for: ValueRange | None = None
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -43,29 +47,6 @@ def check_bands(bands: int, channels: int, name: str) -> None:
         raise UserError(
             f"{name}: has {bands} band{'s' * (bands != 1)}, but channels={channels}: set channels={bands} or remove it"
         )
-
-
-def full_range(pixels: np.ndarray, bits: int, name: str, notes: list[str]) -> np.ndarray:
-    """Values of a type in `PEAK`, over its full range.
-
-    Args:
-        pixels: Unsigned integers of up to ``bits`` bits, truth values, or floating point numbers.
-        bits: Significant bits of a value.
-        name: What messages call the image.
-        notes: Are added to.
-
-    Raises:
-        UserError: If such values have no set range.
-    """
-    if pixels.dtype.kind == "f":
-        return pixels.astype(np.float32)
-    if pixels.dtype.kind not in "ub" or bits > 16:
-        raise UserError(f"{name}: {bits}-bit {pixels.dtype} has no set range, save as 8 or 16-bit unsigned or float")
-    dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
-    if bits not in (8, 16):
-        notes.append(f"{bits}-bit scaled to {8 * dtype.itemsize}-bit")
-        pixels = np.rint(pixels.astype(np.float64) * (PEAK[str(dtype)] / (2**bits - 1)))
-    return pixels.astype(dtype)
 
 
 def shaped(array: np.ndarray, channels: str | int, name: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,6 +1,6 @@
 """Any image to the tensor that a model is trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,14 @@ from PIL import Image
 from attndiff.data.config import check_image_options, colour_of
 from attndiff.data.geometry import Geometry, Shape, cover
 from attndiff.data.pixels.decode import decode
-from attndiff.data.pixels.decoded import PEAK
+from attndiff.data.pixels.values import PEAK, ValueRange, Values
 
 # Weights of ITU-R BT.601, as Pillow's.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+Source = bytes | str | Path | Values | Image.Image
+# What the levels of a type stand for where nobody says it.
+OWN_RANGES = {8: ValueRange(0, 255), 16: ValueRange(0, 65535), 32: ValueRange(0.0, 1.0)}
 
 
 @dataclass
@@ -24,18 +28,23 @@ class Normalized:
         kind: Mode and depth of the original in words.
         notes: What was altered, in the order in which it was.
         geometry: What was cut out of the original, and the size that it became.
+        found: Least and greatest value of the original in its own units.
+        stands_for: What 0 and the highest level are in units, where file or setting say it.
     """
 
     levels: np.ndarray
     kind: str
     notes: list[str]
     geometry: Geometry
+    found: tuple[float, float]
+    stands_for: ValueRange | None
 
 
 class Normalizer:
     """Decides, for every kind of image, what the tensor is.
 
-    - 8-bit and 16-bit values are scaled by their own full range; floating point values must lie in [0, 1].
+    - 8-bit and 16-bit values are scaled by their own full range; floating point values must lie in [0, 1]. With
+      `value_range`, values of every numeric type are mapped from it to [0, 1] instead, and clipped.
     - Palettes are expanded, CMYK becomes RGB, EXIF orientation is applied, an animation is its first frame.
     - Alpha is laid over `background`, or kept where `channels` has it; the colour of wholly transparent pixels, which
       nobody sees, is then the background's.
@@ -50,6 +59,7 @@ class Normalizer:
         background: A colour by name or as "#rrggbb".
         resize: "lanczos", "area" or "nearest".
         shapes: Heights and widths of the results, see `bucket_shapes`. None: the square of `size`.
+        value_range: What -1 and 1 are to stand for.
     """
 
     def __init__(
@@ -59,32 +69,32 @@ class Normalizer:
         background: str = "white",
         resize: str = "lanczos",
         shapes: list[Shape] | None = None,
+        value_range: ValueRange | None = None,
     ):
         check_image_options(size, channels, resize)
         self.shapes = shapes or [(size, size)]
         self.size, self.channels, self.background, self.resize = size, channels, background, resize
+        self.value_range = value_range
         colour = np.array(colour_of(background), np.float32) / 255
         grey = isinstance(channels, str) and channels.startswith("L")
         self._background = (colour @ LUMA)[None] if grey else colour  # (1 | 3,) in [0, 1]
 
-    def __call__(self, source: bytes | str | Path | Image.Image, name: str | None = None) -> np.ndarray:
+    def __call__(self, source: Source, name: str | None = None) -> np.ndarray:
         """The image as float32 ``(C, H, W)`` in [-1, 1]; raises `UserError`, see `decode`."""
         return to_signed(self.normalize(source, name).levels)
 
-    def normalize(
-        self, source: bytes | str | Path | Image.Image, name: str | None = None, geometry: Geometry | None = None
-    ) -> Normalized:
+    def normalize(self, source: Source, name: str | None = None, geometry: Geometry | None = None) -> Normalized:
         """The image at its own depth, with notes of what was altered.
 
         Args:
-            source: The file's content, its path, or an opened image.
+            source: The file's content, its path, the numbers of a slice, or an opened image.
             name: What messages call the image.
             geometry: That of the row's image, where this is another of its images.
 
         Raises:
             UserError: See `decode` and `Geometry.of`.
         """
-        decoded = decode(source, self.channels, name)
+        decoded = decode(source, self.channels, name, self.value_range)
         size, dtype, notes = decoded.pixels.shape[:2], decoded.pixels.dtype, decoded.notes
         geometry = self.geometry(size) if geometry is None else geometry.of(size, name or "image")
         peak = PEAK[str(dtype)]
@@ -95,19 +105,32 @@ class Normalizer:
             pixels = np.clip(pixels, 0, peak)
             pixels = (pixels if dtype == np.float32 else np.rint(pixels)).astype(dtype)
         levels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        return Normalized(levels, decoded.kind, notes, geometry)
+        return Normalized(levels, decoded.kind, notes, geometry, decoded.found, decoded.stands_for)
 
     def geometry(self, size: Shape) -> Geometry:
         """That of a row whose image has this height and width."""
         return cover(size, self.shapes)
 
-    def describe(self, bit_depth: int = 8, class_names: list[str] | None = None) -> dict:
-        """What a pipeline keeps about its data: channels, depth, the units that [-1, 1] stands for, classes, size."""
+    def describe(
+        self, bit_depth: int = 8, class_names: list[str] | None = None, stands_for: ValueRange | None = None
+    ) -> dict:
+        """What a pipeline keeps about its data: channels, depth, what [-1, 1] stands for, classes, size.
+
+        Args:
+            bit_depth: Of the levels.
+            class_names: In the order of their numbers.
+            stands_for: What the lowest and the highest level are in units; the depth is then that of floating point,
+                unless these are the numbers of 16 bits themselves. None: the numbers of this depth.
+        """
+        own = OWN_RANGES[bit_depth]
+        of_numbers = stands_for is None or replace(stands_for, units=None) == own == OWN_RANGES[16]
+        known = stands_for or own
         names = [f"band{i + 1}" for i in range(self.channels)] if isinstance(self.channels, int) else [*self.channels]
         return {
             "channels": names,
-            "bit_depth": bit_depth,
-            "value_range": {8: [0, 255], 16: [0, 65535], 32: [0.0, 1.0]}[bit_depth],
+            "bit_depth": bit_depth if of_numbers else 32,
+            "value_range": [known.low, known.high],
+            **({"units": known.units} if known.units else {}),
             "class_names": class_names,
             "size": [self.size, self.size],
         }

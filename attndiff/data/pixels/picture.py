@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from attndiff.data.geometry import Shape
 from attndiff.data.pixels.colour import to_srgb
 from attndiff.data.pixels.decoded import EXIF_ORIENTATION, NUMBERS, TURNED, Decoded, check_bands, check_size
+from attndiff.data.pixels.values import ValueRange, Values, opacity, to_levels
 from attndiff.errors import UserError
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -26,10 +27,14 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 
-def decode_picture(source: bytes | Image.Image, channels: str | int, name: str) -> Decoded:
+def decode_picture(
+    source: bytes | Image.Image, channels: str | int, name: str, value_range: ValueRange | None = None
+) -> Decoded:
     """Read a picture; arguments and errors as of `decode`."""
     notes: list[str] = []
     image = _open(io.BytesIO(source), source[:12], name, notes) if isinstance(source, bytes) else source
+    if isinstance(source, bytes) and value_range is not None:
+        _check_unscaled(image, source, name)
     file_format = image.format
     if getattr(image, "is_animated", False):
         notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
@@ -42,16 +47,18 @@ def decode_picture(source: bytes | Image.Image, channels: str | int, name: str) 
     kind = image.mode
     if channels == NUMBERS:
         return Decoded(_numbers(image, name), None, kind, notes)
-    if isinstance(channels, str):
+    if isinstance(channels, str) and value_range is None:
         image = to_srgb(image, notes)
-    pixels, alpha = _to_arrays(image, file_format, isinstance(channels, int), notes, name)
+    numbers, alpha = _to_arrays(image, file_format, isinstance(channels, int), notes)
     if isinstance(channels, int):
         if alpha is not None:
-            pixels, alpha = np.concatenate([pixels, alpha[..., None]], axis=-1), None
-        check_bands(pixels.shape[-1], channels, name)
-    if pixels.dtype == np.uint16:
-        notes.append("16-bit scaled")
-    return Decoded(pixels, alpha, f"{kind.split(';')[0]} {pixels.dtype.itemsize * 8}-bit", notes)
+            numbers, alpha = np.concatenate([numbers, alpha[..., None]], axis=-1), None
+        check_bands(numbers.shape[-1], channels, name)
+    bits = 8 * numbers.itemsize
+    levels = to_levels(Values(numbers, bits), value_range, name, notes)
+    alpha = None if alpha is None else opacity(alpha, bits, levels.pixels.dtype, name)
+    kind = f"{kind.split(';')[0]} {levels.bits}-bit"
+    return Decoded(levels.pixels, alpha, kind, notes, levels.found, levels.stands_for)
 
 
 def picture_header(stream: BinaryIO, start: bytes, name: str) -> tuple[Shape, int]:
@@ -135,12 +142,24 @@ def _scale_transparency(image: Image.Image, data: bytes) -> None:
 def _is_deep_colour(data: bytes) -> bool:
     """Whether Pillow will read these 16-bit colours with 8.
 
-    In a PNG bit depth and colour type stand at 24 and 25; in a PPM the third number is the largest value.
+    In a PNG bit depth and colour type stand at 24 and 25.
     """
     if data.startswith(b"\x89PNG"):
         return data[24:26] in (b"\x10\2", b"\x10\4", b"\x10\6")
-    header = re.match(rb"P[36](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)", data[:1024])
-    return header is not None and int(header[1]) > 255
+    return data[:2] in (b"P3", b"P6") and _largest_of_netpbm(data) > 255
+
+
+def _largest_of_netpbm(data: bytes) -> int:
+    """The largest value of a grey or colour Netpbm file, the third number of its header; 0 of other files."""
+    header = re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)", data[:1024])
+    return 0 if header is None else int(header[1])
+
+
+def _check_unscaled(image: Image.Image, data: bytes, name: str) -> None:
+    """Raise `UserError` if Pillow gives other numbers than are stored: 16 bits as 8, or fewer spread over 8 or 16."""
+    few_bits = data.startswith(b"\x89PNG") and image.mode != "P" and data[24] < 8
+    if few_bits or _is_deep_colour(data) or _largest_of_netpbm(data) not in (0, 255, 65535):
+        raise UserError(f"{name}: {image.format} of this depth is not read number by number, save it as TIFF or .npy")
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -168,7 +187,7 @@ def _numbers(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _to_arrays(
-    image: Image.Image, file_format: str | None, raw: bool, notes: list[str], name: str
+    image: Image.Image, file_format: str | None, raw: bool, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour ``(H, W, 1 | 3)`` (``(H, W, 4)`` for raw CMYK) and alpha ``(H, W)`` of an opened image."""
     mode = image.mode
@@ -176,13 +195,11 @@ def _to_arrays(
         pixels, key = np.asarray(image).astype(np.uint16), image.info.get("transparency")
         alpha = None if raw or key is None else np.where(pixels == key, 0, 65535).astype(np.uint16)
         return pixels[..., None], alpha
-    if mode == "F":
-        return np.asarray(image, np.float32)[..., None], None
+    if mode in ("I", "F"):
+        return np.asarray(image)[..., None], None
     if mode in ("P", "PA"):
         notes.append("palette expanded")
     transparent = image.has_transparency_data
-    if mode == "I" or mode.startswith("I;"):
-        raise UserError(f"{name}: 32-bit integers have no set range, save it as 16-bit or as float from 0 to 1")
     if mode in ("1", "L", "LA", "La"):
         wanted = "LA" if transparent else "L"
     elif mode == "CMYK" and raw:

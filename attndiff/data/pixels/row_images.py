@@ -1,7 +1,6 @@
 """All that a row shows, cut alike: its image, other images of it, masks."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -11,24 +10,24 @@ from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Geometry
 from attndiff.data.pixels.decode import decode
 from attndiff.data.pixels.decoded import NUMBERS
-from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
-
-Encoded = bytes | str | Path
+from attndiff.data.pixels.normalize import Normalized, Normalizer, Source, to_signed
+from attndiff.data.pixels.values import ValueRange
 
 
 def make_normalizer(config: DataConfig) -> Normalizer:
     """The normaliser that a configuration describes."""
     shapes = config.max_aspect and bucket_shapes(config.size, config.max_aspect, config.bucket_multiple)
-    return Normalizer(config.size, config.channels, config.background, config.resize, shapes)
+    value_range = config.value_range and ValueRange(*config.value_range, config.units)
+    return Normalizer(config.size, config.channels, config.background, config.resize, shapes, value_range)
 
 
-def read_planar(normalizer: Normalizer, column: Column, source: Encoded, geometry: Geometry, name: str) -> np.ndarray:
+def read_planar(normalizer: Normalizer, column: Column, source: Source, geometry: Geometry, name: str) -> np.ndarray:
     """One planar column of a row, at its own depth.
 
     Args:
         normalizer: Decides what images become.
         column: An image, or a mask, whose numbers are never mixed.
-        source: The file's content or path.
+        source: The file's content, its path, or the numbers of a slice.
         geometry: Of the row's image.
         name: What messages call the row.
 
@@ -47,7 +46,7 @@ def read_planar(normalizer: Normalizer, column: Column, source: Encoded, geometr
 
 
 def read_row(
-    normalizer: Normalizer, columns: Iterable[Column], source: Callable[[str | None], Encoded], name: str
+    normalizer: Normalizer, columns: Iterable[Column], source: Callable[[str | None], Source], name: str
 ) -> tuple[Normalized, list[np.ndarray]]:
     """The image of a row, and what each of its further planar columns becomes.
 

@@ -10,16 +10,16 @@ from attndiff.data.geometry import Shape
 from attndiff.data.pixels.decoded import (
     EXIF_ORIENTATION,
     MAX_PIXELS,
-    PEAK,
     TURNED,
     Decoded,
     check_bands,
     check_size,
-    full_range,
     upright,
 )
+from attndiff.data.pixels.values import PEAK, ValueRange, Values, opacity, to_levels
 from attndiff.errors import UserError
 
+GDAL_NODATA = 42113
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Compressions that Pillow's libtiff knows.
 OF_PILLOW = {
@@ -28,9 +28,11 @@ OF_PILLOW = {
     *(COMPRESSION.LZMA, COMPRESSION.ZSTD, COMPRESSION.WEBP),
 }
 
+OF_NUMBERS = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB)
 
-def is_for_tifffile(page: tifffile.TiffPage, channels: str | int) -> bool:
-    """Whether a TIFF is not to be left to Pillow."""
+
+def is_for_tifffile(page: tifffile.TiffPage, channels: str | int, has_range: bool) -> bool:
+    """Whether a TIFF is not to be left to Pillow; ``has_range`` where its numbers are to be read as they are."""
     deep_colour = page.samplesperpixel > 1 and page.bitspersample > 8
     white_is_zero = page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample not in (1, 8)
     odd_depth = 8 < page.bitspersample < 16
@@ -40,6 +42,7 @@ def is_for_tifffile(page: tifffile.TiffPage, channels: str | int) -> bool:
     grey_times_alpha = page.samplesperpixel == 2 and EXTRASAMPLE.ASSOCALPHA in page.extrasamples
     return (
         isinstance(channels, int)
+        or (has_range and page.photometric in OF_NUMBERS)
         or page.samplesperpixel > 4
         or deep_colour
         or white_is_zero
@@ -58,7 +61,9 @@ def tiff_header(page: tifffile.TiffPage, name: str) -> tuple[Shape, int]:
     return size[::-1] if page.tags.valueof(EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else size, bits
 
 
-def decode_tiff(tiff: tifffile.TiffFile, channels: str | int, name: str) -> Decoded:
+def decode_tiff(
+    tiff: tifffile.TiffFile, channels: str | int, name: str, value_range: ValueRange | None = None
+) -> Decoded:
     """Read a TIFF as arrays; arguments and errors as of `decode`."""
     page = tiff.pages.first
     _check_photometric(page, isinstance(channels, int), name)
@@ -66,26 +71,34 @@ def decode_tiff(tiff: tifffile.TiffFile, channels: str | int, name: str) -> Deco
     notes: list[str] = []
     if isinstance(channels, int):
         array, axes = _stacked(tiff, channels, name)
-        pixels, alpha = _bands(array, axes, channels, name), None
+        numbers, alpha = _bands(array, axes, channels, name), None
     else:
-        pixels, alpha = _colour_bands(page, channels, name)
+        numbers, alpha = _colour_bands(page, channels, name)
         notes += ["first frame of an animation kept"] if len(tiff.pages) > 1 else []
-    bits = page.bitspersample
-    pixels = full_range(pixels, bits, name, notes)
-    alpha = None if alpha is None else full_range(alpha, bits, name, [])
-    if page.photometric == PHOTOMETRIC.MINISWHITE:
-        pixels = PEAK[str(pixels.dtype)] - pixels
-        notes.append("white is zero: inverted")
-    if alpha is not None and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA:
+    is_multiplied = alpha is not None and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA
+    if is_multiplied and value_range is not None:
+        raise UserError(f"{name}: values multiplied by their alpha are in no units, save it without alpha")
+    white_is_zero = page.photometric == PHOTOMETRIC.MINISWHITE
+    values = Values(numbers, page.bitspersample, white_is_zero=white_is_zero, missing=_missing(page))
+    levels = to_levels(values, value_range, name, notes)
+    pixels = levels.pixels
+    alpha = None if alpha is None else opacity(alpha, values.bits, pixels.dtype, name)
+    if is_multiplied:
         pixels = _straight(pixels, alpha)
-    if pixels.dtype == np.uint16:
-        notes.append("16-bit scaled")
     orientation = page.tags.valueof(EXIF_ORIENTATION, 1)
     if orientation in range(2, 9):
         pixels, alpha = upright(pixels, orientation), None if alpha is None else upright(alpha, orientation)
         notes.append(TURNED)
     bands = pixels.shape[-1] + (alpha is not None)
-    return Decoded(pixels, alpha, f"{bands} bands {pixels.dtype.itemsize * 8}-bit", notes)
+    return Decoded(pixels, alpha, f"{bands} bands {levels.bits}-bit", notes, levels.found, levels.stands_for)
+
+
+def _missing(page: tifffile.TiffPage) -> float | None:
+    """The number that GDAL writes where there is no value, if a GeoTIFF names one."""
+    try:
+        return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
+    except ValueError:
+        return None
 
 
 def _check_photometric(page: tifffile.TiffPage, raw: bool, name: str) -> None:

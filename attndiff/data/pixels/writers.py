@@ -1,5 +1,6 @@
 """Samples to files in the units of the data that the model was trained on."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
     """Write one image as PNG where a PNG can hold it, otherwise as TIFF.
 
     One, three and four channels of 8 bits, grey with alpha, and one channel of 16 bits are PNG; everything else is
-    TIFF with the bands as samples.
+    TIFF with the bands as samples. Floating point, and what is in known units, is TIFF, whose description says in JSON
+    what the ``value_range`` and ``units`` of the data are.
 
     Args:
         array: ``(H, W, C)`` in data units.
@@ -52,7 +54,7 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = array.shape[-1]
-    png_channels = {8: (1, 3, 4), 16: (1,)}.get(data["bit_depth"], ())
+    png_channels = {8: (1, 3, 4), 16: () if "units" in data else (1,)}.get(data["bit_depth"], ())
     if channels in png_channels or (data["bit_depth"] == 8 and data["channels"] == ["L", "A"]):
         path = path.with_suffix(".png")
         save_picture(Image.fromarray(array[..., 0] if channels == 1 else array), path)
@@ -63,5 +65,7 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
         options["extrasamples"] = ["unassalpha"]
     if channels > 1:
         options["planarconfig"] = "contig"
+    if "units" in data or data["bit_depth"] == 32:
+        options["description"] = json.dumps({key: data[key] for key in ("value_range", "units") if key in data})
     tifffile.imwrite(path, array if channels > 1 else array[..., 0], compression="zlib", metadata=None, **options)
     return path

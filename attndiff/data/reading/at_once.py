@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from attndiff.data.pixels.normalize import Normalized
+from attndiff.data.pixels.values import ValueRange
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.kept import KeptArrays
 from attndiff.data.reading.readers import Readers
@@ -32,6 +33,7 @@ class DecodedAtOnce:
         bad: Name of each other row, and why.
         buckets: ``(N,)``, of each good row the number of its shape.
         bit_depth: Of the deepest image.
+        ranges: What levels stand for, in any of the images.
         digest: A hash of all pixels.
 
     Raises:
@@ -43,6 +45,7 @@ class DecodedAtOnce:
     def __init__(self, encoded: EncodedRows, on_error: str, at_most: int, readers: Readers):
         self.good, self.bad, self._kept, self._sizes = [], [], KeptArrays(at_most), []
         depths, digest, buckets = {8}, hashlib.sha256(), []
+        self.ranges: set[ValueRange | None] = set()
         for position, read in enumerate(_read_all(encoded, readers)):
             if isinstance(read, UserError):
                 if on_error == "raise":
@@ -54,6 +57,7 @@ class DecodedAtOnce:
             self._sizes.append(image.geometry.size)
             buckets.append(encoded.normalizer.shapes.index(image.geometry.shape))
             depths.add(image.levels.itemsize * 8)
+            self.ranges.add(image.stands_for)
             for levels in (image.levels, *further):
                 digest.update(levels)
                 self._kept.append(levels)

@@ -37,6 +37,7 @@ class DecodedAtVisit:
         bad: Name of each other row, and why.
         buckets: ``(N,)``, of each good row the number of its shape.
         bit_depth: Of the deepest image.
+        ranges: What levels stand for, in any of the images.
         digest: A hash of what is stored, see `attndiff.data.pixels.header.Header`.
 
     Raises:
@@ -60,6 +61,7 @@ class DecodedAtVisit:
         shapes, fit = encoded.normalizer.shapes, encoded.normalizer.geometry
         self.buckets = np.array([shapes.index(fit(header.size).shape) for header in headers])
         self.bit_depth = max((header.bits for header in headers), default=8)
+        self.ranges = {header.stands_for for header in headers}
         self.digest = hashlib.sha256(b"".join(header.identity for header in headers)).digest()
         self._later: dict[int, str] = {}  # rows that turned out bad, and why
         self._last: tuple[int, dict[str, np.ndarray]] | None = None

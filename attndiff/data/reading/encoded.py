@@ -61,7 +61,8 @@ class EncodedRows:
 
     def header(self, i: int) -> Header:
         """What a row's image says of itself; raises `UserError` if it is none."""
-        return read_header(self.table.image(self.rows[i]), self.normalizer.channels, self.name(i))
+        source, normalizer = self.table.image(self.rows[i]), self.normalizer
+        return read_header(source, normalizer.channels, self.name(i), normalizer.value_range)
 
     def decoded_bytes(self) -> int:
         """Memory of all rows with 8 bits a value."""

@@ -10,7 +10,9 @@ from attndiff.data.columns import CAPTION, IMAGE, LABEL, Column
 from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Shape
 from attndiff.data.image_set import MAX_BAD_SHARE
+from attndiff.data.pixels.normalize import Normalized
 from attndiff.data.pixels.row_images import make_normalizer, read_planar, to_value
+from attndiff.data.pixels.values import ValueRange, common_range
 from attndiff.data.rows import Rows
 from attndiff.data.tables.table import encoded_image
 from attndiff.errors import UserError
@@ -28,10 +30,19 @@ class EncodedImages(Rows):
         config: What to read and how.
         class_names: Names and order of the classes, or None.
         bit_depth: Of the deepest image of the data.
+        ranges: What levels stand for in any image of the data; images of others cannot be read. None: in all.
     """
 
-    def __init__(self, rows: list[NamedRow], config: DataConfig, class_names: list[str] | None, bit_depth: int = 8):
-        self.rows, self.config, self.class_names, self._bit_depth = rows, config, class_names, bit_depth
+    def __init__(
+        self,
+        rows: list[NamedRow],
+        config: DataConfig,
+        class_names: list[str] | None,
+        bit_depth: int = 8,
+        ranges: set[ValueRange | None] | None = None,
+    ):
+        self.rows, self.config, self.class_names = rows, config, class_names
+        self.bit_depth, self.ranges = bit_depth, ranges
         self.normalizer, self.columns = make_normalizer(config), config.row_columns()
 
     def __len__(self) -> int:
@@ -39,12 +50,20 @@ class EncodedImages(Rows):
 
     def of(self, rows: list[NamedRow]) -> "EncodedImages":
         """Other rows of the same data."""
-        return EncodedImages(rows, self.config, self.class_names, self._bit_depth)
+        return EncodedImages(rows, self.config, self.class_names, self.bit_depth, self.ranges)
+
+    def image(self, i: int) -> Normalized:
+        """The image of a row; raises `UserError` if it cannot be read, or its levels stand for something else."""
+        name, row = self.rows[i]
+        image = self.normalizer.normalize(encoded_image(row[self.config.image_column], name), name)
+        if self.ranges is not None and image.stands_for not in self.ranges:
+            told = image.stands_for or "none"
+            raise UserError(f"{name}: states the value range {told}, unlike the first images: set data.value_range")
+        return image
 
     def levels(self, i: int, column: Column) -> np.ndarray:
         """What a planar column shows, at its own depth; raises `UserError` if it cannot be read."""
-        name, row = self.rows[i]
-        image = self.normalizer.normalize(encoded_image(row[self.config.image_column], name), name)
+        (name, row), image = self.rows[i], self.image(i)
         if column == IMAGE:
             return image.levels
         source = encoded_image(row[column.name], f"{name} ({column.name})")
@@ -88,7 +107,8 @@ class EncodedImages(Rows):
         return {key: value for key, value in self.rows[i][1].items() if key not in images}
 
     def describe(self) -> dict:
-        return self.normalizer.describe(self._bit_depth, self.class_names)
+        known = common_range(self.ranges or (), self.config.path)
+        return self.normalizer.describe(self.bit_depth, self.class_names, known)
 
 
 def readable(images: EncodedImages, origin: str) -> EncodedImages:
@@ -96,11 +116,11 @@ def readable(images: EncodedImages, origin: str) -> EncodedImages:
     if not images.rows:
         filters = f" that where={images.config.where} and exclude={images.config.exclude} leave"
         raise UserError(f"{origin}: its first shards hold no row{filters if images.config.where else ''}")
-    good, bad, depths = [], [], {8}
+    good, bad, depths, ranges = [], [], {8}, set()
     further = [column for column in images.columns if column.is_planar and column != IMAGE]
     for i, row in enumerate(images.rows):
         try:
-            depths.add(images.levels(i, IMAGE).itemsize * 8)
+            image = images.image(i)
             for column in further:
                 images.levels(i, column)
         except UserError as error:
@@ -110,9 +130,12 @@ def readable(images: EncodedImages, origin: str) -> EncodedImages:
             continue
         if LABEL in images.columns:
             images.load(i, LABEL.name)
+        depths.add(image.levels.itemsize * 8)
+        ranges.add(image.stands_for)
         good.append(row)
     if bad:
         logger.warning("%s: %d of the first %d images skipped, first %s", origin, len(bad), len(images), bad[0])
     if len(bad) > MAX_BAD_SHARE * len(images):
         raise UserError(f"{origin}: {len(bad)} of the first {len(images)} images are bad, first {bad[0]}")
-    return EncodedImages(good, images.config, images.class_names, max(depths))
+    common_range(ranges, origin)
+    return EncodedImages(good, images.config, images.class_names, max(depths), ranges)

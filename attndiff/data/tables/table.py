@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attndiff.data.pixels.slices import as_npy, is_volume, read_slices, slice_as_npy
+from attndiff.data.pixels.slices import is_volume, read_slices, slice_of, slice_of_file
+from attndiff.data.pixels.values import Values
 from attndiff.data.tables.metadata import safe_relative
 from attndiff.drawn import is_drawn
 from attndiff.errors import UserError
@@ -46,7 +46,7 @@ class ImageTable:
     of_part: list[int] | None = None
     drawn: frozenset[int] = frozenset()
     places: list[tuple[int, int | None]] | None = None
-    _volume: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)  # the last one, by its row
+    _volume: tuple[int, list[Values]] | None = field(default=None, init=False, repr=False)  # the last one, by its row
 
     def __len__(self) -> int:
         return len(self.rows if self.places is None else self.places)
@@ -103,8 +103,8 @@ class ImageTable:
         of_volumes = (value if is_volume(file) else None for file, value in zip(self._files, said, strict=True))
         return [int(value) if str(value).isdecimal() else None for value in of_volumes]
 
-    def image(self, row: int, column: str | None = None) -> bytes | Path:
-        """An encoded image of a row: the image, or that in another column.
+    def image(self, row: int, column: str | None = None) -> bytes | Path | Values:
+        """An encoded image of a row, or the numbers of a slice: the image, or that in another column.
 
         Raises:
             UserError: There is none.
@@ -113,11 +113,11 @@ class ImageTable:
         if index is None:
             return self.stored(row, column)
         if self.image_column is None:
-            return slice_as_npy(self.root / self._files[row], index)
+            return slice_of_file(self.root / self._files[row], index)
         stored = self.places[row][0]
         if self._volume is None or self._volume[0] != stored:  # slices are asked for one after the other
             self._volume = stored, read_slices(self.stored(row), self._files[row])
-        return as_npy(self._volume[1], index, self.names[row])
+        return slice_of(self._volume[1], index, self.names[row])
 
     def stored(self, row: int, column: str | None = None) -> bytes | Path:
         """What is stored of an image, all slices of a volume; arguments and errors as of `image`."""
