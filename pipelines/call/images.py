@@ -3,8 +3,6 @@
 Shapes: N images, C channels, H rows, W columns.
 """
 
-import logging
-
 import numpy as np
 import torch
 import torch.nn.functional as F
