@@ -124,7 +124,7 @@ def _data(config: TrainConfig, parts: Parts) -> dict:
         "held_out": learned.held_out,
         "size": " x ".join(map(str, learned.data["size"])),
         "channels": ", ".join(map(str, learned.data["channels"])),
-        "values": str(ValueRange(*learned.data["value_range"], learned.data.get("units"))),
+        "value_range": str(ValueRange(*learned.data["value_range"], learned.data.get("units"))),
         "skipped": learned.skipped if parts.images is None else len(parts.images.skipped),
         "licences": learned.licences,
     }

@@ -33,12 +33,13 @@ def as_pixels(image, channels: int, data: dict | None = None, name: str = "image
     """
     units = range_in_units(data)
     images = _alike(image, name, units is not None)
-    if units is not None and not isinstance(images[0], torch.Tensor):
-        image = _from_units(image if images[0] is image else stacked(_arrays(images, channels)), units, name)
-    elif isinstance(images[0], Image.Image):
-        image = np.stack(_arrays(images, channels)).astype(np.float32) / 255
+    if isinstance(images[0], Image.Image):
+        image = np.stack([_as_array(one, channels) for one in images])
+        image = image if units is not None else image.astype(np.float32) / 255
     else:
         image = image if images[0] is image else stacked(images)
+    if units is not None and isinstance(image, np.ndarray):
+        image = _from_units(image, units, name)
     if isinstance(image, np.ndarray):
         image = image[None] if image.ndim == 3 else image
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2) if image.ndim == 4 else image
@@ -59,9 +60,9 @@ def range_in_units(data: dict | None) -> tuple[float, float] | None:
     return None if (data or {}).get("bit_depth", 8) != 32 or (low, high) == (0, 1) else (low, high)
 
 
-def _from_units(values, units: tuple[float, float], name: str) -> np.ndarray:
+def _from_units(values: np.ndarray, units: tuple[float, float], name: str) -> np.ndarray:
     """Values as float32 shares of their range, clipped to it."""
-    values, (low, high) = np.asarray(values, np.float64), units
+    values, (low, high) = values.astype(np.float64), units
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds numbers that are not finite.")
     shares = (values - low) / (high - low)
@@ -71,14 +72,11 @@ def _from_units(values, units: tuple[float, float], name: str) -> np.ndarray:
     return shares.clip(0, 1).astype(np.float32)
 
 
-def _arrays(images: list, channels: int) -> list[np.ndarray]:
-    """Pictures as arrays ``(H, W, C)``, those of 8 bits in the mode of as many channels; arrays as they are."""
-    pictures = [one for one in images if isinstance(one, Image.Image)]
-    if not pictures:
-        return images
-    modes = [one.mode if one.mode.startswith(("I", "F")) else MODES.get(channels, one.mode) for one in pictures]
-    arrays = [np.asarray(one.convert(mode)) for one, mode in zip(pictures, modes, strict=True)]
-    return [one[..., None] if one.ndim == 2 else one for one in arrays]
+def _as_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """Numbers ``(H, W, C)`` of a picture; of one of 8 bits, in the mode of as many channels."""
+    is_deep = picture.mode.startswith(("I", "F"))
+    array = np.asarray(picture if is_deep else picture.convert(MODES.get(channels, picture.mode)))
+    return array[..., None] if array.ndim == 2 else array
 
 
 def _alike(image, name: str, deep_too: bool = False) -> list[Image.Image] | list[np.ndarray] | list[torch.Tensor]:

@@ -81,7 +81,7 @@ def nifti_slices(data: bytes, name: str) -> list[Values]:
     slope, intercept = float(volume.dataobj.slope), float(volume.dataobj.inter)
     stored = np.asanyarray(volume.dataobj.get_unscaled())
     if (slope, intercept) != (1, 0) and stored.size and stored.dtype.kind in "ui":
-        ends = slope * np.array([stored.min(), stored.max()], np.float64) + intercept
+        ends = (slope * np.array([stored.min(), stored.max()], np.float64) + intercept).astype(np.float32)
         if ends.min() < 0 or ends.max() > 1:
             bits = 8 * stored.itemsize
             slices = [_unsigned(one, bits, slope, intercept) for one in stored.reshape(shape).T]
