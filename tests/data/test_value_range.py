@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 from valued import KINDS, write_dicom, write_geotiff, write_nifti, write_values
 
+from attndiff.data import image_set
 from attndiff.data.config import DataConfig
 from attndiff.data.doctor import diagnose
 from attndiff.data.image_set import ImageSet
@@ -88,6 +89,9 @@ def test_missing_values_of_a_geotiff_are_refused(tmp_path, nodata):
     path = write_geotiff(tmp_path / "a.tif", VALUES.astype(np.float32), nodata)
     with pytest.raises(UserError, match=r"1 of its values are marked as missing \(nodata -1024\), fill them in"):
         normalizer(BODY).normalize(path)
+    with pytest.raises(UserError, match="floating point values from -1008 to 3071"):  # without what is missing
+        normalizer().normalize(path)
+    assert "Values: -1008 to 3071 found" in diagnose(config(tmp_path)).to_text()
     other = write_geotiff(tmp_path / "b.tif", VALUES.astype(np.float32), "-9999")
     assert normalizer(BODY).normalize(other).levels.max() == 1
 
@@ -232,6 +236,24 @@ def test_a_stream_goes_on_in_the_range_of_its_head(tmp_path):
         head.of(rows[1:])[0]["image"]
     with pytest.raises(UserError, match="different value ranges"):
         readable(EncodedImages(rows, config("x"), None), "x")
+
+
+@pytest.mark.parametrize("options", [{}, {"value_range": [-1000, 1000], "units": "HU"}])
+def test_data_too_large_to_be_kept_are_the_same(tmp_path, monkeypatch, options):
+    volume = np.stack([VALUES, VALUES.T]).astype(np.int16)
+    if options:
+        write_values(tmp_path, "int16 tif", VALUES)
+        write_values(tmp_path, "float32 npy", VALUES, "b")
+        write_nifti(tmp_path / "c.nii", volume)
+    else:
+        write_nifti(tmp_path / "a.nii", volume, 2)
+    at_once = ImageSet(config(tmp_path, **options))
+    monkeypatch.setattr(image_set, "CACHE_BYTES", 100)
+    at_visit = ImageSet(config(tmp_path, **options))
+    assert not at_visit.is_kept and at_visit.describe() == at_once.describe()
+    assert at_visit.describe()["bit_depth"] == 32 and len(at_visit) == (4 if options else 2)
+    for i in range(len(at_once)):
+        np.testing.assert_array_equal(at_visit[i]["image"], at_once[i]["image"])
 
 
 # Written and read again

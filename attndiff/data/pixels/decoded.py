@@ -10,6 +10,7 @@ from attndiff.errors import UserError
 # 64 megapixels: above every usual camera, and 200 MB of RGB; refused from the header, before anything is decoded.
 MAX_PIXELS = 64_000_000
 EXIF_ORIENTATION = 274
+GDAL_NODATA = 42113
 NUMBERS = "numbers"  # asked for in place of channels: the one number that each pixel is
 TURNED = "rotated or mirrored as its EXIF says"
 
@@ -39,6 +40,14 @@ def check_size(width: int, height: int, name: str) -> None:
     """Raise `UserError` for an image that is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise UserError(f"{name}: {width}x{height} is more than {MAX_PIXELS // 10**6} megapixels, make it smaller")
+
+
+def missing_number(tag: str | None) -> float | None:
+    """The number that stands for no value in a GeoTIFF, of its tag `GDAL_NODATA`; None if that is no number."""
+    try:
+        return float(str(tag).strip("\0 "))
+    except ValueError:
+        return None
 
 
 def check_bands(bands: int, channels: int, name: str) -> None:

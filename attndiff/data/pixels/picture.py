@@ -10,7 +10,16 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from attndiff.data.geometry import Shape
 from attndiff.data.pixels.colour import to_srgb
-from attndiff.data.pixels.decoded import EXIF_ORIENTATION, NUMBERS, TURNED, Decoded, check_bands, check_size
+from attndiff.data.pixels.decoded import (
+    EXIF_ORIENTATION,
+    GDAL_NODATA,
+    NUMBERS,
+    TURNED,
+    Decoded,
+    check_bands,
+    check_size,
+    missing_number,
+)
 from attndiff.data.pixels.values import ValueRange, Values, opacity, to_levels
 from attndiff.errors import UserError
 
@@ -40,6 +49,7 @@ def decode_picture(
         notes.append("first of several pictures kept" if file_format == "MPO" else "first frame of an animation kept")
     if isinstance(source, bytes):
         notes += _said_by_the_file(image, source)
+    missing = missing_number(image.tag_v2.get(GDAL_NODATA)) if file_format == "TIFF" else None
     image.load()
     if isinstance(source, bytes) and file_format == "PNG":
         _scale_transparency(image, source)
@@ -55,7 +65,7 @@ def decode_picture(
             numbers, alpha = np.concatenate([numbers, alpha[..., None]], axis=-1), None
         check_bands(numbers.shape[-1], channels, name)
     bits = 8 * numbers.itemsize
-    levels = to_levels(Values(numbers, bits), value_range, name, notes)
+    levels = to_levels(Values(numbers, bits, missing=missing), value_range, name, notes)
     alpha = None if alpha is None else opacity(alpha, bits, levels.pixels.dtype, name)
     kind = f"{kind.split(';')[0]} {levels.bits}-bit"
     return Decoded(levels.pixels, alpha, kind, notes, levels.found, levels.stands_for)

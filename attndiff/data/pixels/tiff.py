@@ -9,17 +9,18 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
 from attndiff.data.geometry import Shape
 from attndiff.data.pixels.decoded import (
     EXIF_ORIENTATION,
+    GDAL_NODATA,
     MAX_PIXELS,
     TURNED,
     Decoded,
     check_bands,
     check_size,
+    missing_number,
     upright,
 )
 from attndiff.data.pixels.values import PEAK, ValueRange, Values, opacity, to_levels
 from attndiff.errors import UserError
 
-GDAL_NODATA = 42113
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Compressions that Pillow's libtiff knows.
 OF_PILLOW = {
@@ -79,7 +80,9 @@ def decode_tiff(
     if is_multiplied and value_range is not None:
         raise UserError(f"{name}: values multiplied by their alpha are in no units, save it without alpha")
     white_is_zero = page.photometric == PHOTOMETRIC.MINISWHITE
-    values = Values(numbers, page.bitspersample, white_is_zero=white_is_zero, missing=_missing(page))
+    values = Values(
+        numbers, page.bitspersample, white_is_zero=white_is_zero, missing=missing_number(page.tags.valueof(GDAL_NODATA))
+    )
     levels = to_levels(values, value_range, name, notes)
     pixels = levels.pixels
     alpha = None if alpha is None else opacity(alpha, values.bits, pixels.dtype, name)
@@ -91,14 +94,6 @@ def decode_tiff(
         notes.append(TURNED)
     bands = pixels.shape[-1] + (alpha is not None)
     return Decoded(pixels, alpha, f"{bands} bands {levels.bits}-bit", notes, levels.found, levels.stands_for)
-
-
-def _missing(page: tifffile.TiffPage) -> float | None:
-    """The number that GDAL writes where there is no value, if a GeoTIFF names one."""
-    try:
-        return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
-    except ValueError:
-        return None
 
 
 def _check_photometric(page: tifffile.TiffPage, raw: bool, name: str) -> None:

@@ -117,7 +117,7 @@ def to_levels(values: Values, value_range: ValueRange | None, name: str, notes: 
     if value_range is not None:
         pixels = _placed(values, value_range, name, notes)
         return Levels(pixels, values.bits, found, replace(value_range, units=value_range.units or values.units))
-    pixels = full_range(values.numbers, values.bits, name, notes)
+    pixels = full_range(values.numbers, values.bits, name, notes, found)
     if values.white_is_zero:
         pixels = PEAK[str(pixels.dtype)] - pixels
         notes.append("white is zero: inverted")
@@ -133,7 +133,9 @@ def opacity(alpha: np.ndarray, bits: int, dtype: np.dtype, name: str) -> np.ndar
     return levels if levels.dtype == dtype else (levels / PEAK[str(levels.dtype)]).astype(dtype)
 
 
-def full_range(numbers: np.ndarray, bits: int, name: str, notes: list[str]) -> np.ndarray:
+def full_range(
+    numbers: np.ndarray, bits: int, name: str, notes: list[str], found: tuple[float, float] | None = None
+) -> np.ndarray:
     """Numbers in a type of `PEAK`, over its full range.
 
     Args:
@@ -141,20 +143,21 @@ def full_range(numbers: np.ndarray, bits: int, name: str, notes: list[str]) -> n
         bits: Significant bits of one.
         name: What messages call the image.
         notes: Are added to.
+        found: Least and greatest that is no missing value, for what a refusal says; None: of all.
 
     Raises:
         NoSetRange: If they are others.
     """
     if numbers.dtype.kind == "f":
         numbers = numbers.astype(np.float32)
-        low, high = float(numbers.min()), float(numbers.max())
-        if not (low >= 0.0 and high <= 1.0):
+        if not (numbers.min() >= 0.0 and numbers.max() <= 1.0):
+            low, high = found or (float(numbers.min()), float(numbers.max()))
             sentence = f"floating point values from {low:g} to {high:g}: {ASK}, or scale them to lie from 0 to 1"
             raise NoSetRange(f"{name}: {sentence}", (low, high))
         return numbers
     if numbers.dtype.kind not in "ub" or bits > 16:
-        low, high = numbers.min().item(), numbers.max().item()
-        sentence = f"{bits}-bit {numbers.dtype} has no set range, and its values lie from {low} to {high}: {ASK}"
+        low, high = found or (float(numbers.min()), float(numbers.max()))
+        sentence = f"{bits}-bit {numbers.dtype} has no set range, and its values lie from {low:g} to {high:g}: {ASK}"
         raise NoSetRange(f"{name}: {sentence}, or save as 8 or 16-bit unsigned", (low, high))
     dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
     if bits not in (8, 16):
@@ -186,11 +189,13 @@ def common_range(ranges: Collection[ValueRange | None], origin: str) -> ValueRan
 
 
 def _found(values: Values, name: str) -> tuple[float, float]:
-    """Least and greatest value; raises `UserError` unless all are numbers."""
+    """Least and greatest value of those that are not missing; raises `UserError` unless all are numbers."""
     numbers = values.numbers
     if not numbers.size:
         raise UserError(f"{name}: has no pixels, replace or remove it")
     _check_numbers(numbers, name)
+    present = numbers if values.missing is None else numbers[numbers != values.missing]
+    numbers = present if present.size else numbers
     low, high = sorted(values.of(np.array([numbers.min(), numbers.max()])).tolist())
     return low, high
 

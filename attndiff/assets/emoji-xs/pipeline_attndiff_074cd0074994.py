@@ -3266,8 +3266,8 @@ class ImagePipeline(ConditionedPipeline):
             without a ``guide_encoder`` attends to the tokens of ``condition_encoder``, which it must be trained on.
         guide_encoder: The guide's own condition encoder, which reads what ``condition_encoder`` reads.
         objective: What the network predicts; the config of `attndiff.diffusion.objectives.make_objective`.
-        data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (the units
-            that [-1, 1] stands for), ``class_names`` and ``size`` ``[height, width]``.
+        data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (what
+            [-1, 1] stands for), ``units`` of that, ``class_names`` and ``size`` ``[height, width]``.
         student: Of a few-step student, the fields of `attndiff.diffusion.student.StudentRules`.
         task: Settings of the task that the model was made for, those measured on its images among them.
     """
