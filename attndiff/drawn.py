@@ -9,19 +9,25 @@ from PIL import Image, PngImagePlugin
 SOFTWARE = "attndiff"
 EXIF_SOFTWARE = 305  # in a TIFF, too
 TIFF_STARTS = (b"II", b"MM")
+# How Pillow writes without loss, the colour of transparent pixels included, by suffix.
+LOSSLESS = {".png": {}, ".webp": {"lossless": True, "exact": True}, ".tif": {}}
 START = 1 << 14  # bytes that hold the mark, but for a WebP, which has it at its end
 
 
 def save_picture(image: Image.Image, path: str | Path) -> None:
-    """Write a picture with the mark, in the format that its name says; formats without room for it have none."""
-    if Path(path).suffix.lower() == ".png":
+    """Write a picture with the mark, in the format that its name says; formats without room for it have none.
+
+    Nothing is lost in those of `LOSSLESS`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".png":
         text = PngImagePlugin.PngInfo()
         text.add_text("Software", SOFTWARE)
         image.save(path, pnginfo=text)
         return
     exif = Image.Exif()
     exif[EXIF_SOFTWARE] = SOFTWARE
-    image.save(path, exif=exif)
+    image.save(path, exif=exif, **LOSSLESS.get(suffix, {}))
 
 
 def is_drawn(source: bytes | Path) -> bool:

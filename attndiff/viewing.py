@@ -10,6 +10,8 @@ from attndiff.drawn import SOFTWARE
 
 CELL = 96
 GAP = 6
+CHECK = 8  # pixels a side of the squares of a checkered ground
+LIGHT, DARK = 255, 204  # their greys
 
 
 Window = tuple[float, float] | None
@@ -27,19 +29,16 @@ def window_of(data: dict | None) -> Window:
 
 
 def as_picture(image: Image.Image | np.ndarray, window: Window = None) -> Image.Image:
-    """Any sample as an RGB picture: alpha over white; of N bands the first three.
+    """Any sample as a picture, RGB or RGBA; of N bands the first three.
 
     Args:
         image: A picture, or an array ``(H, W, C)``.
         window: What of an array is black and what is white; None: its least and greatest value.
     """
     if isinstance(image, Image.Image):
-        if image.mode in ("RGBA", "LA", "PA"):
-            rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         if image.mode in ("I;16", "I", "F"):
             return as_picture(np.asarray(image)[..., None], window)
-        return image.convert("RGB")
+        return image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB")
     bands = np.asarray(image, dtype=np.float64)[..., :3]
     if bands.shape[-1] < 3:
         bands = np.repeat(bands[..., :1], 3, axis=-1)
@@ -48,16 +47,44 @@ def as_picture(image: Image.Image | np.ndarray, window: Window = None) -> Image.
     return Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def enlarge(image: Image.Image | np.ndarray, cell: int = CELL, window: Window = None) -> Image.Image:
-    """A picture scaled to fit a cell, small ones by whole factors so that pixels stay crisp."""
+def laid_on(picture: Image.Image, ground: str | None = None) -> Image.Image:
+    """A picture as RGB, its alpha over a ground.
+
+    Args:
+        picture: Of `as_picture`.
+        ground: A colour; None: squares of light and grey.
+    """
+    if picture.mode == "RGB":
+        return picture
+    under = _checkered(picture.size) if ground is None else Image.new("RGBA", picture.size, ground)
+    return Image.alpha_composite(under, picture).convert("RGB")
+
+
+def _checkered(size: tuple[int, int]) -> Image.Image:
+    """Squares, RGBA of a width and height."""
+    rows, columns = (np.arange(length) // CHECK for length in reversed(size))
+    return Image.fromarray(np.where((rows[:, None] + columns) % 2, DARK, LIGHT).astype(np.uint8)).convert("RGBA")
+
+
+def enlarge(
+    image: Image.Image | np.ndarray, cell: int = CELL, window: Window = None, ground: str | None = None
+) -> Image.Image:
+    """A sample as RGB scaled to fit a cell, small ones by whole factors so that pixels stay crisp, see `laid_on`."""
     picture = as_picture(image, window)
     factor = cell / max(picture.size)
     factor = int(factor) if factor >= 2 else factor
     size = [max(1, round(side * factor)) for side in picture.size]
-    return picture.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
+    scaled = picture.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
+    return laid_on(scaled, ground)
 
 
-def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL, window: Window = None) -> Image.Image:
+def contact_sheet(
+    rows: dict[str, list],
+    captions: list[str],
+    cell: int = CELL,
+    window: Window = None,
+    ground: str | None = None,
+) -> Image.Image:
     """Rows of samples with a label at the left of each and a caption over each column.
 
     Args:
@@ -65,6 +92,7 @@ def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL, 
         captions: One a column.
         cell: Side of a sample's cell in pixels.
         window: As of `as_picture`.
+        ground: As of `laid_on`.
     """
     font = ImageFont.load_default(12)
     left = max([0, *(int(font.getlength(label)) + 2 * GAP for label in rows if label)])
@@ -80,7 +108,7 @@ def contact_sheet(rows: dict[str, list], captions: list[str], cell: int = CELL, 
         y = top + row * (cell + GAP)
         draw.text((GAP, y + cell // 2), label, "black", font, anchor="lm")
         for column, image in enumerate(images):
-            picture = enlarge(image, cell, window)
+            picture = enlarge(image, cell, window, ground)
             offset = [(cell - side) // 2 for side in picture.size]
             sheet.paste(picture, (left + column * (cell + GAP) + GAP + offset[0], y + offset[1]))
     return sheet

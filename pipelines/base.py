@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attndiff.alpha import is_premultiplied, premultiplied
 from attndiff.condition import Condition
 from attndiff.diffusion.guidance import GuidedNetwork
 from attndiff.diffusion.objectives import Objective, make_objective
@@ -33,6 +34,7 @@ from attndiff.pipelines.call.checks import check_choice, check_generators, check
 from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition
 from attndiff.pipelines.call.given import check_latents, returned_tensors
 from attndiff.pipelines.call.guides import check_guide
+from attndiff.pipelines.call.images import as_pixels
 from attndiff.pipelines.call.lock import CallLock
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.postprocess import to_output
@@ -70,7 +72,8 @@ class ImagePipeline(ConditionedPipeline):
         guide_encoder: The guide's own condition encoder, which reads what ``condition_encoder`` reads.
         objective: What the network predicts; the config of `attndiff.diffusion.objectives.make_objective`.
         data: What is known about the training images: ``channels`` (names), ``bit_depth``, ``value_range`` (what
-            [-1, 1] stands for), ``units`` of that, ``class_names`` and ``size`` ``[height, width]``.
+            [-1, 1] stands for), ``units`` of that, ``class_names``, ``size`` ``[height, width]``, ``alpha`` (that
+            colour is multiplied inside by the last channel), and of drawings the colour of their ``ink``.
         student: Of a few-step student, the fields of `attndiff.diffusion.student.StudentRules`.
         task: Settings of the task that the model was made for, those measured on its images among them.
     """
@@ -209,6 +212,11 @@ class ImagePipeline(ConditionedPipeline):
             self._num_timesteps = len(solver.timesteps)
             yield solver
             self.maybe_free_model_hooks()
+
+    def given_pixels(self, image) -> torch.Tensor:
+        """The argument ``image`` of a call as the network sees it, ``(N, C, H, W)``; raises ValueError, `as_pixels`."""
+        pixels = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
+        return premultiplied(pixels) if is_premultiplied(self.config.data) else pixels
 
     def prepare_latents(
         self,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
 from attndiff.pipelines.call.conditioning import GivenCondition
-from attndiff.pipelines.call.images import as_mask, as_pixels, padded, rows_for, stacked
+from attndiff.pipelines.call.images import as_mask, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
 
 
@@ -57,7 +57,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             steps, guidance_scale, num_images_per_prompt=num_images_per_prompt, generator=generator,
             output_type=output_type,
         )  # fmt: skip
-        pixels = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
+        pixels = self.given_pixels(image)
         mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from attndiff.alpha import clipped, is_premultiplied
 from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
 from attndiff.pipelines.call.conditioning import GivenCondition
-from attndiff.pipelines.call.images import as_pixels, padded, rows_for
+from attndiff.pipelines.call.images import padded, rows_for
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.tasks.resampling import back_project, enlarge_by
 
@@ -61,7 +62,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         )
         if not isinstance(back_projections, int) or back_projections < 0:
             raise ValueError(f"back_projections must be a whole number from 0, not {back_projections!r}.")
-        small = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
+        small = self.given_pixels(image)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)
@@ -71,7 +72,8 @@ class AttnDiffUpscalePipeline(ImagePipeline):
             residual = self._residual(solver, encoded, options, enlarged)
             large = enlarged + residual * self.config.task["residual_std"]
             height, width = (side * self.scale for side in small.shape[-2:])
-            large = back_project(large[..., :height, :width].clamp(-1, 1), small, back_projections)
+            alpha = is_premultiplied(self.config.data)
+            large = back_project(clipped(large[..., :height, :width], alpha), small, back_projections, alpha)
             images = self.decode_latents(large, output_type)
         return as_output(images, None, return_dict)
 

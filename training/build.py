@@ -143,7 +143,7 @@ def add_data(config: TrainConfig, parts: Parts) -> str | None:
     """
     try:
         opened = open_data(config, parts.learned.class_names)
-        if opened.images.fingerprint != parts.learned.fingerprint:
+        if parts.learned.read_otherwise or opened.images.fingerprint != parts.learned.fingerprint:
             parts.without_data = CHANGED
             return f"the data {CHANGED}"
         if parts.vae is not None:

@@ -17,11 +17,14 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 import attndiff
+from attndiff.alpha import has_alpha, premultiplied
 from attndiff.data.columns import IMAGE
 from attndiff.data.pixels.values import ValueRange
 from attndiff.data.subset import spread_over
 from attndiff.drawn import save_picture
 from attndiff.lens.pictures import attention_picture
+from attndiff.metrics.grounds import on_white
+from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
 from attndiff.progress import SETTINGS, progress
 from attndiff.tasks.task import GENERATE
@@ -242,7 +245,7 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
         reduce=lambda sums, _: sums,
         autocast=Accelerator().autocast,
     )
-    loss = validate(parts.model, dataset, alone, "Loss on training images").loss
+    loss = validate(parts.model, dataset, alone, doing="Loss on training images").loss
     ratio = loss / held_out["loss"] if held_out["loss"] else math.nan
     return {"n": n, "training": f"{loss:.4f}", "held_out": f"{held_out['loss']:.4f}", "ratio": f"{ratio:.3f}"}
 
@@ -259,12 +262,13 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     rows = progress(spread, "Reading training images", len(spread))
     reference = torch.stack([_small(torch.from_numpy(row[IMAGE.name]), data) for row in rows])
     pixels = torch.stack([_small(_pixels(image, data), data) for image in samples])
-    indices, distances = nearest_images(pixels, reference)
-    nearest = [spread[i][IMAGE.name].transpose(1, 2, 0) for i in indices[:, 0].tolist()]
+    view = on_white(data)
+    indices, distances = nearest_images(view(pixels), view(reference))
+    nearest = [torch.from_numpy(spread[i][IMAGE.name]) for i in indices[:, 0].tolist()]
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
     window = window_of(data)
     shown = [as_picture(image, window) for image in samples]
-    known = [as_picture(_picture(n), window and (-1.0, 1.0)) for n in nearest]
+    known = [as_picture(_picture(n, data), window and (-1.0, 1.0)) for n in nearest]
     save_picture(neighbour_sheet({"samples": shown}, {"samples": known}, captions), path)
     side = max(data["size"])
     return {
@@ -296,19 +300,18 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
 
 
 def _pixels(image: Image.Image | np.ndarray, data: dict) -> torch.Tensor:
-    """A sample as ``(C, H, W)`` in [-1, 1]."""
+    """A sample as ``(C, H, W)`` in [-1, 1], premultiplied."""
     low, high = (0, 255) if isinstance(image, Image.Image) else data["value_range"]
     array = np.atleast_3d(np.asarray(image, np.float32))
-    return torch.from_numpy((array - low) / (high - low) * 2 - 1).permute(2, 0, 1)
+    pixels = torch.from_numpy((array - low) / (high - low) * 2 - 1).permute(2, 0, 1)
+    return premultiplied(pixels) if has_alpha(data) else pixels
 
 
-def _picture(pixels: np.ndarray) -> Image.Image | np.ndarray:
-    """Pixels ``(H, W, C)`` in [-1, 1] as what a grid shows."""
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if pixels.shape[-1] not in modes:
-        return pixels
-    levels = ((pixels + 1) * 127.5).round().astype(np.uint8)
-    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+def _picture(pixels: torch.Tensor, data: dict) -> Image.Image | np.ndarray:
+    """Pixels ``(C, H, W)`` in [-1, 1] as what a grid shows."""
+    if len(pixels) in (1, 3, 4) or has_alpha(data):
+        return as_image(pixels, data)
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def _small(pixels: torch.Tensor, data: dict) -> torch.Tensor:

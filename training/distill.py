@@ -21,7 +21,7 @@ from attndiff.metrics.extractors.base import NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.extractors.trained import FEATURES
 from attndiff.metrics.frechet import frechet_needs
-from attndiff.metrics.measure import Yardstick, distances
+from attndiff.metrics.measure import Yardsticks, distances
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import Reference, fit_data
 from attndiff.metrics.samples import sample_pixels
@@ -159,20 +159,20 @@ def compare(
             report[name] |= yardstick.measure(images)
         _add_ratios(report)
     captions = ["" if value is None else str(value) for value in values[:SHOWN]]
-    rows = {name: [as_image(image) for image in images[:SHOWN]] for name, images in samples.items()}
+    rows = {name: [as_image(image, test.describe()) for image in images[:SHOWN]] for name, images in samples.items()}
     save_picture(contact_sheet(rows, captions), folder / "distill.png")
     (folder / "distill.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 
-def _yardstick(test: Subset, others: Subset, rest: Subset, seed: int) -> Yardstick | None:
+def _yardstick(test: Subset, others: Subset, rest: Subset, seed: int) -> Yardsticks | None:
     """What distances are measured by; None, and a sentence, where nothing could be learned from the images."""
     try:
         extractor = choose_extractor(None, test, others, rest, seed, best_device())
     except NothingLearned as refusal:
         print(refusal)
         return None
-    return Yardstick(test.tensor(), others.tensor(), extractor, distances)
+    return Yardsticks(test.describe(), test.tensor(), others.tensor(), extractor, distances)
 
 
 def _add_ratios(report: dict) -> None:

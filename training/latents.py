@@ -160,7 +160,8 @@ class LatentSet(Rows):
         self.class_names, self.fingerprint = images.class_names, images.fingerprint  # the run's config has the rest
         size = images.describe()["size"]
         self.shape = (vae.config.latent_channels, *(side // vae_factor(vae) for side in size))
-        key = [FORMAT_VERSION, images.fingerprint, vae_digest(vae), size, self.views]
+        alpha = [images.describe()["alpha"]] if "alpha" in images.describe() else []
+        key = [FORMAT_VERSION, images.fingerprint, vae_digest(vae), size, self.views, *alpha]
         self.folder = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         image_bytes = 4 * self.views * int(np.prod(self.shape))
         self.per_file = max(1, FILE_BYTES // image_bytes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from attndiff.alpha import has_alpha, is_premultiplied
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.diffusion.objectives import make_objective
@@ -15,6 +16,7 @@ from attndiff.metrics.controls import CONTROLS
 from attndiff.metrics.extractors.base import Extractor, NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor, learns_from_rest, train_extractor
 from attndiff.metrics.extractors.trained import PRETEXTS
+from attndiff.metrics.grounds import views
 from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
 from attndiff.metrics.own_condition import NAMES, own_condition
@@ -60,7 +62,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
-    First whether the samples show what was asked for, see `own_condition`; then what `measure` says of them.
+    First whether the samples show what was asked for, see `own_condition`; then what `measure` says of them. With alpha
+    each is measured on white and on black, as its name says.
 
     Samples are drawn for the captions or classes of held-out images; of a text model, those that are searched for
     copies are drawn for captions it was trained on.
@@ -85,28 +88,27 @@ def evaluate(
     draw = partial(sample_pixels, pipeline, steps=settings.steps, guidance=settings.guidance)
     seeds, values = range(settings.seed, settings.seed + n), prompt.of_all(sets[0])
     samples = suspects = draw(values, seeds, quiet=False)
-    report = {}
+    report, data = {}, reference.test.describe()
     if judge is not None:
-        report[NAMES[prompt.name]] = own_condition(judge, prompt.name, samples, sets[0].tensor(), values)
+        report |= _own(judge, prompt.name, samples, sets[0], values)
     if prompt.reads_text:  # what is stored comes out at the captions it was stored with
         known = Subset(sets[1], range(min(n, SUSPECTS)))
         suspects, values = draw(prompt.of_all(known), seeds[: len(known)]), prompt.of_all(known)
         if judge is not None and learns_from_rest(sets[2]):
-            found = own_condition(judge, prompt.name, suspects, known.tensor(), values)
-            report[f"{NAMES[prompt.name]}_of_training_captions"] = found
+            report |= _own(judge, prompt.name, suspects, known, values, "_of_training_captions")
     if chosen is not None:
-        report |= measure(sets[0].tensor(), samples, sets[1].tensor(), chosen)
+        report |= measure(sets[0].tensor(), samples, sets[1].tensor(), chosen, data=data)
     report |= accuracy
     pool = training_pool(reference)
     copies = near_copies(suspects, reference, pool)
     report["near_copies"] = copies.to_json()
     losses = loss_gap(pipeline, reference, settings.seed)
     if losses is not None:
-        report["held_out_error_ratio"] = losses
+        report |= losses
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")
-        _draw(samples, losses, pictures)
+        _draw(samples, data, losses, pictures)
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
 
@@ -124,7 +126,8 @@ def _restoration(
     report, made = RESTORATIONS[task_of(pipeline).measure](pipeline, real, tell, settings.seed, settings.steps)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        rows = {name: [as_image(image) for image in images[:SHEET]] for name, images in {"real": real, **made}.items()}
+        data, shown = test.describe(), {"real": real, **made}
+        rows = {name: [as_image(image, data) for image in images[:SHEET]] for name, images in shown.items()}
         save_picture(contact_sheet(rows, [""] * min(SHEET, n)), pictures / "samples.png")
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}
@@ -157,27 +160,45 @@ def _judge(kind: str, chosen: Extractor | None, sets: tuple[Subset, ...], seed: 
     return trained if kind in trained.own else None
 
 
+def _own(judge: Extractor, kind: str, samples: torch.Tensor, real: Subset, values: list, of: str = "") -> dict:
+    """`own_condition` of samples in every view, by name."""
+    seen = views(real.describe())
+    return {
+        f"{NAMES[kind]}{of}{end}": own_condition(judge, kind, view(samples), view(real.tensor()), values)
+        for end, view in seen.items()
+    }
+
+
 @torch.no_grad()
-def loss_gap(pipeline, reference: Reference, seed: int) -> dict | None:
+def loss_gap(pipeline, reference: Reference, seed: int) -> dict[str, dict] | None:
     """How much larger the denoising error is on held-out images than on training images; 1 is no difference.
 
     The floor is the ratio between two disjoint sets of training images. None for a model of latents, for a
-    few-step student, which is no denoiser, and where no images are known to be held out.
+    few-step student, which is no denoiser, for one of straight alpha, which saw other numbers than are read now, and
+    where no images are known to be held out.
     """
+    data = pipeline.config.data
     if reference.halves or pipeline.vae is not None or pipeline.config.student or len(reference.train) < 2:
+        return None
+    if has_alpha(data) and not is_premultiplied(data):
         return None
     n = min(AT_MOST, len(reference.test), len(reference.train) // 2)
     test, train, rest = reference.choose(n, seed)
     errors = [_errors(pipeline, images) for images in (test, train, Subset(rest, range(n)))]
-    held_out, training, again = errors
+    return {f"held_out_error_ratio{end}": _ratio(errors, end) for end in errors[0].of_views or [""]}
+
+
+def _ratio(errors: list[Validation], end: str) -> dict:
+    """The errors on held-out, training and other training images in a view, as a metric."""
+    held_out, training, again = (found.of_views.get(end, found.per_level) for found in errors)
     return {
-        "value": held_out.x0_error / training.x0_error,
-        "n": n,
+        "value": sum(held_out) / sum(training),
+        "n": errors[0].n,
         "extractor": "squared error of the model's own denoised images, mean over noise levels",
-        "floor": again.x0_error / training.x0_error,
-        "noise_over_signal": held_out.noise_over_signal,
-        "held_out": held_out.per_level,
-        "training": training.per_level,
+        "floor": sum(again) / sum(training),
+        "noise_over_signal": errors[0].noise_over_signal,
+        "held_out": held_out,
+        "training": training,
     }
 
 
@@ -186,17 +207,21 @@ def _errors(pipeline, images: Subset) -> Validation:
     conditioning = Conditioning(prompt_of(pipeline), pipeline.tokenizer, pipeline.text_encoder)
     model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
     accelerator = Accelerator(cpu=pipeline.device.type == "cpu")
-    return validate(model, DrawnDataset(images, conditioning, seed=0), accelerator)
+    return validate(model, DrawnDataset(images, conditioning, seed=0), accelerator, images.describe())
 
 
-def _draw(samples: torch.Tensor, losses: dict | None, folder: Path) -> None:
+def _draw(samples: torch.Tensor, data: dict, losses: dict[str, dict] | None, folder: Path) -> None:
     """Write a grid of the first samples, and the errors per noise level where they were measured."""
-    shown = [as_image(image) for image in samples[: SHEET * SHEET]]
+    shown = [as_image(image, data) for image in samples[: SHEET * SHEET]]
     rows = {f"{i // SHEET + 1}": shown[i : i + SHEET] for i in range(0, len(shown), SHEET)}
     save_picture(contact_sheet(rows, [""] * SHEET), folder / "samples.png")
-    if losses is not None:
-        curves = {"held out": losses["held_out"], "training": losses["training"]}
-        level_curves(losses["noise_over_signal"], curves, folder / "error_by_noise.png")
+    curves = {}
+    for name, found in (losses or {}).items():
+        ground = name.removeprefix("held_out_error_ratio").replace("_", " ")
+        curves |= {f"held out{ground}": found["held_out"], f"training{ground}": found["training"]}
+        levels = found["noise_over_signal"]
+    if curves:
+        level_curves(levels, curves, folder / "error_by_noise.png")
 
 
 COLUMNS = (*CONTROLS, "other_captions", "other_classes")

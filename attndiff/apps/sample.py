@@ -108,20 +108,29 @@ def row_lengths(request: Request) -> list[int]:
     return [min(ROW, count - first) for first in range(0, count, ROW)]
 
 
-def sheet(pipeline: AttnDiffPipeline, rows: list[SampledRow], prompts: list[str]) -> Image.Image:
-    """All rows as one picture, the prompts above the columns."""
+def sheet(
+    pipeline: AttnDiffPipeline, rows: list[SampledRow], prompts: list[str], ground: str | None = None
+) -> Image.Image:
+    """All rows as one picture, the prompts above the columns; ground as of `laid_on`."""
     captions = prompts or [""] * len(rows[0].images)
     labels = [str(i + 1) for i in range(len(rows))] if len(rows) > 1 else [""]
     shown = {label: row.images for label, row in zip(labels, rows, strict=True)}
-    return contact_sheet(shown, captions, window=window_of(pipeline.config.data))
+    return contact_sheet(shown, captions, window=window_of(pipeline.config.data), ground=ground)
 
 
-def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path) -> int:
-    """Write every image as a file: PNG for pictures, else whatever holds the data's own units; how many."""
+def save_images(pipeline: AttnDiffPipeline, rows: list[SampledRow], folder: Path, kind: str = "png") -> int:
+    """Write every image as a file, pictures as PNG, WebP or TIFF, else whatever holds the data's own units; how many.
+
+    Args:
+        pipeline: The model.
+        rows: Its samples.
+        folder: Where to write.
+        kind: ``"png"``, ``"webp"`` or ``"tif"``; nothing is lost in any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = [image for row in rows for image in row.images]
     for i, image in enumerate(images):
-        path = folder / f"{i:04d}.png"
+        path = folder / f"{i:04d}.{kind}"
         if isinstance(image, Image.Image):
             save_picture(image, path)
         else:

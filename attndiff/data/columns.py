@@ -13,8 +13,8 @@ class Column:
 
     Args:
         name: What `Row` calls it.
-        kind: One of `KINDS`. An image is float32 ``(C, H, W)`` in [-1, 1]; a mask int64 ``(H, W)``, a number for every
-            pixel; a label an int; a text a list of strings, any of which describes the row.
+        kind: One of `KINDS`. An image is float32 ``(C, H, W)`` in [-1, 1], alpha in [-2, 2]; a mask int64 ``(H, W)``,
+            a number for every pixel; a label an int; a text a list of strings, any of which describes the row.
     """
 
     name: str

@@ -40,6 +40,8 @@ class DataConfig(Section):
             where a DICOM or NIfTI says what its numbers mean, samples come out in its units.
         units: What the two numbers are in, such as "HU" or "m", for those who read the samples.
         background: Colour that transparent images are laid over when `channels` has no alpha.
+        ink: For drawings that are dark on white, with `channels` "LA" or "RGBA": darkness becomes alpha, and the colour
+            is this one, such as "black". None: images stay what they are.
         resize: "lanczos" for photographs, "area" for averaging, "nearest" for pixel art.
         image_column: Column of the images in parquet files and Hub datasets.
         caption_column: Column of the captions, each a string or a list of strings; "text" for text files beside the
@@ -70,6 +72,7 @@ class DataConfig(Section):
     value_range: list[float] | None = None
     units: str | None = None
     background: str = "white"
+    ink: str | None = None
     resize: str = "lanczos"
     image_column: str = "image"
     caption_column: str | None = None
@@ -105,6 +108,7 @@ class DataConfig(Section):
         check_choice("on_error", self.on_error, ("skip", "raise"))
         check_image_options(self.size, self.channels, self.resize)
         colour_of(self.background)
+        check_ink(self.ink, self.channels)
         check_bucket_options(self.size, self.max_aspect, self.bucket_multiple)
         check_value_range(self.value_range, self.units, self.channels)
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -153,12 +157,21 @@ def check_value_range(value_range: list[float] | None, units: str | None, channe
         raise UserError(f"value_range: the alpha of channels={channels!r} has no units, give channels without it")
 
 
-def colour_of(background: str) -> tuple[int, ...]:
+def check_ink(ink: str | None, channels: str | int) -> None:
+    """Raise `UserError` unless ink is a colour and the channels have an alpha for it, or there is none."""
+    if ink is None:
+        return
+    colour_of(ink, "ink")
+    if channels not in ("LA", "RGBA"):
+        raise UserError(f"ink={ink} becomes colour with alpha: set channels to LA or RGBA, not {channels}")
+
+
+def colour_of(colour: str, name: str = "background") -> tuple[int, ...]:
     """Red, green and blue, to 255, of a colour by name or as ``#rrggbb``; raises `UserError` if it is none."""
     try:
-        return ImageColor.getrgb(background)[:3]
+        return ImageColor.getrgb(colour)[:3]
     except (ValueError, AttributeError):
-        raise UserError(f"background={background!r} is no colour: give a name, or #rrggbb") from None
+        raise UserError(f"{name}={colour!r} is no colour: give a name, or #rrggbb") from None
 
 
 def check_bucket_options(size: int, max_aspect: float | None, multiple: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from attndiff.data.cells import captioned, read_captions, read_labels
 from attndiff.data.columns import Column
 from attndiff.data.config import DataConfig
-from attndiff.data.pixels.normalize import Normalized, Normalizer, to_signed
+from attndiff.data.pixels.normalize import Normalized, Normalizer
 from attndiff.data.pixels.row_images import make_normalizer, read_row
 from attndiff.data.pixels.values import NoSetRange, ValueRange, common_range
 from attndiff.data.select import Tables, select_rows
@@ -213,7 +213,7 @@ class _Images:
         content = hashlib.sha256(image.levels).digest()
         self.by_content[content].append(name)
         if content not in self._thumbnails:
-            self._thumbnails[content] = thumbnail(to_signed(image.levels))
+            self._thumbnails[content] = thumbnail(self._normalizer.tensor(image.levels))
 
     def values(self, origin: str) -> dict:
         """See `Diagnosis.values`."""

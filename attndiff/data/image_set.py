@@ -121,7 +121,7 @@ class ImageSet(Rows):
         """
         column = self.column(name)
         if column.is_planar:
-            return to_value(self._pixels.levels(i, name), column)
+            return to_value(self.normalizer, self._pixels.levels(i, name), column)
         return self._values[name][self._pixels.stand_in(i)]
 
     def by_shape(self) -> dict[Shape, np.ndarray]:

@@ -15,6 +15,7 @@ from tokenizers.decoders import ByteLevel
 from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.lens.record import AttentionMaps
+from attndiff.viewing import as_picture, laid_on
 
 TILE = 144  # pixels at least that an image takes, so that a 32 px one and the word under it can be read
 COLUMNS = 6
@@ -80,7 +81,7 @@ def attention_picture(image: Image.Image, tokens: Sequence[str], maps: torch.Ten
     share of all attention that the word gets.
 
     Args:
-        image: The picture that the prompt made.
+        image: The picture that the prompt made; alpha is laid over a checkered ground.
         tokens: The S tokens of the prompt as ``convert_ids_to_tokens`` gives them.
         maps: ``(S, h, w)`` attention weights in [0, 1], of any resolution.
 
@@ -91,7 +92,7 @@ def attention_picture(image: Image.Image, tokens: Sequence[str], maps: torch.Ten
         raise UserError(f"maps of shape {tuple(maps.shape)} do not fit {len(tokens)} tokens: pass one map a token.")
     factor = max(1, -(-TILE // min(image.size)))
     size = (image.width * factor, image.height * factor)
-    large = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    large = laid_on(as_picture(image).resize(size, Image.Resampling.NEAREST))
     tiles = [(large, "image", "")]
     maps = maps.detach().float().cpu()
     for word, positions in merge_words(tokens):

@@ -12,6 +12,7 @@ import torch
 from attndiff.metrics.controls import CONTROLS, not_told_apart
 from attndiff.metrics.extractors.base import Extractor
 from attndiff.metrics.frechet import frechet_distance
+from attndiff.metrics.grounds import views
 from attndiff.metrics.kernel import kernel_distance
 from attndiff.metrics.manifold import density_coverage, precision_recall
 
@@ -80,12 +81,43 @@ class Yardstick:
         return {"judges": False, "why_not": why_not} if why_not else {"judges": True}
 
 
+class Yardsticks:
+    """A `Yardstick` for every one of the `views` of images, by which the names of its metrics end.
+
+    Args:
+        data: What a pipeline keeps about its data.
+        real: As of `Yardstick`, with whatever channels the data have.
+        others: Likewise.
+        extractor: What sees the views.
+        metrics: Which to measure.
+    """
+
+    def __init__(
+        self,
+        data: dict | None,
+        real: torch.Tensor,
+        others: torch.Tensor,
+        extractor: Extractor,
+        metrics: Callable[..., dict] = all_metrics,
+    ):
+        self.views = views(data)
+        self.by_view = {
+            end: Yardstick(view(real), view(others), extractor, metrics) for end, view in self.views.items()
+        }
+
+    def measure(self, generated: torch.Tensor) -> dict[str, dict]:
+        """Metrics of samples by name; see `measure`."""
+        found = {end: stick.measure(self.views[end](generated)) for end, stick in self.by_view.items()}
+        return {name + end: entry for end, entries in found.items() for name, entry in entries.items()}
+
+
 def measure(
     real: torch.Tensor,
     generated: torch.Tensor,
     others: torch.Tensor,
     extractor: Extractor,
     metrics: Callable[..., dict] = all_metrics,
+    data: dict | None = None,
 ) -> dict[str, dict]:
     """Metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, ``controls`` by name, and ``judges``.
 
@@ -98,8 +130,9 @@ def measure(
         others: As many other real images, which stand in for samples in the floor and, spoilt, in the controls.
         extractor: What sees them.
         metrics: Which to measure.
+        data: What a pipeline keeps about its data; images with alpha are measured on white and on black.
     """
-    return Yardstick(real, others, extractor, metrics).measure(generated)
+    return Yardsticks(data, real, others, extractor, metrics).measure(generated)
 
 
 def unseen_controls(

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attndiff.alpha import has_alpha, straight
 from attndiff.data.columns import IMAGE
 from attndiff.data.subset import Subset, shrink, spread_over
+from attndiff.metrics.grounds import on_white
 from attndiff.metrics.neighbours import SHIFT, nearest_images, neighbour_sheet
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.shares import share
@@ -67,17 +69,18 @@ def training_pool(reference: Reference) -> Subset:
 def near_copies(samples: torch.Tensor, reference: Reference, pool: Subset) -> NearCopies:
     """Look for every sample among the training images.
 
-    A near-copy is closer to a training image than 95 % of real held-out images are.
+    A near-copy is closer to a training image than 95 % of real held-out images are; alpha is laid over white.
 
     Args:
         samples: ``(N, C, H, W)`` in [-1, 1].
         reference: The real images.
         pool: Of `training_pool`.
     """
-    training = pool.tensor(COMPARED, "Reading training images")
+    view = on_white(pool.describe())
+    training = view(pool.tensor(COMPARED, "Reading training images"))
     n = min(len(samples), len(reference.test), _affordable(training))
-    indices, distances = nearest_images(shrink(samples[:n], COMPARED), training)
-    real = spread_over(reference.test, n).tensor(COMPARED)
+    indices, distances = nearest_images(view(shrink(samples[:n], COMPARED)), training)
+    real = view(spread_over(reference.test, n).tensor(COMPARED))
     # A real image of the halves is in the pool itself; what counts is the nearest one but it.
     beside = nearest_images(real, training, k=2 if reference.halves else 1)[1][:, -1]
     threshold = copy_threshold(beside)
@@ -100,17 +103,23 @@ def draw_neighbours(samples: torch.Tensor, found: NearCopies, pool: Subset) -> I
     """
     columns = min(COLUMNS, found.n)
     rows = {"the nearest": found.distances.argsort()[:columns].tolist(), "the first": list(range(columns))}
-    shown, nearest = {}, {}
+    shown, nearest, data = {}, {}, pool.describe()
     for name, row in rows.items():
-        shown[name] = [as_image(samples[i]) for i in row]
-        nearest[name] = [as_image(torch.from_numpy(pool[found.indices[i].item()][IMAGE.name])) for i in row]
+        shown[name] = [as_image(samples[i], data) for i in row]
+        nearest[name] = [as_image(torch.from_numpy(pool[i][IMAGE.name]), data) for i in found.indices[row].tolist()]
     return neighbour_sheet(shown, nearest, [""] * columns)
 
 
-def as_image(pixels: torch.Tensor) -> Image.Image | np.ndarray:
-    """Pixels ``(C, H, W)`` in [-1, 1] as a picture, or as an array ``(H, W, C)`` of what no picture holds."""
+def as_image(pixels: torch.Tensor, data: dict | None = None) -> Image.Image | np.ndarray:
+    """Pixels as a picture, or as an array ``(H, W, C)`` of what no picture holds.
+
+    Args:
+        pixels: ``(C, H, W)`` in [-1, 1], premultiplied.
+        data: What a pipeline keeps about its data, which says whether there is alpha.
+    """
+    pixels = straight(pixels) if has_alpha(data) else pixels
     levels = ((pixels.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
-    if levels.shape[-1] in (1, 3, 4):
+    if levels.shape[-1] in (1, 3, 4) or has_alpha(data):
         return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
     return levels
 

@@ -56,11 +56,12 @@ class Reference:
 
 
 def model_settings(pipeline) -> dict[str, Any]:
-    """Size and channels of a model's images, as settings for reading others alike."""
+    """Size, channels and ink of a model's images, as settings for reading others alike."""
     data = pipeline.config.data or {}
     channels = data.get("channels") or ["R", "G", "B"]
     named = all(len(name) == 1 for name in channels)
-    return {"size": side_of(pipeline), "channels": "".join(channels) if named else len(channels)}
+    own = {"size": side_of(pipeline), "channels": "".join(channels) if named else len(channels)}
+    return {**own, "ink": data["ink"]} if "ink" in data else own
 
 
 def side_of(pipeline) -> int:

@@ -3,6 +3,7 @@
 import torch
 from tqdm import tqdm
 
+from attndiff.alpha import has_alpha, premultiplied
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import Value, prompt_of
 
@@ -18,6 +19,8 @@ def sample_pixels(
     quiet: bool = True,
 ) -> torch.Tensor:
     """Sample images ``(N, C, H, W)`` float32 in [-1, 1] on the CPU, rounded as their files would be.
+
+    Those with alpha are premultiplied then, as real images are read.
 
     Args:
         pipeline: An `AttnDiffPipeline`.
@@ -50,4 +53,5 @@ def sample_pixels(
     images = torch.cat(batches)
     if depth < 32:
         images = (images * (2**depth - 1)).round() / (2**depth - 1)
-    return images * 2 - 1
+    images = images * 2 - 1
+    return premultiplied(images) if has_alpha(pipeline.config.data) else images

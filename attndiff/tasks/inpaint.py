@@ -1,5 +1,6 @@
 """Inpainting: what a hole in an image may have held; the mask and the image around it lie beside the noise."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field
 from attndiff.data.columns import IMAGE
 from attndiff.data.rows import Row
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
-from attndiff.tasks.task import Sample, Task, TaskSettings
+from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, learn_alpha
 
 
 class InpaintSettings(TaskSettings):
@@ -17,6 +18,7 @@ class InpaintSettings(TaskSettings):
 
     name: Literal["inpaint"] = "inpaint"
     hole_weight: float = Field(3.0, gt=0)  # of an unknown pixel's error beside a given one's
+    alpha: bool | None = None  # whether the images have it; None: as the data say
 
 
 def masked(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,12 @@ def given(images: torch.Tensor, generator: np.random.Generator, settings: Inpain
     """Images in [0, 1] with masks: strokes and boxes by turns."""
     draw = (draw_strokes, draw_box)
     masks = [draw[i % 2](*images.shape[-2:], generator) for i in range(len(images))]
-    return {"image": images.add(1).div(2), "mask_image": torch.stack(masks)}
+    return {"image": as_given(images, settings.alpha), "mask_image": torch.stack(masks)}
+
+
+def learn(rows: Iterable[Row], settings: InpaintSettings) -> dict:
+    """Whether the images have alpha."""
+    return learn_alpha(rows)
 
 
 INPAINT = Task(
@@ -45,6 +52,7 @@ INPAINT = Task(
     make_sample=make_sample,
     given=given,
     aligned_channels=lambda channels: channels + 1,
+    learn=learn,
     pipeline="AttnDiffInpaintPipeline",
     measure="inpaint",
     hub_tag="image-to-image",

@@ -6,6 +6,8 @@ Shapes: B images, C channels, H and W of the large images, h and w of the small 
 import torch
 import torch.nn.functional as F
 
+from attndiff.alpha import clipped
+
 LEVELS = 255  # of 8 bits
 
 
@@ -26,7 +28,7 @@ def to_8_bits(images: torch.Tensor) -> torch.Tensor:
     return images.clamp(-1, 1).add(1).mul(LEVELS / 2).round().mul(2 / LEVELS).sub(1)
 
 
-def back_project(large: torch.Tensor, small: torch.Tensor, rounds: int) -> torch.Tensor:
+def back_project(large: torch.Tensor, small: torch.Tensor, rounds: int, alpha: bool | None = None) -> torch.Tensor:
     """``large`` with what it lacks of ``small`` when it is made small again (iterative back-projection, Irani and Peleg
     1991, Eq. 2).
 
@@ -34,8 +36,9 @@ def back_project(large: torch.Tensor, small: torch.Tensor, rounds: int) -> torch
         large: ``(B, C, H, W)`` in [-1, 1].
         small: ``(B, C, h, w)``, of a size that divides that.
         rounds: How often; each leaves about a fifth of the difference.
+        alpha: Whether the last channel is alpha, and the images premultiplied.
     """
     scale = large.shape[-1] // small.shape[-1]
     for _ in range(rounds):
-        large = (large + enlarge_by(small - shrink_by(large, scale), scale)).clamp(-1, 1)
+        large = clipped(large + enlarge_by(small - shrink_by(large, scale), scale), alpha)
     return large

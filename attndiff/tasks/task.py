@@ -8,11 +8,13 @@ Shapes: C channels, A aligned channels, H and W of an image, N images.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 import torch
 
+from attndiff.alpha import is_premultiplied, straight
 from attndiff.data.columns import IMAGE, Column
 from attndiff.data.rows import Row
 from attndiff.settings import Section
@@ -35,6 +37,17 @@ class GenerateSettings(TaskSettings):
 def nothing(*_, **__) -> dict:
     """What a task adds that adds nothing."""
     return {}
+
+
+def learn_alpha(rows: Iterable[Row]) -> dict:
+    """The setting ``alpha`` of a task that is given images, where those of some rows have alpha."""
+    found = any(is_premultiplied(row.rows.describe()) for row in islice(rows, 1))
+    return {"alpha": True} if found else {}
+
+
+def as_given(images: torch.Tensor, alpha: bool | None) -> torch.Tensor:
+    """Images ``(N, C, H, W)`` in [-1, 1] as a call takes them: in [0, 1], colour not multiplied by alpha."""
+    return (straight(images) if alpha else images).add(1).div(2)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from attndiff.alpha import premultiplied, straight
 from attndiff.data.columns import IMAGE
 from attndiff.data.rows import Row
 from attndiff.tasks.resampling import enlarge_by, shrink_by, to_8_bits
-from attndiff.tasks.task import Sample, Task, TaskSettings
+from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, learn_alpha
 
 
 class UpscaleSettings(TaskSettings):
@@ -24,22 +25,24 @@ class UpscaleSettings(TaskSettings):
     scale: Literal[2, 4] = 2
     residual_std: float | None = Field(None, gt=0)  # of what the enlarged image lacks; None: measured
     at_once: float = Field(0.7, ge=0, le=1)  # share of the samples that learn to do it in one call
+    alpha: bool | None = None  # whether the images have it; None: as the data say
 
 
-def small_of(images: torch.Tensor, scale: int) -> torch.Tensor:
-    """Images ``(N, C, H, W)`` as small ones, with the values of 8-bit files."""
-    return to_8_bits(shrink_by(images, scale))
+def small_of(images: torch.Tensor, scale: int, alpha: bool | None = None) -> torch.Tensor:
+    """Images ``(N, C, H, W)`` as small ones, with the values of 8-bit files; with alpha, premultiplied ones."""
+    small = shrink_by(images, scale)
+    return premultiplied(to_8_bits(straight(small))) if alpha else to_8_bits(small)
 
 
-def _enlarged(image: torch.Tensor, scale: int) -> torch.Tensor:
+def _enlarged(image: torch.Tensor, settings: UpscaleSettings) -> torch.Tensor:
     """What lies beside the noise: an image ``(C, H, W)`` made small and enlarged."""
-    return enlarge_by(small_of(image[None], scale), scale)[0]
+    return enlarge_by(small_of(image[None], settings.scale, settings.alpha), settings.scale)[0]
 
 
 def make_sample(row: Row, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
     """The enlarged small image, what it lacks, and whether that is learned at once."""
     image = torch.from_numpy(row[IMAGE.name])
-    enlarged = _enlarged(image, settings.scale)
+    enlarged = _enlarged(image, settings)
     at_once = bool(generator.random() < settings.at_once)
     residual = (image - enlarged) / (settings.residual_std or 1.0)
     return {"images": residual, "aligned": enlarged, "at_once": torch.tensor(at_once)}
@@ -47,16 +50,19 @@ def make_sample(row: Row, generator: np.random.Generator, settings: UpscaleSetti
 
 def given(images: torch.Tensor, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
     """The small images, in [0, 1] as a call takes them."""
-    return {"image": small_of(images, settings.scale).add(1).div(2)}
+    return {"image": as_given(small_of(images, settings.scale, settings.alpha), settings.alpha)}
 
 
 def learn(rows: Iterable[Row], settings: UpscaleSettings) -> dict:
-    """The residual's standard deviation over some rows."""
+    """The residual's standard deviation over some rows, and whether their images have alpha."""
+    rows = list(rows)
+    found = learn_alpha(rows)
     if settings.residual_std is not None:
-        return {}
-    images = [torch.from_numpy(row[IMAGE.name]) for row in rows]
-    residuals = [image - _enlarged(image, settings.scale) for image in images]
-    return {"residual_std": round(float(torch.cat([residual.flatten() for residual in residuals]).std()), 4) or 1.0}
+        return found
+    images, settings = [torch.from_numpy(row[IMAGE.name]) for row in rows], settings.model_copy(update=found)
+    residuals = [image - _enlarged(image, settings) for image in images]
+    std = round(float(torch.cat([residual.flatten() for residual in residuals]).std()), 4) or 1.0
+    return {**found, "residual_std": std}
 
 
 UPSCALE = Task(

@@ -32,9 +32,13 @@ def test_golden_tensor(name):
     missing = [note for note in case.notes if note not in result.notes]
     assert not missing, result.notes
     tensor = normalizer(case.data)
-    assert tensor.dtype == np.float32 and tensor.min() >= -1 and tensor.max() <= 1
+    assert tensor.dtype == np.float32 and np.abs(tensor).max() <= 1 + normalizer.has_alpha
     peak = {"uint8": 255, "uint16": 65535, "float32": 1}[str(case.levels.dtype)]
-    np.testing.assert_allclose(tensor, case.levels / peak * 2.0 - 1, atol=2e-7)
+    expected = case.levels / peak * 2.0 - 1
+    if normalizer.has_alpha:
+        expected[:-1] *= case.levels[-1] / peak
+        expected[-1] *= 2
+    np.testing.assert_allclose(tensor, expected, atol=2e-7)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -96,6 +100,8 @@ def test_a_bomb_is_refused_without_the_memory_to_decode_it():
         ({"channels": 0}, "channels=0"),
         ({"resize": "lanzcos"}, "did you mean 'lanczos'"),
         ({"background": "whit"}, "background='whit' is no colour"),
+        ({"ink": "blak", "channels": "LA"}, "ink='blak' is no colour"),
+        ({"ink": "black"}, "set channels to LA or RGBA, not RGB"),
     ],
 )
 def test_impossible_options(options, words):
@@ -110,6 +116,7 @@ def test_describe():
         "value_range": [0, 255],
         "class_names": None,
         "size": [8, 8],
+        "alpha": "premultiplied",
     }
     assert Normalizer(8, 2).describe(16, ["a"])["channels"] == ["band1", "band2"]
 

@@ -64,7 +64,7 @@ class Zero(torch.nn.Module):
 
     def measures(self, batch, normal):
         zeros = torch.zeros(len(batch["images"]))
-        return {"loss": zeros, "x0_error": zeros}
+        return {"loss": zeros, "denoised": batch["images"]}
 
     def noise_over_signal(self, normals):
         return normals.exp()

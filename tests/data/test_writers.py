@@ -26,7 +26,7 @@ def test_round_trip_is_exact(channels, bits, suffix, tmp_path):
     data = normalizer.describe(bits)
     shape = (len(data["channels"]), 6, 6)
     levels = np.random.default_rng(0).integers(1, 1 << bits, shape).astype(LEVELS[bits])
-    sample = torch.from_numpy(to_signed(levels))
+    sample = torch.from_numpy(normalizer.tensor(levels))
     array = to_data_units(sample, data)
     assert array.dtype == LEVELS[bits]
     np.testing.assert_array_equal(array, levels.transpose(1, 2, 0))

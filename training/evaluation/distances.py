@@ -8,7 +8,7 @@ from attndiff.metrics.extractors.base import NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor
 from attndiff.metrics.extractors.trained import FEATURES
 from attndiff.metrics.frechet import frechet_needs
-from attndiff.metrics.measure import Yardstick, distances
+from attndiff.metrics.measure import Yardsticks, distances
 from attndiff.metrics.reference import Reference
 from attndiff.metrics.samples import sample_pixels
 from attndiff.training.build import Parts
@@ -49,7 +49,7 @@ class Distances:
         images, validation = images_of(parts.images), images_of(parts.validation)
         reference = Reference(images.origin, images, validation, halves=False)
         self.test, self.others, self.rest = reference.choose(n, config.seed)
-        self._yardstick: Yardstick | None = None
+        self._yardstick: Yardsticks | None = None
         self._refusal: str | None = None
 
     def measure(self, state: RunState) -> dict:
@@ -71,7 +71,8 @@ class Distances:
             sets, device = (self.test, self.others, self.rest), self.accelerator.device
             try:
                 extractor = choose_extractor("classifier", *sets, self.config.seed, device)
-                self._yardstick = Yardstick(self.test.tensor(), self.others.tensor(), extractor, distances)
+                real, others = self.test.tensor(), self.others.tensor()
+                self._yardstick = Yardsticks(self.parts.learned.data, real, others, extractor, distances)
             except NothingLearned as refusal:  # a run goes on without
                 self._refusal = str(refusal)
         return {"refused": self._refusal} if self._yardstick is None else self._yardstick.measure(samples)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from attndiff.alpha import is_premultiplied, premultiplied
 from attndiff.drawn import save_picture
 from attndiff.metrics.near_copies import as_image
 from attndiff.progress import SETTINGS
@@ -103,4 +104,6 @@ def _given_rows(parts: Parts, n: int) -> dict[str, list]:
     if "mask_image" in given:
         shown = shown * (1 - given["mask_image"]) + 0.5 * given["mask_image"]
     shown = F.interpolate(shown, size=images.shape[-2:], mode="nearest") * 2 - 1
-    return {name: [as_image(one) for one in row] for name, row in (("real", images), ("given", shown))}
+    data = parts.learned.data
+    shown = premultiplied(shown) if is_premultiplied(data) else shown
+    return {name: [as_image(one, data) for one in row] for name, row in (("real", images), ("given", shown))}

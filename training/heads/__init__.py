@@ -55,7 +55,8 @@ class Head(Protocol):
             normal: The level, as a number that is standard normal in training.
 
         Returns:
-            ``(B,)`` each: ``loss``, weighted as in training, and ``x0_error``, the squared error of the denoised image.
+            ``loss (B,)``, weighted as in training, and ``denoised (B, C, H, W)``, the image that was made of the noisy
+            one.
         """
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:

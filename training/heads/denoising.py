@@ -95,14 +95,13 @@ class DenoisingModel(nn.Module):
     # Measuring
 
     def measures(self, batch: Batch, normal: float) -> dict[str, torch.Tensor]:
-        """``loss`` and ``x0_error`` of every sample at one noise level, ``(B,)`` float32 each."""
+        """``loss (B,)`` and ``denoised (B, C, H, W)`` of every sample at one noise level, float32."""
         objective, x0, noise = self.objective, batch["images"], batch["noise"]
         level = objective.draw_levels(torch.full((x0.shape[0],), normal, device=x0.device))
         x = objective.add_noise(x0, noise, level)
         prediction = self.predict(x, level, {**batch, "drop": torch.zeros_like(batch["drop"])}).float()
         loss = mean_of_samples((prediction - objective.target(x0, noise, level)).square()) * objective.weight(level)
-        error = mean_of_samples((objective.denoised(x, prediction, level) - x0).square())
-        return {"loss": loss, "x0_error": error}
+        return {"loss": loss, "denoised": objective.denoised(x, prediction, level)}
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
         """Native levels ``(B,)`` of the objective."""

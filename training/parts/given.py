@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from attndiff.alpha import has_alpha, is_premultiplied
 from attndiff.data.rows import Rows
 from attndiff.errors import UserError
 from attndiff.folder.open import load_quietly
@@ -35,6 +36,11 @@ def open_given(config: TrainConfig) -> Given:
         UserError: If one cannot be opened.
     """
     source = load_quietly(config.model.init_from) if config.model.init_from else None
+    if source is not None and has_alpha(source.config.data) and not is_premultiplied(source.config.data):
+        raise UserError(
+            f"model.init_from {config.model.init_from} is of an earlier version, whose colour was not multiplied by "
+            "alpha, as that of images is now: train anew from random weights."
+        )
     if config.distill and source.config.student:
         raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
     return Given(source, _open_vae(config, source), open_text(config, source))

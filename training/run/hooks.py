@@ -72,10 +72,11 @@ class EvalHooks:
 
     def validate(self, state: RunState, progress: Progress) -> None:
         """Log the held-out losses of the raw and averaged weights."""
-        results = {"raw": validate(self.parts.model, self.held_out, self.accelerator)}
+        data = self.parts.learned.data if self.parts.vae is None else None
+        results = {"raw": validate(self.parts.model, self.held_out, self.accelerator, data)}
         for sigma in state.ema.averages:
             with swapped(self.parts.model, state.ema, sigma):
-                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator)
+                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator, data)
         entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
         progress.write(entry | {name: result.to_json() for name, result in results.items()})
         progress.say(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from attndiff.alpha import has_alpha, is_premultiplied
 from attndiff.errors import UserError
 from attndiff.training.state.checkpoint import sync
 
@@ -20,7 +21,7 @@ FOLDER = "learned"  # in a run's folder
 PARTIAL = "learned.partial"
 FACTS, TOKENIZER = "learned.json", "tokenizer"
 FORMAT_VERSION = 1
-INTAKE = 3  # how files become tensors; raised when the same file gives other pixels than before
+INTAKE = 4  # how files become tensors; raised when the same file gives other pixels than before
 
 
 @dataclass
@@ -56,6 +57,11 @@ class Learned:
     task: dict = field(default_factory=lambda: {"name": "generate"})
     intake: int = INTAKE
     digest: str | None = None
+
+    @property
+    def read_otherwise(self) -> bool:
+        """Whether the images were surely other numbers then: earlier versions did not multiply colour by alpha."""
+        return has_alpha(self.data) and not is_premultiplied(self.data)
 
     @property
     def class_names(self) -> list[str] | None:

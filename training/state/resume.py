@@ -129,7 +129,7 @@ def kept_learned(config: TrainConfig, out: Path) -> Learned | None:
     if any(stored[section] != mine[section] for section in LEARNED_FROM):
         return None
     learned = read_learned(out, named)
-    if learned.intake != INTAKE and learned.fingerprint is None:
+    if learned.read_otherwise or (learned.intake != INTAKE and learned.fingerprint is None):
         raise UserError(_read_otherwise(learned, out))
     return learned
 

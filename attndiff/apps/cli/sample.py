@@ -29,6 +29,12 @@ def sample(
     images: Annotated[
         Path | None, typer.Option(help="Folder for every image as a file of its own, in the data's bit depth.", **PATH)
     ] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of --images: png, webp or tif, all without loss and with alpha.")
+    ] = "png",
+    ground: Annotated[
+        str | None, typer.Option(help="Colour under transparent images in the grid, such as white; else checkered.")
+    ] = None,
     attention_maps: Annotated[
         Path | None, typer.Option(help="Folder for pictures of where each word acted.", **PATH)
     ] = None,
@@ -38,6 +44,12 @@ def sample(
     for option, folder in {"--images": images, "--attention-maps": attention_maps}.items():
         check_output_folder(option, folder)
     height, width = parse_size(size)
+    from attndiff.data.config import colour_of
+    from attndiff.settings import check_choice
+
+    check_choice("--format", file_format, ("png", "webp", "tif"))
+    if ground is not None:
+        colour_of(ground, "--ground")
     from attndiff.apps.sample import Request, open_model, sample_rows, save_attention, save_images, sheet
     from attndiff.drawn import save_picture
 
@@ -46,10 +58,10 @@ def sample(
     pipeline = open_model(model)
     rows = sample_rows(pipeline, request)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(sheet(pipeline, rows, request.prompts), out)
+    save_picture(sheet(pipeline, rows, request.prompts, ground), out)
     print(f"grid:            {out}")
     if images is not None:
-        print(f"images:          {save_images(pipeline, rows, images)} in {images}")
+        print(f"images:          {save_images(pipeline, rows, images, file_format)} in {images}")
     if attention_maps is not None:
         pictures = save_attention(pipeline, rows, request.prompts, attention_maps)
         print(f"attention maps:  {len(pictures)} in {attention_maps}")

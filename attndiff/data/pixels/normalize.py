@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attndiff.data.config import check_image_options, colour_of
+from attndiff.data.config import check_image_options, check_ink, colour_of
 from attndiff.data.geometry import Geometry, Shape, cover
 from attndiff.data.pixels.decode import decode
 from attndiff.data.pixels.values import PEAK, ValueRange, Values
@@ -47,7 +47,8 @@ class Normalizer:
       `value_range`, values of every numeric type are mapped from it to [0, 1] instead, and clipped.
     - Palettes are expanded, CMYK becomes RGB, EXIF orientation is applied, an animation is its first frame.
     - Alpha is laid over `background`, or kept where `channels` has it; the colour of wholly transparent pixels, which
-      nobody sees, is then the background's.
+      nobody sees, is then the background's, and in the tensor all colour is multiplied by alpha, `attndiff.alpha`.
+    - With `ink`, darkness is alpha and the colour is the ink's.
     - Greyscale is repeated for RGB; RGB becomes greyscale by ITU-R BT.601 luma.
     - The shorter side is resized to `size`, with premultiplied alpha, and the middle square kept; with `shapes`, the
       image is resized to cover the one nearest to its own aspect ratio, and the middle kept.
@@ -60,6 +61,7 @@ class Normalizer:
         resize: "lanczos", "area" or "nearest".
         shapes: Heights and widths of the results, see `bucket_shapes`. None: the square of `size`.
         value_range: What -1 and 1 are to stand for.
+        ink: A colour as of `background`, or None.
     """
 
     def __init__(
@@ -70,18 +72,27 @@ class Normalizer:
         resize: str = "lanczos",
         shapes: list[Shape] | None = None,
         value_range: ValueRange | None = None,
+        ink: str | None = None,
     ):
         check_image_options(size, channels, resize)
+        check_ink(ink, channels)
         self.shapes = shapes or [(size, size)]
         self.size, self.channels, self.background, self.resize = size, channels, background, resize
         self.value_range = value_range
-        colour = np.array(colour_of(background), np.float32) / 255
-        grey = isinstance(channels, str) and channels.startswith("L")
-        self._background = (colour @ LUMA)[None] if grey else colour  # (1 | 3,) in [0, 1]
+        self.ink, self.has_alpha = ink, isinstance(channels, str) and channels.endswith("A")
+        self._background, self._ink = self._colour(background), ink and self._colour(ink, "ink")
 
     def __call__(self, source: Source, name: str | None = None) -> np.ndarray:
         """The image as float32 ``(C, H, W)`` in [-1, 1]; raises `UserError`, see `decode`."""
-        return to_signed(self.normalize(source, name).levels)
+        return self.tensor(self.normalize(source, name).levels)
+
+    def tensor(self, levels: np.ndarray) -> np.ndarray:
+        """Levels ``(C, H, W)`` as float32 in [-1, 1]; with alpha colour is multiplied by it, and it is in [-2, 2]."""
+        signed = to_signed(levels)
+        if self.has_alpha:  # as `attndiff.alpha.premultiplied`
+            signed[:-1] *= (signed[-1:] + 1) / 2
+            signed[-1] *= 2
+        return signed
 
     def normalize(self, source: Source, name: str | None = None, geometry: Geometry | None = None) -> Normalized:
         """The image at its own depth, with notes of what was altered.
@@ -133,27 +144,45 @@ class Normalizer:
             **({"units": known.units} if known.units else {}),
             "class_names": class_names,
             "size": [self.size, self.size],
+            **({"alpha": "premultiplied"} if self.has_alpha else {}),
+            **({"ink": self.ink} if self.ink else {}),
         }
+
+    def _colour(self, colour: str, name: str = "background") -> np.ndarray:
+        """A colour ``(1 | 3,)`` in [0, 1], grey where the channels are."""
+        share = np.array(colour_of(colour, name), np.float32) / 255
+        return (share @ LUMA)[None] if isinstance(self.channels, str) and self.channels.startswith("L") else share
 
     def _convert(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, notes: list[str]):
         """Colour ``(H, W, C)``, and alpha ``(H, W, 1)`` if it is kept, of the wanted channels."""
         if isinstance(self.channels, int):
             return pixels, None
+        if self.ink:
+            return self._as_ink(self._opaque(pixels, alpha, peak, notes), peak, notes)
         if pixels.shape[-1] == 1 and self.channels.startswith("RGB"):
             notes.append("greyscale repeated to RGB")
             pixels = np.repeat(pixels, 3, axis=-1)
         elif pixels.shape[-1] == 3 and self.channels.startswith("L"):
             notes.append("colour reduced to greyscale")
             pixels = pixels @ LUMA[:, None]
-        background = self._background * peak
-        if self.channels.endswith("A"):
+        if self.has_alpha:
             alpha = np.full(pixels.shape[:2], peak) if alpha is None else alpha
-            return np.where(alpha[..., None] == 0, background, pixels), alpha[..., None]
-        if alpha is not None and (alpha < peak).any():
-            notes.append(f"alpha composited over {self.background}")
-            opacity = alpha[..., None].astype(np.float32) / peak
-            pixels = pixels * opacity + background * (1 - opacity)
-        return pixels, None
+            return np.where(alpha[..., None] == 0, self._background * peak, pixels), alpha[..., None]
+        return self._opaque(pixels, alpha, peak, notes), None
+
+    def _opaque(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, notes: list[str]) -> np.ndarray:
+        """Colour ``(H, W, C)`` laid over the background."""
+        if alpha is None or not (alpha < peak).any():
+            return pixels
+        notes.append(f"alpha composited over {self.background}")
+        opacity = alpha[..., None].astype(np.float32) / peak
+        return pixels * opacity + self._background * peak * (1 - opacity)
+
+    def _as_ink(self, pixels: np.ndarray, peak: int, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ink's colour everywhere, and as alpha how dark the opaque colour ``(H, W, C)`` was."""
+        notes.append("darkness made alpha")
+        dark = peak - (pixels @ LUMA[:, None] if pixels.shape[-1] == 3 else pixels)
+        return np.full((*dark.shape[:2], len(self._ink)), self._ink * peak), dark
 
     def _fit(self, pixels: np.ndarray, alpha: np.ndarray | None, peak: int, geometry: Geometry) -> np.ndarray:
         """Crop and resize colour ``(H, W, C)``, with alpha as its last channel if there is one."""

@@ -10,7 +10,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.geometry import Geometry
 from attndiff.data.pixels.decode import decode
 from attndiff.data.pixels.decoded import NUMBERS
-from attndiff.data.pixels.normalize import Normalized, Normalizer, Source, to_signed
+from attndiff.data.pixels.normalize import Normalized, Normalizer, Source
 from attndiff.data.pixels.values import ValueRange
 
 
@@ -18,7 +18,7 @@ def make_normalizer(config: DataConfig) -> Normalizer:
     """The normaliser that a configuration describes."""
     shapes = config.max_aspect and bucket_shapes(config.size, config.max_aspect, config.bucket_multiple)
     value_range = config.value_range and ValueRange(*config.value_range, config.units)
-    return Normalizer(config.size, config.channels, config.background, config.resize, shapes, value_range)
+    return Normalizer(config.size, config.channels, config.background, config.resize, shapes, value_range, config.ink)
 
 
 def read_planar(normalizer: Normalizer, column: Column, source: Source, geometry: Geometry, name: str) -> np.ndarray:
@@ -64,6 +64,6 @@ def read_row(
     return image, [read_planar(normalizer, column, source(column.name), image.geometry, name) for column in further]
 
 
-def to_value(levels: np.ndarray, column: Column) -> np.ndarray:
+def to_value(normalizer: Normalizer, levels: np.ndarray, column: Column) -> np.ndarray:
     """What a `Row` gives of what was read: float32 in [-1, 1] of an image, int64 of a mask."""
-    return to_signed(levels) if column.kind == "image" else levels.astype(np.int64)
+    return normalizer.tensor(levels) if column.kind == "image" else levels.astype(np.int64)

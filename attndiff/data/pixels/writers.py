@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
 from PIL import Image
 
-from attndiff.drawn import SOFTWARE, save_picture
+from attndiff.alpha import is_premultiplied, levels_of, straight
+from attndiff.drawn import LOSSLESS, SOFTWARE, save_picture
 from attndiff.errors import UserError
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -21,9 +23,10 @@ def to_data_units(sample, data: dict) -> np.ndarray:
         data: What the pipeline keeps about its data, see `Normalizer.describe`.
 
     Returns:
-        ``(..., H, W, C)``, uint8, uint16 or float32 in ``data["value_range"]``.
+        ``(..., H, W, C)``, uint8, uint16 or float32 in ``data["value_range"]``, alpha straight.
     """
-    array = sample.detach().float().cpu().numpy() if hasattr(sample, "detach") else np.asarray(sample, np.float32)
+    sample = torch.as_tensor(sample).detach().float().cpu()
+    array = (straight(sample, levels_of(data)) if is_premultiplied(data) else sample).numpy()
     low, high = data["value_range"]
     # In float64, since float32 could miss a 16-bit level by rounding.
     units = low + (np.clip(np.moveaxis(array, -3, -1), -1, 1).astype(np.float64) + 1) / 2 * (high - low)
@@ -40,7 +43,8 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
 
     Args:
         array: ``(H, W, C)`` in data units.
-        path: Where to write; its suffix is replaced by the right one.
+        path: Where to write; a suffix of `LOSSLESS` is kept for what is a picture of 8 bits, any other replaced by the
+            right one.
         data: What the pipeline keeps about its data.
 
     Returns:
@@ -56,7 +60,8 @@ def save_image(array: np.ndarray, path: str | Path, data: dict) -> Path:
     channels = array.shape[-1]
     png_channels = {8: (1, 3, 4), 16: () if "units" in data else (1,)}.get(data["bit_depth"], ())
     if channels in png_channels or (data["bit_depth"] == 8 and data["channels"] == ["L", "A"]):
-        path = path.with_suffix(".png")
+        keeps = path.suffix in LOSSLESS and data["bit_depth"] == 8 and "band1" not in data["channels"]
+        path = path if keeps else path.with_suffix(".png")
         save_picture(Image.fromarray(array[..., 0] if channels == 1 else array), path)
         return path
     path = path.with_suffix(".tif")

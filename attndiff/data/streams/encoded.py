@@ -72,7 +72,7 @@ class EncodedImages(Rows):
     def load(self, i: int, name: str) -> Any:
         column = self.column(name)
         if column.is_planar:
-            return to_value(self.levels(i, column), column)
+            return to_value(self.normalizer, self.levels(i, column), column)
         return self._captions(i) if column == CAPTION else self._label(i)
 
     def _captions(self, i: int) -> list[str]:

@@ -65,15 +65,12 @@ def check_enough(n: int, features: int, name: str, what: str) -> None:
 
 
 def rgb_levels(images: torch.Tensor, name: str) -> torch.Tensor:
-    """Images in [-1, 1] as uint8 ``(B, 3, H, W)``: grey repeated, alpha over white.
+    """Images in [-1, 1] as uint8 ``(B, 3, H, W)``: grey repeated.
 
     Raises:
-        UserError: If they are not of 1, 3 or 4 channels.
+        UserError: If they are not of 1 or 3 channels.
     """
     channels = images.shape[1]
-    if channels not in (1, 3, 4):
+    if channels not in (1, 3):
         raise UserError(f"--extractor {name} sees RGB images, not {channels} channels; use --extractor classifier.")
-    if channels == 4:
-        opacity = (images[:, 3:] + 1) / 2
-        images = images[:, :3] * opacity + (1 - opacity)
     return (images.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)

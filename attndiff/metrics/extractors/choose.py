@@ -2,6 +2,7 @@
 
 import torch
 
+from attndiff.alpha import has_alpha
 from attndiff.data.columns import CAPTION, LABEL
 from attndiff.data.subset import Subset
 from attndiff.errors import UserError
@@ -9,6 +10,7 @@ from attndiff.metrics.extractors import inception, trained
 from attndiff.metrics.extractors.base import Extractor, check_enough
 from attndiff.metrics.extractors.named import say_the_same
 from attndiff.metrics.extractors.pretext import Material
+from attndiff.metrics.grounds import on_turns, on_white
 from attndiff.paths import expand
 
 # As many training images beside those of the floor make a classifier that has not seen the floor's.
@@ -40,7 +42,8 @@ def choose_extractor(
     """
     n = len(test)
     if name is None:
-        rgb = len(test.describe()["channels"]) == 3
+        data = test.describe()
+        rgb = len(data["channels"]) - has_alpha(data) == 3
         enough = n > inception.FEATURES
         name = "inception" if rgb and enough and inception.inception_at_hand() else "classifier"
     if name == "inception":
@@ -57,7 +60,7 @@ def choose_extractor(
     from attndiff.metrics.extractors.hub_vision import hub_extractor  # transformers takes seconds to import
 
     extractor = hub_extractor(str(expand(name)), device)
-    check_enough(n, extractor(test.tensor()[:1]).shape[1], name, argument)
+    check_enough(n, extractor(on_white(test.describe())(test.tensor()[:1])).shape[1], name, argument)
     return extractor
 
 
@@ -76,8 +79,8 @@ def learns_from_rest(rest: Subset) -> bool:
 
 
 def material_of(parts: list[Subset]) -> Material:
-    """Sets as one, with their captions, and their classes and other columns as texts."""
-    images = torch.cat([part.tensor(trained.SIDE) for part in parts])
+    """Sets as one, with captions, classes and other columns as texts; alpha on either ground by turns."""
+    images = on_turns(torch.cat([part.tensor(trained.SIDE) for part in parts]), parts[0].describe())
     captions = [row.get(CAPTION.name, []) for part in parts for row in part]
     columns = {}
     if all(LABEL in part.columns for part in parts):

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attndiff.alpha import clipped, has_alpha, premultiplied
+from attndiff.metrics.grounds import views
 from attndiff.metrics.restoration.psnr import luma_psnr, psnr
 from attndiff.metrics.restoration.ssim import luma_ssim
 from attndiff.tasks.resampling import back_project, enlarge_by, shrink_by, to_8_bits
+from attndiff.tasks.task import as_given
 from attndiff.tasks.upscale import small_of
 
 BATCH = 50
@@ -25,7 +28,7 @@ def lanczos(small: torch.Tensor, scale: int) -> torch.Tensor:
         np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.LANCZOS))
         for plane in small.flatten(0, 1).numpy()
     ]
-    return torch.from_numpy(np.stack(planes)).unflatten(0, small.shape[:2]).clamp(-1, 1)
+    return torch.from_numpy(np.stack(planes)).unflatten(0, small.shape[:2])
 
 
 def measure_upscaling(
@@ -41,11 +44,22 @@ def measure_upscaling(
         steps: Of sampling.
     """
     scale = pipeline.scale
-    small = small_of(real, scale)
-    made = {"bicubic": enlarge_by(small, scale).clamp(-1, 1), "lanczos": lanczos(small, scale)}
-    made |= {f"{name}, back-projected": back_project(images, small, ROUNDS) for name, images in made.items()}
+    alpha = has_alpha(pipeline.config.data)
+    small = small_of(real, scale, alpha)
+    made = {"bicubic": enlarge_by(small, scale), "lanczos": lanczos(small, scale)}
+    made = {name: clipped(images, alpha) for name, images in made.items()}
+    made |= {f"{name}, back-projected": back_project(images, small, ROUNDS, alpha) for name, images in made.items()}
     for name, arguments in _ways(seed, steps).items():
         made[name] = _enlarged(pipeline, small, tell, arguments)
+    report = {}
+    for end, view in views(pipeline.config.data).items():
+        seen = {name: view(images) for name, images in made.items()}
+        report |= {name + end: entry for name, entry in _scores(seen, view(real), view(small), scale).items()}
+    return report, made
+
+
+def _scores(made: dict[str, torch.Tensor], real: torch.Tensor, small: torch.Tensor, scale: int) -> dict[str, dict]:
+    """Measures by name of images by the way they were made."""
     scores = {name: float(luma_psnr(images, real, scale).mean()) for name, images in made.items()}
     similarity = {name: float(luma_ssim(images, real, scale).mean()) for name, images in made.items()}
     consistency = psnr(shrink_by(to_8_bits(made["one call"]), scale), small)
@@ -63,7 +77,7 @@ def measure_upscaling(
         "consistency_least": entry(float(consistency.min()), 45.0, "the same of the worst image"),
     }
     report["psnr"] |= {"ways": scores, "ssim_of_ways": similarity}
-    return report, made
+    return report
 
 
 def _ways(seed: int, steps: int) -> dict[str, dict]:
@@ -80,12 +94,13 @@ def _enlarged(pipeline, small: torch.Tensor, tell: Callable[[slice], dict], argu
     pipeline.set_progress_bar_config(disable=True)
     arguments = dict(arguments)
     seed = arguments.pop("seed", None)
-    results = []
+    results, alpha = [], has_alpha(pipeline.config.data)
     for start in range(0, len(small), BATCH):
-        part = small[start : start + BATCH].add(1).div(2)
+        part = as_given(small[start : start + BATCH], alpha)
         seeds = range(start, start + len(part))
         generator = None if seed is None else [torch.Generator().manual_seed(seed + i) for i in seeds]
         told = tell(slice(start, start + BATCH))
         images = pipeline(part, generator=generator, output_type="pt", **told, **arguments).images
         results.append(images.float().cpu())
-    return torch.cat(results) * 2 - 1
+    images = torch.cat(results) * 2 - 1
+    return premultiplied(images) if alpha else images
