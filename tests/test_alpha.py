@@ -6,6 +6,7 @@ import torch
 from factories import unconditional_pipeline
 from golden import encode
 from PIL import Image
+from valued import write_dicom
 
 from attndiff.alpha import (
     ALPHA_PEAK,
@@ -17,6 +18,8 @@ from attndiff.alpha import (
     premultiplied,
     straight,
 )
+from attndiff.data.config import DataConfig
+from attndiff.data.image_set import ImageSet
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.pixels.writers import save_image, to_data_units
 from attndiff.drawn import LOSSLESS, is_drawn, save_picture
@@ -173,3 +176,12 @@ def test_grids_lay_alpha_over_squares_or_a_colour():
     assert np.asarray(enlarge(clear.convert("LA"), 8, ground="white")).min() == 255
     one, other = (np.asarray(contact_sheet({"": [clear]}, [""], ground=g)) for g in (None, "white"))
     assert other.min() == 255 and one.min() == DARK
+
+
+def test_alpha_has_no_units(tmp_path):
+    for i in range(2):
+        write_dicom(tmp_path / f"{i}.dcm", np.full((8, 8), 100 + i, np.uint16))
+    known = ImageSet(DataConfig(path=str(tmp_path), size=8, channels="L")).describe()
+    assert known["units"] == "HU" and known["bit_depth"] == 32
+    with_alpha = ImageSet(DataConfig(path=str(tmp_path), size=8, channels="LA")).describe()
+    assert "units" not in with_alpha and with_alpha["value_range"] == [0, 65535] and with_alpha["bit_depth"] == 16

@@ -131,9 +131,10 @@ class Normalizer:
             bit_depth: Of the levels.
             class_names: In the order of their numbers.
             stands_for: What the lowest and the highest level are in units; the depth is then that of floating point,
-                unless these are the numbers of 16 bits themselves. None: the numbers of this depth.
+                unless these are the numbers of 16 bits themselves. None: the numbers of this depth, as always with
+                alpha, which has no units.
         """
-        own = OWN_RANGES[bit_depth]
+        stands_for, own = None if self.has_alpha else stands_for, OWN_RANGES[bit_depth]
         of_numbers = stands_for is None or replace(stands_for, units=None) == own == OWN_RANGES[16]
         known = stands_for or own
         names = [f"band{i + 1}" for i in range(self.channels)] if isinstance(self.channels, int) else [*self.channels]
