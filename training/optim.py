@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from attndiff.training.config import OptimConfig
+from attndiff.training.muon import Muon
 from attndiff.training.state.length import Length
 
 ADVERSARY = {"lr": 2e-3, "betas": (0.0, 0.9), "weight_decay": 0.0}  # of a discriminator (arXiv 1704.00028, Alg. 1)
@@ -22,10 +23,9 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
     rest = [p for name, p in named if not (config.optimizer == "muon" and is_matrix(name, p))]
     optimizers = []
     if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        optimizers.append(
+            Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
-        optimizers.append(muon)
     if rest:
         lr = config.adamw_lr if config.optimizer == "muon" else config.lr
         optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))

@@ -9,7 +9,7 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 
 from attndiff.nn import attention
-from attndiff.nn.attention import Attention, additive_mask, choose_backend, reference_attention
+from attndiff.nn.attention import Attention, additive_mask, is_plain_faster, plain_attention, reference_attention
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.rope import cos_sin, sequence_angles
 from attndiff.nn.unet import AttentionUNet2DModel
@@ -179,30 +179,50 @@ def test_xformers_mask_stays_aligned_under_autocast(xformers):
     assert xformers.calls == [(4, 77, True)]
 
 
-def test_backend_choice():
-    """Half-precision gradients on CPU take plain matmuls; whatever the user set wins, on the layer or for all."""
+def test_where_plain_matmuls_are_taken():
+    """Half-precision gradients on CPU take them; whatever the user set wins, on the layer or for all."""
     half = torch.zeros(1, dtype=torch.bfloat16)
-    assert choose_backend(half, None) == AttentionBackendName._NATIVE_MATH
-    assert choose_backend(torch.zeros(1), None) is None
-    assert choose_backend(half, "native") == "native"
+    assert is_plain_faster(half, None)
+    assert not is_plain_faster(torch.zeros(1), None) and not is_plain_faster(half, "native")
     with torch.no_grad():
-        assert choose_backend(half, None) is None
+        assert not is_plain_faster(half, None)
+    assert not is_plain_faster(SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16), None)
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.FLEX)
-    assert choose_backend(half, None) is None
-    assert choose_backend(SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16), None) is None
+    assert not is_plain_faster(half, None)
 
 
 def test_autocast_gradients_take_plain_matmuls(monkeypatch):
     """The precision that decides is the one that attention computes in, not that of the weights."""
     chosen = []
     monkeypatch.setattr(
-        attention, "choose_backend", lambda value, requested: chosen.append(choose_backend(value, requested))
+        attention,
+        "is_plain_faster",
+        lambda value, requested: chosen.append(is_plain_faster(value, requested)) or chosen[-1],
     )
     attn = randomised(lambda: Attention(16, 8))
     attn(seeded(2, 5, 16))
     with torch.autocast("cpu", torch.bfloat16):
         attn(seeded(2, 5, 16))
-    assert chosen == [None, AttentionBackendName._NATIVE_MATH]
+    assert chosen == [False, True]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_matmuls_are_the_reference_in_values_and_gradients(masked, dtype):
+    query, key, value = (seeded(2, length, 3, 8) for length in (7, 5, 5))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool) if masked else None
+    results = []
+    for attend, bias, kind in (
+        (reference_attention, mask, torch.float32),
+        (plain_attention, additive_mask(mask, dtype) if masked else None, dtype),
+    ):
+        inputs = [x.detach().to(kind).requires_grad_() for x in (query, key, value)]
+        out = attend(*inputs, bias)
+        out.float().square().sum().backward()
+        results.append([out, *(x.grad for x in inputs)])
+    tolerance = {"atol": 1e-5} if dtype == torch.float32 else {"atol": 0.15, "rtol": 0.05}
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == dtype and torch.allclose(found.float(), expected, **tolerance)
 
 
 def test_layer_is_the_reference_of_its_projections():
