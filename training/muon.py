@@ -38,16 +38,20 @@ class Muon(torch.optim.Muon):
         return None
 
     def _step_alike(self, group: dict, parameters: list[torch.nn.Parameter]) -> None:
-        """Momentum (Nesterov's), orthogonalisation, decay and step of matrices ``(m, n)`` of one shape."""
-        grads = [parameter.grad for parameter in parameters]
-        momenta = [self._momentum(parameter) for parameter in parameters]
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, momenta, group["momentum"])
-        turned = orthogonalised(torch.stack(updates), group["ns_coefficients"], group["ns_steps"], group["eps"])
-        lr = group["lr"]
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        scale = 0.2 * max(parameters[0].shape) ** 0.5
-        torch._foreach_add_(parameters, list(turned.to(parameters[0].dtype).unbind()), alpha=-lr * scale)
+        """Momentum (Nesterov's), orthogonalisation, decay and step of matrices ``(m, n)`` of one shape.
+
+        One matrix after the other where memory is gone through, so that it is gone through once.
+        """
+        updates = parameters[0].new_empty((len(parameters), *parameters[0].shape), dtype=torch.bfloat16)
+        for parameter, update in zip(parameters, updates, strict=True):
+            momentum = self._momentum(parameter).lerp_(parameter.grad, 1 - group["momentum"])
+            update.copy_(parameter.grad.lerp(momentum, group["momentum"]))
+        turned = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        lr, scale = group["lr"], 0.2 * max(parameters[0].shape) ** 0.5
+        for parameter, update in zip(parameters, turned, strict=True):
+            if group["weight_decay"]:
+                parameter.mul_(1 - lr * group["weight_decay"])
+            parameter.add_(update, alpha=-lr * scale)
 
     def _momentum(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         state = self.state[parameter]
