@@ -76,8 +76,9 @@ def orthogonalised(
     """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16).contiguous()  # (N, m, n)
-    x /= x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    x = matrices.to(torch.bfloat16)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    x = x.mT if tall else x  # (N, m, n)
     for _ in range(steps):
         gram = x @ x.mT  # (N, m, m)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

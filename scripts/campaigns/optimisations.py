@@ -23,13 +23,13 @@ from attndiff.apps.bench.report import describe_hardware
 from attndiff.apps.bench.steps import Step, cpu_has_bfloat16, training_step
 from attndiff.apps.bench.timing import interleave, paired_ratio
 from attndiff.nn import blocks
+from attndiff.training import optim
 from attndiff.training.config import OptimConfig
 from attndiff.training.heads.denoising import DenoisingModel
-from attndiff.training.optim import make_optimizers
 
 PRESET, COUNT = "xs", 16
 BUILDS = 6  # of every network
-AS_IT_IS = "as it is"
+AS_IT_IS, ONE_BY_ONE = "as it is", "muon, one matrix after the other"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,12 @@ TRAINING = (
         precision="bfloat16",
     ),
     Undone(
+        "two matrix products that stay in bfloat16",
+        "torch's own unfused attention, by way of float32",
+        lambda model: model.unet.set_attention_backend("_native_math"),
+        precision="bfloat16",
+    ),
+    Undone(
         "queries, keys and values by a matrix product each",
         "joined into one",
         lambda model: model.unet.fuse_qkv_projections(),
@@ -128,13 +134,15 @@ def sampling_steps() -> dict[str, Step]:
 
 
 def optimizer_steps() -> dict[str, Step]:
-    """One step of Muon and of AdamW on gradients that are there."""
+    """One step of Muon, of torch's own Muon and of AdamW on gradients that are there."""
     steps = {}
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "muon", ONE_BY_ONE):
         model = Network(PRESET).build()
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
-        optimizers = make_optimizers(model, OptimConfig(steps=1, optimizer=name))
+        with patch.object(optim, "Muon", torch.optim.Muon if name == ONE_BY_ONE else optim.Muon):
+            kind = "adamw" if name == "adamw" else "muon"
+            optimizers = optim.make_optimizers(model, OptimConfig(steps=1, optimizer=kind))
         steps[name] = lambda optimizers=optimizers: [optimizer.step() for optimizer in optimizers]
     return steps
 
@@ -150,7 +158,8 @@ def measure(rounds: int) -> dict[str, list[dict]]:
             row("keys and values of the condition kept", "projected in every call", calls["undone"], calls[AS_IT_IS])
         ],
         "cost of Muon": [
-            row("Muon's step", f"a training step of {COUNT} images with AdamW", optimizers["muon"], as_it_is)
+            row("Muon's step", f"a training step of {COUNT} images with AdamW", optimizers["muon"], as_it_is),
+            row("matrices of one shape together", "one by one", optimizers[ONE_BY_ONE], optimizers["muon"]),
         ],
     }
 
