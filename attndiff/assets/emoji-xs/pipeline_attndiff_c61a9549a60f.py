@@ -346,21 +346,29 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
     return F.pad(bias, (0, -length % 8))[..., :length]
 
 
-def choose_backend(
-    value: torch.Tensor, requested: AttentionBackendName | str | None
-) -> AttentionBackendName | str | None:
-    """The backend that computes this call: the one the user set, else torch's own, by where and why it runs.
+def plain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`reference_attention` by two matmuls in the tensors' own precision; its mask is additive, ``(B, 1, 1, S)``."""
+    logits = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, H, L, S)
+    if mask is not None:
+        logits = logits + mask
+    return (logits.softmax(dim=-1) @ value.transpose(1, 2)).transpose(1, 2)
+
+
+def is_plain_faster(value: torch.Tensor, requested: AttentionBackendName | str | None) -> bool:
+    """Whether a call is computed by `plain_attention`: where nobody has set a backend and torch's own would lose.
 
     On CPU and in half precision, torch's fused kernel spends a multiple of the time of plain matmuls in the backward
-    pass of the short sequences seen here (`attndiff bench --attention` prints both), so gradients take the plain path
-    there. In float32 the fused kernel is the faster one.
+    pass of the short sequences seen here (`attndiff bench --attention` prints both), and torch's unfused one converts
+    to float32 and, under autocast, back. In float32 the fused kernel is the faster one.
     """
-    plain_is_faster = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
-    if requested is not None or not plain_is_faster:
-        return requested
-    if _AttentionBackendRegistry.get_active_backend()[0] is not AttentionBackendName.NATIVE:
-        return None
-    return AttentionBackendName._NATIVE_MATH
+    on_cpu = value.device.type == "cpu" and value.dtype != torch.float32 and torch.is_grad_enabled()
+    return (
+        on_cpu
+        and requested is None
+        and _AttentionBackendRegistry.get_active_backend()[0] is AttentionBackendName.NATIVE
+    )
 
 
 class AttnDiffAttnProcessor:
@@ -386,14 +394,17 @@ class AttnDiffAttnProcessor:
                 query, key = rotate(query, rotation), rotate(key, rotation)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=choose_backend(value, self._attention_backend),
-            parallel_config=self._parallel_config,
-        )
+        if is_plain_faster(value, self._attention_backend):
+            out = plain_attention(query, key, value, attention_mask)
+        else:
+            out = dispatch_attention_fn(
+                query,
+                key,
+                value,
+                attn_mask=attention_mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)
         return attn.to_out[1](out)
 
