@@ -19,6 +19,7 @@ import torch
 from attndiff.apps.bench.report import describe_hardware, write_json
 
 HERE = Path(__file__).parents[2]
+COMMAND = "python scripts/campaigns/loop_speed.py OTHER_CHECKOUT"  # whose place is nobody else's
 ONE_RUN = """
 import json, sys
 from attndiff.apps.bench.loop import measure_loop
@@ -50,7 +51,7 @@ def summary(rounds: list[dict[str, dict]], settings: list) -> dict:
     ratios = [after / before for before, after in zip(rates["before"], rates["after"], strict=True)]
     preset, count, steps, precision, *overrides = settings
     return {
-        "hardware": describe_hardware("cpu"),
+        "hardware": describe_hardware("cpu") | {"command": COMMAND},
         "amx": torch.cpu._is_amx_tile_supported(),
         "preset": preset,
         "images_a_step": count,
