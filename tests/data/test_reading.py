@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from golden import SIZE, cases, encode
 from PIL import Image
-from runs import losses
 
 from attndiff.data import image_set
 from attndiff.data.config import DataConfig
@@ -28,6 +27,7 @@ from attndiff.data.reading.slots import HEAD, Slots
 from attndiff.errors import UserError
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer
+from runs import losses
 
 CASES = {case.name: case for case in cases()}
 
@@ -221,6 +221,15 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(caplog):
     with caplog.at_level(logging.WARNING):
         full.write(0, 1, b"1"), full.write(1, 1, b"2")
     assert full.read(0) is None and caplog.text.count("no more decoded images are kept (No space left") == 1
+
+
+def test_where_nothing_can_be_written_rows_are_decoded_at_every_visit(tmp_path, large, caplog):
+    (tmp_path / "decoded").write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        images = ImageSet(config(folder(tmp_path / "data")), readers=Readers(tmp_path / "decoded"))
+    assert "decoded images are not kept" in caplog.text
+    for _ in range(2):
+        np.testing.assert_array_equal(images[3]["image"], ImageSet(config(tmp_path / "data"))[3]["image"])
 
 
 # Several processes

@@ -82,7 +82,11 @@ class DecodedAtVisit:
         columns = [(column.name, column.kind) for column in self._encoded.planar]
         said = repr((vars(self._encoded.normalizer), columns)).encode()
         name = hashlib.sha256(self.digest + said).hexdigest()[:32]
-        return Slots(readers.folder / f"{name}.slots", max(readable), FILE_BYTES)
+        try:
+            return Slots(readers.folder / f"{name}.slots", max(readable), FILE_BYTES)
+        except OSError as error:
+            logger.warning("%s: decoded images are not kept (%s)", readers.folder, error.strerror)
+            return None
 
     @property
     def found_later(self) -> list[tuple[str, str]]:

@@ -23,12 +23,16 @@ class Slots:
         path: The file, made where it is not there.
         size: Bytes that a slot holds at most.
         at_most: Bytes of the file; slots that would lie beyond stay empty.
+
+    Raises:
+        OSError: If the file can be neither made nor written to.
     """
 
     def __init__(self, path: Path, size: int, at_most: int):
         self.path, self.size, self.count = path, size, at_most // (HEAD.size + size)
         self._file: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_file": None}  # another process opens it for itself
@@ -37,8 +41,8 @@ class Slots:
         if self._file is not None:
             os.close(self._file)
 
-    @property
-    def _handle(self) -> int:
+    def _open(self) -> int:
+        """The file, opened by this process."""
         if self._file is None:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         return self._file
@@ -47,7 +51,7 @@ class Slots:
         """Kind and content of a slot; None of an empty one."""
         if i >= self.count:
             return None
-        stored = os.pread(self._handle, HEAD.size + self.size, i * (HEAD.size + self.size))
+        stored = os.pread(self._open(), HEAD.size + self.size, i * (HEAD.size + self.size))
         if len(stored) < HEAD.size:
             return None
         kind, length, checked = HEAD.unpack_from(stored)
@@ -67,7 +71,7 @@ class Slots:
             return
         head = HEAD.pack(kind, len(content), zlib.crc32(content, kind))
         try:
-            os.pwrite(self._handle, head + content, i * (HEAD.size + self.size))
+            os.pwrite(self._open(), head + content, i * (HEAD.size + self.size))
         except OSError as error:
             logger.warning("%s: no more decoded images are kept (%s)", self.path, error.strerror)
             self.count = 0
