@@ -5,13 +5,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from attndiff.alpha import has_alpha, is_premultiplied
+from attndiff.apps.denoising import condition_gains, loss_gap
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
-from attndiff.diffusion.objectives import make_objective
 from attndiff.drawn import save_picture
+from attndiff.errors import UserError
 from attndiff.metrics.controls import CONTROLS
 from attndiff.metrics.extractors.base import Extractor, NothingLearned
 from attndiff.metrics.extractors.choose import choose_extractor, learns_from_rest, train_extractor
@@ -19,17 +18,13 @@ from attndiff.metrics.extractors.trained import PRETEXTS
 from attndiff.metrics.grounds import views
 from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
-from attndiff.metrics.own_condition import NAMES, own_condition
-from attndiff.metrics.reference import Reference
+from attndiff.metrics.own_condition import NAMES, is_choice, own_condition
+from attndiff.metrics.reference import Reference, kinds_of
 from attndiff.metrics.restoration.inpainting import measure_inpainting
 from attndiff.metrics.restoration.upscaling import measure_upscaling
 from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import prompt_of
 from attndiff.tasks.registry import task_of
-from attndiff.training.batches import DrawnDataset
-from attndiff.training.conditioning import Conditioning
-from attndiff.training.evaluation.validation import AT_MOST, Validation, validate
-from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.viewing import contact_sheet, level_curves
 
 SUSPECTS = 100  # samples of training captions that are searched for copies
@@ -39,17 +34,21 @@ RESTORATIONS = {"upscale": measure_upscaling, "inpaint": measure_inpainting}  # 
 
 @dataclass
 class EvaluationSettings:
-    """How samples are drawn; stands beside every number.
+    """How samples are drawn and divided; stands beside every number.
 
     Args:
         steps: Sampling steps.
         guidance: Guidance scale.
         seed: Of the first sample, of the choice of real images, and of the classifier.
+        by: A column that says of which kind a held-out image is: what tells of captions is measured of each, too.
+        within: A column whose value captions share that an image's own is compared with, such as its style.
     """
 
     steps: int
     guidance: float
     seed: int = 0
+    by: str | None = None
+    within: str | None = None
 
 
 def evaluate(
@@ -62,8 +61,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
-    First whether the samples show what was asked for, see `own_condition`; then what `measure` says of them. With alpha
-    each is measured on white and on black, as its name says.
+    First whether the samples show what was asked for, see `own_condition`; then what `measure` says of them, and what
+    conditions help to denoise, see `attndiff.metrics.denoising.caption_gain`. With alpha each is measured on white and
+    on black, as its name says.
 
     Samples are drawn for the captions or classes of held-out images; of a text model, those that are searched for
     copies are drawn for captions it was trained on.
@@ -77,9 +77,10 @@ def evaluate(
         pictures: Folder for the samples, their nearest training images and the errors per noise level.
 
     Raises:
-        UserError: If the reference is too small, or the extractor cannot be had.
+        UserError: If the reference is too small or lacks a column, or the extractor cannot be had.
     """
     n = reference.count(n)
+    _check_columns(pipeline, reference, settings, n)
     if task_of(pipeline).measure is not None:
         return _restoration(pipeline, reference, settings, n, pictures)
     prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
@@ -90,12 +91,14 @@ def evaluate(
     samples = suspects = draw(values, seeds, quiet=False)
     report, data = {}, reference.test.describe()
     if judge is not None:
-        report |= _own(judge, prompt.name, samples, sets[0], values)
+        report |= _own(judge, prompt.name, samples, sets[0], values, settings.within)
+        report |= _own_by(judge, prompt.name, samples, sets[0], values, settings)
     if prompt.reads_text:  # what is stored comes out at the captions it was stored with
         known = Subset(sets[1], range(min(n, SUSPECTS)))
         suspects, values = draw(prompt.of_all(known), seeds[: len(known)]), prompt.of_all(known)
         if judge is not None and learns_from_rest(sets[2]):
-            report |= _own(judge, prompt.name, suspects, known, values, "_of_training_captions")
+            ending = "_of_training_captions"
+            report |= _own(judge, prompt.name, suspects, known, values, settings.within, ending)
     if chosen is not None:
         report |= measure(sets[0].tensor(), samples, sets[1].tensor(), chosen, data=data)
     report |= accuracy
@@ -105,6 +108,7 @@ def evaluate(
     losses = loss_gap(pipeline, reference, settings.seed)
     if losses is not None:
         report |= losses
+    report |= condition_gains(pipeline, reference, settings.seed, settings.by, settings.within)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")
@@ -160,54 +164,48 @@ def _judge(kind: str, chosen: Extractor | None, sets: tuple[Subset, ...], seed: 
     return trained if kind in trained.own else None
 
 
-def _own(judge: Extractor, kind: str, samples: torch.Tensor, real: Subset, values: list, of: str = "") -> dict:
-    """`own_condition` of samples in every view, by name."""
-    seen = views(real.describe())
+def _own(
+    judge: Extractor, kind: str, samples: torch.Tensor, real: Subset, values: list, within: str | None, of: str = ""
+) -> dict:
+    """`own_condition` of samples in every view, by name; nothing where ``within`` leaves nothing to choose among."""
+    seen, groups = views(real.describe()), real.texts()[within] if within else None
+    if groups and not is_choice(values, groups):
+        return {}
     return {
-        f"{NAMES[kind]}{of}{end}": own_condition(judge, kind, view(samples), view(real.tensor()), values)
+        f"{NAMES[kind]}{of}{end}": own_condition(judge, kind, view(samples), view(real.tensor()), values, groups)
         for end, view in seen.items()
     }
 
 
-@torch.no_grad()
-def loss_gap(pipeline, reference: Reference, seed: int) -> dict[str, dict] | None:
-    """How much larger the denoising error is on held-out images than on training images; 1 is no difference.
-
-    The floor is the ratio between two disjoint sets of training images. None for a model of latents, for a
-    few-step student, which is no denoiser, for one of straight alpha, which saw other numbers than are read now, and
-    where no images are known to be held out.
-    """
-    data = pipeline.config.data
-    if reference.halves or pipeline.vae is not None or pipeline.config.student or len(reference.train) < 2:
-        return None
-    if has_alpha(data) and not is_premultiplied(data):
-        return None
-    n = min(AT_MOST, len(reference.test), len(reference.train) // 2)
-    test, train, rest = reference.choose(n, seed)
-    errors = [_errors(pipeline, images) for images in (test, train, Subset(rest, range(n)))]
-    return {f"held_out_error_ratio{end}": _ratio(errors, end) for end in errors[0].of_views or [""]}
+def _own_by(
+    judge: Extractor, kind: str, samples: torch.Tensor, real: Subset, values: list, settings: EvaluationSettings
+) -> dict:
+    """`own_condition` of each kind of images, among its own captions; not of one that has nothing to choose among."""
+    report = {}
+    for name, rows in kinds_of(real, settings.by).items():
+        part, told = Subset(real, rows), [values[i] for i in rows]
+        if len(set(told)) > 1:
+            report |= _own(judge, kind, samples[rows], part, told, settings.within, f"_of_{name}")
+    return report
 
 
-def _ratio(errors: list[Validation], end: str) -> dict:
-    """The errors on held-out, training and other training images in a view, as a metric."""
-    held_out, training, again = (found.of_views.get(end, found.per_level) for found in errors)
-    return {
-        "value": sum(held_out) / sum(training),
-        "n": errors[0].n,
-        "extractor": "squared error of the model's own denoised images, mean over noise levels",
-        "floor": sum(again) / sum(training),
-        "noise_over_signal": errors[0].noise_over_signal,
-        "held_out": held_out,
-        "training": training,
-    }
-
-
-def _errors(pipeline, images: Subset) -> Validation:
-    """Errors per noise level on real images with their own conditions."""
-    conditioning = Conditioning(prompt_of(pipeline), pipeline.tokenizer, pipeline.text_encoder)
-    model = DenoisingModel(pipeline.unet, pipeline.condition_encoder, make_objective(pipeline.config.objective))
-    accelerator = Accelerator(cpu=pipeline.device.type == "cpu")
-    return validate(model, DrawnDataset(images, conditioning, seed=0), accelerator, images.describe())
+def _check_columns(pipeline, reference: Reference, settings: EvaluationSettings, n: int) -> None:
+    """Raise `UserError` unless the columns that were named are there and divide what this model is told."""
+    prompt = prompt_of(pipeline)
+    for argument, name in (("--by", settings.by), ("--within", settings.within)):
+        if name is None:
+            continue
+        reference.check_column(name, argument)
+        if not prompt.is_given or task_of(pipeline).measure is not None:
+            raise UserError(
+                f"{argument} {name}: what it divides is measured of models that draw captions or classes; leave it out."
+            )
+    test = reference.choose(n, settings.seed)[0]
+    if settings.within and not is_choice(prompt.of_all(test), test.texts()[settings.within]):
+        raise UserError(
+            f"--within {settings.within}: no two different captions or classes share a value of it; "
+            "name another column."
+        )
 
 
 def _draw(samples: torch.Tensor, data: dict, losses: dict[str, dict] | None, folder: Path) -> None:

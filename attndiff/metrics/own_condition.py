@@ -4,6 +4,8 @@ A text or class model is judged by this before any distance, which knows nothing
 right kind under the wrong captions are at no distance from real ones.
 """
 
+from functools import partial
+
 import torch
 
 from attndiff.metrics.controls import CONTROLS, OTHER_CAPTIONS, OTHER_CLASSES, not_told_apart
@@ -16,7 +18,12 @@ OTHERS = {"text": OTHER_CAPTIONS, "class": OTHER_CLASSES}
 
 
 def own_condition(
-    judge: Extractor, kind: str, samples: torch.Tensor, real: torch.Tensor, conditions: list[str | int]
+    judge: Extractor,
+    kind: str,
+    samples: torch.Tensor,
+    real: torch.Tensor,
+    conditions: list[str | int],
+    groups: list[str] | None = None,
 ) -> dict:
     """The share of samples that are seen to be what was asked for, with its interval.
 
@@ -26,16 +33,17 @@ def own_condition(
         samples: ``(N, C, H, W)`` in [-1, 1].
         real: The real images of the same conditions, which it was not trained on.
         conditions: Captions or numbers of classes, one an image.
+        groups: One an image: captions are chosen among those of its group alone, such as its style.
 
     Returns:
         ``value``, ``interval``, ``n``, ``among`` (of captions), ``floor`` and ``floor_interval`` (real images),
         ``chance``, ``controls``, ``extractor``, and ``judges``: whether real images do clearly better than chance and
         than real images with other images' conditions.
     """
-    own = judge.own[kind]
+    own = judge.own[kind] if groups is None else partial(judge.own[kind], groups=groups)
     of_samples, of_real = own(samples, conditions), own(real, conditions)
     spoilt = {name: own(spoil(real), conditions) for name, spoil in CONTROLS.items()}
-    spoilt[OTHERS[kind]] = own(real, exchanged(conditions))
+    spoilt[OTHERS[kind]] = own(real, exchanged(conditions, groups))
     floor = share(of_real.hits)
     among = {"among": round(1 / of_real.chance)} if kind == "text" else {}
     return {
@@ -59,9 +67,22 @@ def _verdict(floor: dict, chance: float, others: Result, name: str) -> dict:
     return {"judges": True}
 
 
-def exchanged(conditions: list[str | int]) -> list[str | int]:
-    """The same conditions, each with another image than its own, and as far as may be another than it had."""
-    order = sorted(range(len(conditions)), key=lambda i: conditions[i])
-    moved = order[len(order) // 2 :] + order[: len(order) // 2]
-    found = dict(zip(order, (conditions[i] for i in moved), strict=True))
+def is_choice(conditions: list[str | int], groups: list[str]) -> bool:
+    """Whether some group has two conditions to choose among; a condition and a group an image."""
+    return len(set(zip(groups, conditions, strict=True))) > len(set(groups))
+
+
+def exchanged(conditions: list[str | int], groups: list[str] | None = None) -> list[str | int]:
+    """The same conditions, each with another image than its own, and as far as may be another than it had.
+
+    With ``groups``, one an image, each stays in its group.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups or [""] * len(conditions)):
+        members.setdefault(group, []).append(i)
+    found = {}
+    for rows in members.values():
+        order = sorted(rows, key=lambda i: conditions[i])
+        moved = order[len(order) // 2 :] + order[: len(order) // 2]
+        found |= dict(zip(order, (conditions[i] for i in moved), strict=True))
     return [found[i] for i in range(len(conditions))]

@@ -49,10 +49,25 @@ class Reference:
             )
         return asked or min(DEFAULT_N, most)
 
+    def check_column(self, name: str, argument: str) -> None:
+        """Raise `UserError` unless a column says something of every image; ``argument`` is how it was asked for."""
+        known = self.test.texts().keys() & self.train.texts().keys()
+        if name not in known:
+            shown = ", ".join(sorted(known)) or "none"
+            raise UserError(f"{argument} {name}: the data has no such column of texts or numbers; it has {shown}.")
+
     def describe(self) -> str:
         """What samples are compared with, in words."""
         part = "one half" if self.halves else "the held-out part"
         return f"{part} of {self.name} ({len(self.test)} images; {len(self.train)} others)"
+
+
+def kinds_of(images: ImageSet | Subset, column: str | None) -> dict[str, list[int]]:
+    """Images by what a column of texts or numbers says of them; none without a column."""
+    found: dict[str, list[int]] = {}
+    for i, value in enumerate(images.texts()[column] if column else []):
+        found.setdefault(value, []).append(i)
+    return dict(sorted(found.items()))
 
 
 def model_settings(pipeline) -> dict[str, Any]:

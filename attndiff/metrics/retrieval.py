@@ -116,7 +116,11 @@ def train_retrieval(
 
 
 def caption_ranks(
-    similarity: torch.Tensor, own: torch.Tensor, candidates: int = CANDIDATES, seed: int = 0
+    similarity: torch.Tensor,
+    own: torch.Tensor,
+    candidates: int = CANDIDATES,
+    seed: int = 0,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rank of each picture's own caption among it and ``candidates - 1`` others drawn at random; 1 is the best.
 
@@ -125,6 +129,8 @@ def caption_ranks(
         own: ``(N,)`` int64, which caption is the picture's.
         candidates: Captions to choose among.
         seed: Of the draw.
+        allowed: ``(N, P)`` bool, which captions may be drawn for a picture, all of them where there are fewer; any by
+            default.
 
     Returns:
         ``(N,)`` int64; ties count against the own caption.
@@ -136,13 +142,21 @@ def caption_ranks(
     if pool < candidates:
         raise ValueError(f"{pool} captions are too few to choose among {candidates}")
     order = torch.rand(n, pool, generator=torch.Generator().manual_seed(seed))
-    order[torch.arange(n), own] = 2.0
-    others = similarity.gather(1, order.argsort(1)[:, : candidates - 1])
-    return 1 + (others >= similarity.gather(1, own[:, None])).sum(1)
+    order[torch.arange(n), own] = torch.inf
+    if allowed is not None:
+        order[~allowed] = torch.inf
+    place, chosen = (part[:, : candidates - 1] for part in order.sort(1))
+    no_worse = similarity.gather(1, chosen) >= similarity.gather(1, own[:, None])
+    return 1 + (no_worse & place.isfinite()).sum(1)
 
 
 def own_caption_ranks(
-    model: CaptionRetrieval, images: torch.Tensor, captions: list[str], pool: list[str], seed: int = 0
+    model: CaptionRetrieval,
+    images: torch.Tensor,
+    captions: list[str],
+    pool: list[str],
+    seed: int = 0,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rank ``(N,)`` of each image's caption among it and others of a pool, `CANDIDATES` or as many as there are.
 
@@ -152,6 +166,22 @@ def own_caption_ranks(
         captions: One an image, each in the pool.
         pool: Different captions.
         seed: Of the draw of the others.
+        allowed: As of `caption_ranks`.
     """
     own = torch.tensor([pool.index(caption) for caption in captions])
-    return caption_ranks(model.similarity(images, pool).cpu(), own, min(CANDIDATES, len(pool)), seed)
+    return caption_ranks(model.similarity(images, pool).cpu(), own, min(CANDIDATES, len(pool)), seed, allowed)
+
+
+def captions_within(groups: list[str], captions: list[str], pool: list[str]) -> torch.Tensor:
+    """``(N, P)`` bool: which captions of a pool stand in a row of the same group as each row.
+
+    Args:
+        groups: Of the rows.
+        captions: Of the rows, each in the pool.
+        pool: Different captions.
+    """
+    place, numbers = ({one: i for i, one in enumerate(dict.fromkeys(of))} for of in (pool, groups))
+    rows = torch.tensor([numbers[group] for group in groups])
+    said = torch.zeros(len(numbers), len(pool), dtype=torch.bool)
+    said[rows, torch.tensor([place[caption] for caption in captions])] = True
+    return said[rows]

@@ -138,7 +138,9 @@ def test_evaluate_reports_every_number_with_its_floor(place, tmp_path):
     result = attndiff(*arguments, "--steps", 1, "--guidance", 1, "--seed", 3, "--pictures", tmp_path / "pictures")
     assert result.code == 0, result.err
     report = json.loads((tmp_path / "new/out.json").read_text())
-    assert set(report) == METRICS | {"own_class", "extractor_accuracy", "near_copies", "held_out_error_ratio"}
+    gains = {"class_gain", "class_gain_over_other_classes"}
+    others = {"own_class", "extractor_accuracy", "near_copies", "held_out_error_ratio"}
+    assert set(report) == METRICS | gains | others
     for name, entry in report.items():
         assert isinstance(entry["value"], float) and isinstance(entry["floor"], float), name
         assert entry["n"] > 0 and entry["extractor"] and entry["reference"], name
@@ -156,6 +158,10 @@ def test_evaluate_reports_every_number_with_its_floor(place, tmp_path):
     assert report["near_copies"]["value"] == 0
     ratio = report["held_out_error_ratio"]
     assert len(ratio["noise_over_signal"]) == len(ratio["training"]) == len(ratio["held_out"]) == 8
+    gain = report["class_gain"]
+    assert gain["noise_over_signal"] == [2, 4, 8, 16] and gain["n"] == gain["training"]["n"] == 130
+    assert gain["interval"][0] <= gain["value"] <= gain["interval"][1]
+    assert gain["by_heart"] == pytest.approx(gain["floor"] - gain["value"])
     for picture in ("samples.png", "neighbours.png", "error_by_noise.png"):
         assert Image.open(tmp_path / "pictures" / picture).width > 300
 
@@ -181,7 +187,20 @@ def test_evaluate_twice_gives_the_same(place, tmp_path, model, task):
     if model == "text":  # four captions are classes; the judge is the extractor
         assert next(iter(numbers[0])) == "own_caption_first" and numbers[0]["own_caption_first"]["among"] == 4
     assert numbers[0]["near_copies"]["n"] == (100 if model == "text" else COUNT // 2)
-    assert "held_out_error_ratio" not in numbers[0]
+    assert not {"held_out_error_ratio", "caption_gain"} & set(numbers[0])
+
+
+def test_kinds_of_held_out_images_are_told_apart(place, tmp_path):
+    arguments = ["evaluate", place / "text", "--data", place / "parts", "--json", tmp_path / "out.json", "--steps", 1]
+    result = attndiff(*arguments, "--by", "label", "--within", "label")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out.json").read_text())
+    for name in ("own_caption_first", "caption_gain", "caption_gain_over_other_captions"):
+        for kind in ("a", "b"):
+            assert report[f"{name}_of_{kind}"]["n"] == 65 and f"{name}_of_{kind}" in result.out
+            assert report[f"{name}_of_{kind}"]["value"] != report[name]["value"]
+    assert (report["caption_gain"]["by"], report["caption_gain"]["within"]) == ("label", "label")
+    assert report["caption_gain"]["training"] == report["caption_gain_of_a"]["training"]
 
 
 MISTAKES = {
@@ -207,6 +226,13 @@ MISTAKES = {
     "text model without captions": (["{root}/text", "--data", "{root}/silent"], ["caption", "caption_column"]),
     "class model without its classes": (["{root}/class", "--data", "emoji32"], ["a, b", "label_column"]),
     "unknown setting": (["{root}/none", "sise=16", "--data", "{root}/whole"], ["sise", "size"]),
+    "kinds by no column": (["{root}/text", "--data", "{root}/parts", "--by", "stile"], ["--by stile", "label"]),
+    "captions within no column": (["{root}/text", "--data", "{root}/parts", "--within", "x"], ["--within x", "label"]),
+    "captions within themselves": (
+        ["{root}/text", "--data", "{root}/parts", "--within", "text"],
+        ["--within text", "no two different captions"],
+    ),
+    "kinds where nothing is told": (["{root}/none", "--data", "{root}/parts", "--by", "label"], ["--by label"]),
     "zero steps": (["{root}/none", "--data", "{root}/whole", "--steps", "0"], ["num_inference_steps"]),
     "negative seed": (["{root}/none", "--data", "{root}/whole", "--seed", "-1"], ["seed"]),
     "numbers into a folder": (["{root}/none", "--data", "{root}/whole", "--json", "{root}/few"], ["--json", "few"]),

@@ -15,8 +15,11 @@ from factories import text_pipeline
 from PIL import Image
 
 from attndiff.metrics.extractors.classifier import classify, train_classifier
+from attndiff.metrics.extractors.named import Captions
+from attndiff.metrics.extractors.pretext import Material
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
-from attndiff.metrics.retrieval import caption_ranks, new_retrieval, train_retrieval
+from attndiff.metrics.own_condition import exchanged, is_choice
+from attndiff.metrics.retrieval import caption_ranks, captions_within, new_retrieval, train_retrieval
 
 
 def noise(n: int, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -99,6 +102,40 @@ def test_caption_ranks_of_a_perfect_judge_of_chance_and_of_ties():
 def test_a_pool_smaller_than_the_choice_is_refused():
     with pytest.raises(ValueError, match="too few"):
         caption_ranks(torch.eye(10), torch.arange(10))
+
+
+def test_captions_of_other_groups_are_not_drawn():
+    """Four styles of 25 captions, and a judge that prefers any caption of another style."""
+    styles = [i // 25 for i in range(100)]
+    captions = [f"{i}, {style}" for i, style in enumerate(styles)]
+    allowed = captions_within([str(style) for style in styles], captions, captions)
+    assert allowed.sum(1).tolist() == [25] * 100 and allowed.diagonal().all()
+    similarity = torch.eye(100).where(allowed, 2.0)
+    own = torch.arange(100)
+    assert (caption_ranks(similarity, own) > 1).all()
+    assert (caption_ranks(similarity, own, allowed=allowed) == 1).all()
+    assert (caption_ranks(torch.zeros(100, 100), own, allowed=allowed) == 25).all()
+    assert (caption_ranks(torch.zeros(100, 100), own, candidates=10, allowed=allowed) == 10).all()
+
+
+def test_own_captions_are_judged_within_a_style():
+    """A judge that knows the style alone is right by chance there; a lone caption of its style is left out."""
+    styles = ["red", "blue"] * 30 + ["white"]
+    captions = [f"{i}, {style}" for i, style in enumerate(styles)]
+    colours = {"red": (1.0, -1, -1), "blue": (-1.0, -1, 1), "white": (1.0, 1, 1)}
+    images = torch.stack([torch.tensor(colours[style]).view(3, 1, 1).expand(3, 16, 16) for style in styles])
+    model = new_retrieval(captions, [[caption] for caption in captions], channels=3)
+    material = Material(images, [[caption] for caption in captions], {})
+    judge = Captions(model, material, material, torch.Generator())
+    anywhere, inside = (judge.judge(model.trunk, images, captions, groups) for groups in (None, styles))
+    assert (len(anywhere.hits), anywhere.chance) == (61, 1 / 50)
+    assert (len(inside.hits), inside.chance) == (60, pytest.approx(1 / 30))
+
+
+def test_captions_are_exchanged_within_groups():
+    captions, groups = ["a", "b", "c", "d", "e"], ["x", "x", "y", "y", "z"]
+    assert exchanged(captions, groups) == ["b", "a", "d", "c", "e"]
+    assert is_choice(captions, groups) and not is_choice(["a", "a", "b"], ["x", "x", "y"])
 
 
 def test_caption_retrieval_learns_colours():

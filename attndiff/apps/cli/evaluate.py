@@ -39,6 +39,17 @@ def evaluate(
         float | None, typer.Option(help="How closely to follow the condition; 1 is no guidance. 3, or 1 of a student.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others count up from it.")] = 0,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="Column that says of which kind a held-out image is: own captions and gains of each apart, too.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(help="Column, such as style: other captions are those of images with the same value there."),
+    ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.", **PATH)
     ] = None,
@@ -58,7 +69,7 @@ def evaluate(
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
-    settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed)
+    settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed, by, within)
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")

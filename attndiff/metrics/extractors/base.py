@@ -23,14 +23,15 @@ class Extractor:
         accuracy: How well it does what it does best on held-out images, as ``value``, ``interval``, ``n``, ``floor``
             (chance) and ``pretext``; and everything that it was to learn in ``pretexts``.
         own: For ``"text"`` and ``"class"``, where it has learned that: maps images and as many captions or numbers of
-            classes to which of them are the images' own.
+            classes to which of them are the images' own; of captions, those of an image's group where ``groups`` are
+            given.
     """
 
     name: str
     features: Callable[[torch.Tensor], torch.Tensor]
     standard: bool = False
     accuracy: dict | None = None
-    own: dict[str, Callable[[torch.Tensor, list], Result]] = field(default_factory=dict)
+    own: dict[str, Callable[..., Result]] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,14 @@ from torch import nn
 
 from attndiff.metrics.extractors.classifier import ConvTrunk
 from attndiff.metrics.extractors.pretext import Material, Pretext, Result, features_of
-from attndiff.metrics.retrieval import CANDIDATES, CaptionRetrieval, contrastive_loss, new_retrieval, own_caption_ranks
+from attndiff.metrics.retrieval import (
+    CANDIDATES,
+    CaptionRetrieval,
+    captions_within,
+    contrastive_loss,
+    new_retrieval,
+    own_caption_ranks,
+)
 
 FEWEST_CAPTIONS = 10  # different ones to choose among
 MOST_CLASSES = 100
@@ -42,11 +49,22 @@ class Captions(Pretext):
         """How often a held-out image's own caption comes first."""
         return self.judge(trunk, self.held_out.images, [several[0] for several in self.held_out.captions])
 
-    def judge(self, trunk: nn.Module, images: torch.Tensor, captions: list[str]) -> Result:
-        """Whether each image's caption comes first among `CANDIDATES` of the list, or as many as there are."""
+    def judge(
+        self, trunk: nn.Module, images: torch.Tensor, captions: list[str], groups: list[str] | None = None
+    ) -> Result:
+        """Whether each image's caption comes first among `CANDIDATES` of the list, or as many as there are.
+
+        With ``groups``, one an image, these are captions of its own group; an image whose group has one caption is
+        left out.
+        """
         pool = list(dict.fromkeys(captions))
-        ranks = own_caption_ranks(self.retrieval, images, captions, pool)
-        return Result(ranks == 1, 1 / min(CANDIDATES, len(pool)))
+        if groups is None:
+            ranks = own_caption_ranks(self.retrieval, images, captions, pool)
+            return Result(ranks == 1, 1 / min(CANDIDATES, len(pool)))
+        allowed = captions_within(groups, captions, pool)
+        among = allowed.sum(1).clamp(max=CANDIDATES)
+        hits = own_caption_ranks(self.retrieval, images, captions, pool, allowed=allowed) == 1
+        return Result(hits[among > 1], among[among > 1].double().reciprocal().mean().item())
 
 
 class Classes(Pretext):
@@ -77,8 +95,13 @@ class Classes(Pretext):
         """How often a held-out image's value is told; chance is the commonest one."""
         return self.judge(trunk, self.held_out.images, self.held_out.columns[self.name])
 
-    def judge(self, trunk: nn.Module, images: torch.Tensor, values: list[str]) -> Result:
-        """Whether each image is seen to have its value; those of values never learned are left out."""
+    def judge(
+        self, trunk: nn.Module, images: torch.Tensor, values: list[str], groups: list[str] | None = None
+    ) -> Result:
+        """Whether each image is seen to have its value; those of values never learned are left out.
+
+        A class is told from all others, whatever the ``groups``.
+        """
         right = self.numbers(values)
         known = right != UNKNOWN
         if not known.any():

@@ -113,7 +113,9 @@ def _extractor(trunk: nn.Module, pretexts: list[Pretext], results: dict[str, Res
 
 def _own(trunk: nn.Module, pretext: Captions | Classes, device) -> Callable[[torch.Tensor, list], Result]:
     """Tells which of some captions, or numbers of classes, are their images' own."""
-    return lambda images, conditions: pretext.judge(trunk, shrink(images, SIDE).to(device), [*map(str, conditions)])
+    return lambda images, conditions, groups=None: pretext.judge(
+        trunk, shrink(images, SIDE).to(device), [*map(str, conditions)], groups
+    )
 
 
 def _shrunk(material: Material) -> Material:
