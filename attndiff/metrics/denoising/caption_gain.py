@@ -1,4 +1,4 @@
-r"""How much a model's captions, or classes, help it to see what noise hides.
+"""How much a model's captions, or classes, help it to see what noise hides.
 
 Of an image ``x`` of the caption ``c``, noise ``e`` and a ratio ``r`` of noise to signal, with the denoised image ``D``
 and the mean over pixels and channels, the gain over ``o`` is
