@@ -147,6 +147,7 @@ def make_stages(out: Path, classes: Path | None, emoji: Path | None, caption_col
     stages = [
         # 5: no test has the marker
         Stage("tests", [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"], (0, 5)),
+        # every backend at the shapes of the presets, and at those of the kinds of attention that they do not have
         Stage("attention", [*attention, "--json", str(out / "attention.json")]),
         Stage("speed", [*bench, *speed]),
     ]

@@ -82,6 +82,28 @@ def is_plain_faster(value: torch.Tensor, requested: AttentionBackendName | str |
     )
 
 
+def with_shared(
+    attn: "Attention", key: torch.Tensor, value: torch.Tensor, tokens: torch.Tensor, rotation: Rotation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of sequences, each with those of the tokens that all N sequences of an image attend to.
+
+    Args:
+        attn: The layer, which projects the tokens once an image.
+        key: ``(B * N, L, H, D)``, rotated.
+        value: ``(B * N, L, H, D)``.
+        tokens: ``(B, M, C)``.
+        rotation: Of their keys, 2 x ``(1, M, 1, F)``.
+
+    Returns:
+        Keys and values ``(B * N, L + M, H, D)``.
+    """
+    shared_key, shared_value = attn.key_value(tokens)  # (B, M, H, D)
+    times = len(key) // len(tokens)
+    pairs = ((key, rotate(shared_key, rotation)), (value, shared_value))
+    key, value = (torch.cat([own, of_all.repeat_interleave(times, 0)], dim=1) for own, of_all in pairs)
+    return key, value
+
+
 class AttnDiffAttnProcessor:
     """Computes one attention layer; ``set_attention_backend`` and the xformers switch act on it."""
 
@@ -95,6 +117,7 @@ class AttnDiffAttnProcessor:
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
+        shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
@@ -103,6 +126,8 @@ class AttnDiffAttnProcessor:
             query, key, value = attn.query_key_value(hidden_states)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if shared is not None:
+                key, value = with_shared(attn, key, value, *shared)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
@@ -162,8 +187,11 @@ class Attention(nn.Module, AttentionModuleMixin):
         return self.norm_q(self._split(self.to_q(hidden_states)))
 
     def key_value(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``."""
-        if getattr(self, "fused_projections", False):
+        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``.
+
+        Of self-attention they are those of tokens ``(B, S, C)`` that have no queries.
+        """
+        if self.is_cross_attention and getattr(self, "fused_projections", False):
             key, value = self.to_kv(context).chunk(2, dim=-1)
         else:
             key, value = self.to_k(context), self.to_v(context)

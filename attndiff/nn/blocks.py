@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attndiff.nn.attention import Attention
-from attndiff.nn.kinds.arrangement import Sequences
+from attndiff.nn.kinds.arrangement import Sequences, attend
 
 
 class Conv3x3(nn.Conv2d):
@@ -113,9 +113,7 @@ class TransformerBlock(nn.Module):
         x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
-            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
-            x = x + sequences.arrangement.join(h).flatten(1, 2)
+            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attndiff.nn.kinds.arrangement import Arrangement
+from attndiff.nn.kinds.coarse_window_attention import coarse_window_arrangements
 from attndiff.nn.kinds.global_attention import global_arrangements
 from attndiff.nn.kinds.window_attention import window_arrangements
 
@@ -13,6 +14,7 @@ AttentionKind = Callable[[int, int, int, int], list[Arrangement]]
 ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "none": None,
     "window": window_arrangements,
+    "window_coarse": coarse_window_arrangements,
     "global": global_arrangements,
 }
 
@@ -24,7 +26,9 @@ class Level:
     Args:
         width: Channels; a multiple of ``head_dim`` where the level attends.
         depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: Kind of self-attention, a key of `ATTENTION_KINDS`.
+        attention: Kind of self-attention, a key of `ATTENTION_KINDS`: ``"none"``; ``"window"``, in windows and in every
+            other block in the dilated grids that join them; ``"window_coarse"``, the same with a coarse grid of the
+            whole image, 8 x 8 at most, in the same softmax; ``"global"``, of every pixel to every other.
         cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
             made of convolution blocks, any other of transformer blocks.
         max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a

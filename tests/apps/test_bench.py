@@ -97,14 +97,19 @@ def test_the_training_loop_is_measured_whole(monkeypatch):
 
 def test_attention_backends_agree_with_the_reference():
     rows = attention.measure_attention("cpu", ("tiny",), (32,), images=2, repeats=1, say=lambda line: None)
-    assert {(row["kind"], row["masked"]) for row in rows} == {("global", False), ("cross", True)}
+    assert {(row["kind"], row["masked"]) for row in rows} == {
+        ("global", False),
+        ("cross", True),
+        ("window", False),
+        ("window_coarse", False),
+    }
     bound = {"float32": 1e-5, "bfloat16": 3e-2}
     for row in rows:
         if row["backend"] in (attention.REFERENCE, "native", "_native_math"):
             assert row["forward_error"] < bound[row["dtype"]], row
             assert row["backward_error"] < bound[row["dtype"]], row
     assert any("unavailable" in row for row in rows if row["backend"] == "xformers")
-    assert sum(row.get("fastest", False) for row in rows) == 4
+    assert sum(row.get("fastest", False) for row in rows) == 8
     assert "| cross" not in attention.attention_markdown(rows).splitlines()[0]
 
 
@@ -117,6 +122,8 @@ def test_shapes_are_those_of_the_network():
         ("cross", 1, 64, 24),
     ]
     assert next(attention.preset_shapes("s", 256)).kind == "window"
+    further = [(s.kind, s.groups, s.queries, s.keys) for s in attention.kind_shapes(32, known={"global"})]
+    assert further == [("window", 4, 64, 64), ("window_coarse", 4, 64, 128)]
 
 
 def test_a_preset_is_measured_once_and_shown(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from attndiff.apps.bench.attention import preset_shapes
 from attndiff.lens.record import AttentionRecorder
 from attndiff.nn.attention import Attention
 from attndiff.nn.kinds import window_attention
-from attndiff.nn.kinds.arrangement import Arrangement, make_sequences
+from attndiff.nn.kinds.arrangement import Arrangement, attend, make_sequences
+from attndiff.nn.kinds.coarse_window_attention import CoarseWindows, cell_side
 from attndiff.nn.kinds.global_attention import WholeImage
 from attndiff.nn.kinds.window_attention import Windows, join_windows, split_windows, window_side
 from attndiff.nn.level import ATTENTION_KINDS, Level
@@ -19,6 +20,7 @@ from attndiff.nn.rope import axial_angles, cos_sin, rotate
 from attndiff.nn.unet import AttentionUNet2DModel
 
 BATCH, CHANNELS, HEAD_DIM = 2, 16, 8
+BACKENDS = ("native", "_native_math", "xformers")
 
 
 def make_attention() -> Attention:
@@ -35,11 +37,9 @@ def image(height: int, width: int) -> torch.Tensor:
     return torch.randn(BATCH, height, width, CHANNELS, generator=torch.Generator().manual_seed(1), requires_grad=True)
 
 
-def attend(attn: Attention, arrangement: Arrangement, x: torch.Tensor) -> torch.Tensor:
+def arranged(attn: Attention, arrangement: Arrangement, x: torch.Tensor) -> torch.Tensor:
     """Self-attention of ``x (B, H, W, C)``, as blocks call it."""
-    sequences = make_sequences(arrangement, len(x), HEAD_DIM, x)
-    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask)
-    return arrangement.join(out)
+    return attend(attn, x, make_sequences(arrangement, len(x), HEAD_DIM, x))
 
 
 def written_out(attn: Attention, x: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
@@ -51,6 +51,33 @@ def written_out(attn: Attention, x: torch.Tensor, together: torch.Tensor) -> tor
     weights = logits.masked_fill(~together, float("-inf")).softmax(-1)
     out = torch.einsum("bhls,bshd->blhd", weights, value).flatten(2)
     return attn.to_out[0](out).unflatten(1, (height, width))
+
+
+def written_out_with_cells(attn: Attention, x: torch.Tensor, together: torch.Tensor) -> torch.Tensor:
+    """The same, and in the same softmax of every pixel to the means of the cells of the image."""
+    height, width = x.shape[1:3]
+    rows, columns = (torch.arange(side) // cell_side(side) for side in (height, width))
+    cell = (rows[:, None] * (columns[-1] + 1) + columns).flatten()
+    share = F.one_hot(cell).T.float()
+    share = share / share.sum(1, keepdim=True)  # (M, H * W)
+    angles = axial_angles(height, width, HEAD_DIM, x.device)
+    query, key, value = attn.query_key_value(x.flatten(1, 2))
+    _, cell_key, cell_value = attn.query_key_value(share @ x.flatten(1, 2))
+    place, cell_place = cos_sin(angles[None]), cos_sin((share @ angles)[None])
+    key = torch.cat([rotate(key, place), rotate(cell_key, cell_place)], 1)
+    allowed = torch.cat([together, torch.ones(len(together), len(share), dtype=torch.bool)], 1)
+    logits = torch.einsum("blhd,bshd->bhls", rotate(query, place), key) * HEAD_DIM**-0.5
+    weights = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+    out = torch.einsum("bhls,bshd->blhd", weights, torch.cat([value, cell_value], 1)).flatten(2)
+    return attn.to_out[0](out).unflatten(1, (height, width))
+
+
+def window_groups(windows: Windows) -> torch.Tensor:
+    """``(H * W, H * W)`` bool: which pixels share a window."""
+    sides = zip((windows.height, windows.width), windows.window, strict=True)
+    rows, columns = (groups(side, w, windows.dilated) for side, w in sides)
+    group = (rows[:, None] * 100 + columns).flatten()
+    return group[:, None] == group
 
 
 def groups(side: int, window: int, dilated: bool) -> torch.Tensor:
@@ -74,18 +101,42 @@ def outcome(make, attn: Attention, x: torch.Tensor) -> list[torch.Tensor]:
 def test_windows_are_attention_among_their_pixels(height, width, dilated):
     """Values and gradients, with padding and without."""
     attn, x, windows = make_attention(), image(height, width), Windows(height, width, 8, dilated)
-    rows, columns = (groups(side, w, dilated) for side, w in zip((height, width), windows.window, strict=True))
-    group = (rows[:, None] * 100 + columns).flatten()
-    expected = outcome(lambda: written_out(attn, x, group[:, None] == group), attn, x)
-    actual = outcome(lambda: attend(attn, windows, x), attn, x)
+    expected = outcome(lambda: written_out(attn, x, window_groups(windows)), attn, x)
+    actual = outcome(lambda: arranged(attn, windows, x), attn, x)
     for ours, reference in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, reference, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dilated", [False, True], ids=["windows", "dilated"])
+@pytest.mark.parametrize(("height", "width"), [(16, 8), (17, 19), (1, 9)], ids=str)
+def test_coarse_windows_are_attention_among_their_pixels_and_all_cells(height, width, dilated, backend, xformers):
+    """Values and gradients on every backend, with padding and without."""
+    attn, x, windows = make_attention(), image(height, width), CoarseWindows(height, width, 8, dilated)
+    expected = outcome(lambda: written_out_with_cells(attn, x, window_groups(windows)), attn, x)
+    attn.processor._attention_backend = backend
+    actual = outcome(lambda: arranged(attn, windows, x), attn, x)
+    for ours, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, reference, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "cell", "cells"), [(1, 1, 1), (4, 2, 2), (9, 2, 5), (16, 2, 8), (17, 3, 6), (64, 8, 8)]
+)
+def test_cells_are_coarse_and_few(side, cell, cells):
+    windows = CoarseWindows(side, side, 8, dilated=False)
+    assert (windows.cell, windows.shared_length) == ((cell, cell), cells**2)
+    angles = windows.shared_angles(HEAD_DIM, torch.device("cpu"))
+    last = axial_angles(side, side, HEAD_DIM, angles.device)[-1]
+    assert angles.shape == (1, cells**2, HEAD_DIM // 4)
+    torch.testing.assert_close(angles[0, 0], last * (cell - 1) / 2 / max(side - 1, 1))
+    torch.testing.assert_close(angles[0, -1], last * ((cells - 1) * cell + side - 1) / 2 / max(side - 1, 1))
 
 
 def test_global_attention_is_attention_among_all_pixels():
     attn, x = make_attention(), image(5, 7)
     expected = outcome(lambda: written_out(attn, x, torch.ones(35, 35, dtype=torch.bool)), attn, x)
-    for ours, reference in zip(outcome(lambda: attend(attn, WholeImage(5, 7), x), attn, x), expected, strict=True):
+    for ours, reference in zip(outcome(lambda: arranged(attn, WholeImage(5, 7), x), attn, x), expected, strict=True):
         torch.testing.assert_close(ours, reference, atol=2e-5, rtol=1e-4)
 
 
@@ -97,10 +148,10 @@ def test_what_is_in_the_padding_reaches_no_pixel(dilated, monkeypatch):
         return F.pad(x, widths, value=100.0 if x.is_floating_point() else 0)
 
     attn, x, windows = make_attention(), image(17, 19), Windows(17, 19, 8, dilated)
-    expected = outcome(lambda: attend(attn, windows, x), attn, x)
+    expected = outcome(lambda: arranged(attn, windows, x), attn, x)
     monkeypatch.setattr(window_attention, "F", SimpleNamespace(pad=pad))
     assert (windows.split(x) == 100).any()
-    actual = outcome(lambda: attend(attn, windows, x), attn, x)
+    actual = outcome(lambda: arranged(attn, windows, x), attn, x)
     assert all(torch.equal(ours, before) for ours, before in zip(actual, expected, strict=True))
 
 

@@ -1,11 +1,11 @@
-"""Every attention backend at the shapes of the presets: its error against softmax attention written out, and its time.
+"""Every attention backend at the shapes of presets and of other kinds: its error, and its time.
 
-Errors are the largest difference from `reference_attention` in float32 on the same numbers, over the largest value of
-the reference; of the gradients the worst of query, key and value.
+Errors are the largest difference from `reference_attention`, softmax attention written out, in float32 on the same
+numbers, over the largest value of the reference; of the gradients the worst of query, key and value.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,7 +14,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from attndiff.apps.bench.network import TOKENS
 from attndiff.apps.bench.timing import seconds_of
 from attndiff.nn.attention import additive_mask, reference_attention
-from attndiff.nn.level import Level
+from attndiff.nn.kinds.arrangement import Arrangement
+from attndiff.nn.level import ATTENTION_KINDS, Level
 from attndiff.nn.presets import PRESETS
 
 BACKENDS = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "xformers", "flash")
@@ -27,7 +28,7 @@ class Shape:
     """One attention call of a preset.
 
     Args:
-        preset: Name in `PRESETS`.
+        preset: Name in `PRESETS`, or ``"none"`` for a kind that none of those measured has.
         size: Image side in pixels.
         kind: Of an arrangement of the pixels, such as ``"global"`` or ``"window"``, or ``"cross"``.
         groups: Sequences of an image: 1, or its windows.
@@ -54,11 +55,25 @@ def preset_shapes(preset: str, size: int) -> Iterator[Shape]:
     for i, level in enumerate(Level(**settings) for settings in unet["levels"]):
         rows, heads = side >> i, level.width // unet["head_dim"]
         if level.self_attention:
-            pixels = level.arrangements(rows, rows)[0]
-            length = pixels.length
-            yield Shape(preset, size, pixels.kind, pixels.sequences, length, length, heads, unet["head_dim"])
+            yield self_attention_shape(preset, size, level.arrangements(rows, rows)[0], heads, unet["head_dim"])
         if level.cross_attention:
             yield Shape(preset, size, "cross", 1, rows**2, TOKENS, heads, unet["head_dim"])
+
+
+def self_attention_shape(preset: str, size: int, pixels: Arrangement, heads: int, head_dim: int) -> Shape:
+    """The attention call of an arrangement."""
+    keys = pixels.length + pixels.shared_length
+    return Shape(preset, size, pixels.kind, pixels.sequences, pixels.length, keys, heads, head_dim)
+
+
+def kind_shapes(size: int, known: Collection[str]) -> Iterator[Shape]:
+    """The attention calls of the kinds of self-attention beside those known, at the level of every other pixel."""
+    rows = size // 2
+    for level in (Level(width=128, attention=kind) for kind in ATTENTION_KINDS):
+        if level.self_attention:
+            pixels = level.arrangements(rows, rows)[0]
+            if pixels.kind not in known:
+                yield self_attention_shape("none", size, pixels, heads=4, head_dim=32)
 
 
 def measure_attention(
@@ -69,11 +84,16 @@ def measure_attention(
     repeats: int = 10,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """A row for every shape, precision and backend: ``forward_error`` and ``backward_error``, ``forward_seconds`` and
-    ``both_seconds`` (median), or why it is ``unavailable``; the fastest of a shape's backends has ``fastest``."""
+    """A row for every shape of the presets and of the kinds that they do not have, precision and backend.
+
+    It has ``forward_error`` and ``backward_error``, ``forward_seconds`` and ``both_seconds`` (median), or why it is
+    ``unavailable``; the fastest of a shape's backends has ``fastest``.
+    """
     images = images or (8 if device == "cpu" else 256)
     rows = []
-    for shape in [shape for preset in presets for size in sizes for shape in preset_shapes(preset, size)]:
+    shapes = [shape for preset in presets for size in sizes for shape in preset_shapes(preset, size)]
+    shapes += [shape for size in sizes for shape in kind_shapes(size, {shape.kind for shape in shapes})]
+    for shape in shapes:
         for dtype in (torch.float32, torch.bfloat16):
             block = [measure_backend(name, shape, dtype, device, images, repeats) for name in (REFERENCE, *BACKENDS)]
             mark_fastest(block)

@@ -1,41 +1,56 @@
 """How the pixels of an image stand in sequences, each attending to itself: all that a kind of self-attention says.
 
-Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, F rotated pairs.
+Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, M tokens that all
+sequences of an image attend to beside their own, F rotated pairs.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
-from attndiff.nn.attention import additive_mask
+from attndiff.nn.attention import Attention, additive_mask
 from attndiff.nn.rope import Rotation, cos_sin
 
 
-class Arrangement(Protocol):
+class Arrangement:
     """Pixels of images of one size as sequences.
 
     Attributes:
         kind: Its name in tables.
         sequences: N.
         length: L, padding included.
+        shared_length: M.
     """
 
     kind: str
     sequences: int
     length: int
+    shared_length: int = 0
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
+        raise NotImplementedError
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
+        raise NotImplementedError
 
     def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
         """Rotary angles ``(N, L, F)`` of the pixels."""
+        raise NotImplementedError
 
     def pixels(self, device: torch.device) -> torch.Tensor | None:
         """``(N, L)`` bool, false for padding; None without any."""
+        return None
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Of images ``(B, H, W, C)`` the tokens ``(B, M, C)`` that all sequences attend to; None without any."""
+        return None
+
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """Rotary angles ``(1, M, F)`` of those tokens, where there are any."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -45,16 +60,30 @@ class Sequences:
     Args:
         arrangement: Of the pixels.
         rotation: Of queries and keys, 2 x ``(N, L, 1, F)``, the same for every image.
-        mask: ``(B * N, 1, 1, L)`` additive, where there is padding.
+        mask: ``(B * N, 1, 1, L + M)`` additive, where there is padding.
+        shared_rotation: Of the keys of shared tokens, 2 x ``(1, M, 1, F)``, where there are any.
     """
 
     arrangement: Arrangement
     rotation: Rotation
     mask: torch.Tensor | None
+    shared_rotation: Rotation | None = None
 
 
 def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
     """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
-    pixels = arrangement.pixels(like.device)
-    mask = None if pixels is None else additive_mask(pixels.repeat(batch, 1), like.dtype)
-    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask)
+    pixels, shared, mask, shared_rotation = arrangement.pixels(like.device), arrangement.shared_length, None, None
+    if pixels is not None:
+        mask = additive_mask(F.pad(pixels, (0, shared), value=True).repeat(batch, 1), like.dtype)
+    if shared:
+        shared_rotation = cos_sin(arrangement.shared_angles(head_dim, like.device))
+    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
+
+
+def attend(attn: Attention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Self-attention of the pixels of ``x (B, H, W, C)``, as they are arranged; ``(B, H, W, C)``."""
+    arrangement, shared = sequences.arrangement, None
+    if sequences.shared_rotation is not None:
+        shared = (arrangement.shared(x), sequences.shared_rotation)
+    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask, shared=shared)
+    return arrangement.join(out)

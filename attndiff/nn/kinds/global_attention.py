@@ -27,7 +27,7 @@ def global_arrangements(height: int, width: int, window: int, max_tokens: int) -
     return windows
 
 
-class WholeImage:
+class WholeImage(Arrangement):
     """All pixels as one sequence, row by row."""
 
     kind = "global"
@@ -47,7 +47,3 @@ class WholeImage:
     def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
         """``(1, H * W, F)``."""
         return axial_angles(self.height, self.width, head_dim, device)[None]
-
-    def pixels(self, device: torch.device) -> torch.Tensor | None:
-        """None: there is no padding."""
-        return None

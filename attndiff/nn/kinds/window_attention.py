@@ -15,7 +15,7 @@ def window_arrangements(height: int, width: int, window: int, max_tokens: int) -
     return [Windows(height, width, window, dilated) for dilated in (False, True)]
 
 
-class Windows:
+class Windows(Arrangement):
     """Neighbouring pixels, or with ``dilated`` every n-th pixel of the n windows of an axis (MaxViT, Fig. 3).
 
     Where windows do not divide the image, it is padded at both ends, so that every window is at least half full and no

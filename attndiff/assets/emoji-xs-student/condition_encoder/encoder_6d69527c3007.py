@@ -16,7 +16,6 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
-from typing import Protocol
 
 
 # attndiff.nn.rope
@@ -155,6 +154,28 @@ def is_plain_faster(value: torch.Tensor, requested: AttentionBackendName | str |
     )
 
 
+def with_shared(
+    attn: "Attention", key: torch.Tensor, value: torch.Tensor, tokens: torch.Tensor, rotation: Rotation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of sequences, each with those of the tokens that all N sequences of an image attend to.
+
+    Args:
+        attn: The layer, which projects the tokens once an image.
+        key: ``(B * N, L, H, D)``, rotated.
+        value: ``(B * N, L, H, D)``.
+        tokens: ``(B, M, C)``.
+        rotation: Of their keys, 2 x ``(1, M, 1, F)``.
+
+    Returns:
+        Keys and values ``(B * N, L + M, H, D)``.
+    """
+    shared_key, shared_value = attn.key_value(tokens)  # (B, M, H, D)
+    times = len(key) // len(tokens)
+    pairs = ((key, rotate(shared_key, rotation)), (value, shared_value))
+    key, value = (torch.cat([own, of_all.repeat_interleave(times, 0)], dim=1) for own, of_all in pairs)
+    return key, value
+
+
 class AttnDiffAttnProcessor:
     """Computes one attention layer; ``set_attention_backend`` and the xformers switch act on it."""
 
@@ -168,6 +189,7 @@ class AttnDiffAttnProcessor:
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
+        shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
@@ -176,6 +198,8 @@ class AttnDiffAttnProcessor:
             query, key, value = attn.query_key_value(hidden_states)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if shared is not None:
+                key, value = with_shared(attn, key, value, *shared)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
@@ -235,8 +259,11 @@ class Attention(nn.Module, AttentionModuleMixin):
         return self.norm_q(self._split(self.to_q(hidden_states)))
 
     def key_value(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``."""
-        if getattr(self, "fused_projections", False):
+        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``.
+
+        Of self-attention they are those of tokens ``(B, S, C)`` that have no queries.
+        """
+        if self.is_cross_attention and getattr(self, "fused_projections", False):
             key, value = self.to_kv(context).chunk(2, dim=-1)
         else:
             key, value = self.to_k(context), self.to_v(context)
@@ -258,37 +285,52 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 """How the pixels of an image stand in sequences, each attending to itself: all that a kind of self-attention says.
 
-Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, F rotated pairs.
+Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, M tokens that all
+sequences of an image attend to beside their own, F rotated pairs.
 """
 
 
 
 
 
-class Arrangement(Protocol):
+class Arrangement:
     """Pixels of images of one size as sequences.
 
     Attributes:
         kind: Its name in tables.
         sequences: N.
         length: L, padding included.
+        shared_length: M.
     """
 
     kind: str
     sequences: int
     length: int
+    shared_length: int = 0
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
+        raise NotImplementedError
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
+        raise NotImplementedError
 
     def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
         """Rotary angles ``(N, L, F)`` of the pixels."""
+        raise NotImplementedError
 
     def pixels(self, device: torch.device) -> torch.Tensor | None:
         """``(N, L)`` bool, false for padding; None without any."""
+        return None
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Of images ``(B, H, W, C)`` the tokens ``(B, M, C)`` that all sequences attend to; None without any."""
+        return None
+
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """Rotary angles ``(1, M, F)`` of those tokens, where there are any."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -298,19 +340,33 @@ class Sequences:
     Args:
         arrangement: Of the pixels.
         rotation: Of queries and keys, 2 x ``(N, L, 1, F)``, the same for every image.
-        mask: ``(B * N, 1, 1, L)`` additive, where there is padding.
+        mask: ``(B * N, 1, 1, L + M)`` additive, where there is padding.
+        shared_rotation: Of the keys of shared tokens, 2 x ``(1, M, 1, F)``, where there are any.
     """
 
     arrangement: Arrangement
     rotation: Rotation
     mask: torch.Tensor | None
+    shared_rotation: Rotation | None = None
 
 
 def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
     """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
-    pixels = arrangement.pixels(like.device)
-    mask = None if pixels is None else additive_mask(pixels.repeat(batch, 1), like.dtype)
-    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask)
+    pixels, shared, mask, shared_rotation = arrangement.pixels(like.device), arrangement.shared_length, None, None
+    if pixels is not None:
+        mask = additive_mask(F.pad(pixels, (0, shared), value=True).repeat(batch, 1), like.dtype)
+    if shared:
+        shared_rotation = cos_sin(arrangement.shared_angles(head_dim, like.device))
+    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
+
+
+def attend(attn: Attention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Self-attention of the pixels of ``x (B, H, W, C)``, as they are arranged; ``(B, H, W, C)``."""
+    arrangement, shared = sequences.arrangement, None
+    if sequences.shared_rotation is not None:
+        shared = (arrangement.shared(x), sequences.shared_rotation)
+    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask, shared=shared)
+    return arrangement.join(out)
 
 
 # attndiff.nn.blocks
@@ -425,9 +481,7 @@ class TransformerBlock(nn.Module):
         x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
-            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
-            x = x + sequences.arrangement.join(h).flatten(1, 2)
+            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))

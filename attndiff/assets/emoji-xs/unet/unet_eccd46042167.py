@@ -20,7 +20,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils import logging
 from torch import nn
-from typing import Protocol
 
 
 # attndiff.nn.rope
@@ -159,6 +158,28 @@ def is_plain_faster(value: torch.Tensor, requested: AttentionBackendName | str |
     )
 
 
+def with_shared(
+    attn: "Attention", key: torch.Tensor, value: torch.Tensor, tokens: torch.Tensor, rotation: Rotation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of sequences, each with those of the tokens that all N sequences of an image attend to.
+
+    Args:
+        attn: The layer, which projects the tokens once an image.
+        key: ``(B * N, L, H, D)``, rotated.
+        value: ``(B * N, L, H, D)``.
+        tokens: ``(B, M, C)``.
+        rotation: Of their keys, 2 x ``(1, M, 1, F)``.
+
+    Returns:
+        Keys and values ``(B * N, L + M, H, D)``.
+    """
+    shared_key, shared_value = attn.key_value(tokens)  # (B, M, H, D)
+    times = len(key) // len(tokens)
+    pairs = ((key, rotate(shared_key, rotation)), (value, shared_value))
+    key, value = (torch.cat([own, of_all.repeat_interleave(times, 0)], dim=1) for own, of_all in pairs)
+    return key, value
+
+
 class AttnDiffAttnProcessor:
     """Computes one attention layer; ``set_attention_backend`` and the xformers switch act on it."""
 
@@ -172,6 +193,7 @@ class AttnDiffAttnProcessor:
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
+        shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
@@ -180,6 +202,8 @@ class AttnDiffAttnProcessor:
             query, key, value = attn.query_key_value(hidden_states)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if shared is not None:
+                key, value = with_shared(attn, key, value, *shared)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
@@ -239,8 +263,11 @@ class Attention(nn.Module, AttentionModuleMixin):
         return self.norm_q(self._split(self.to_q(hidden_states)))
 
     def key_value(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``."""
-        if getattr(self, "fused_projections", False):
+        """Normalised keys and values, each ``(B, S, H, D)``, of condition tokens ``(B, S, C_context)``.
+
+        Of self-attention they are those of tokens ``(B, S, C)`` that have no queries.
+        """
+        if self.is_cross_attention and getattr(self, "fused_projections", False):
             key, value = self.to_kv(context).chunk(2, dim=-1)
         else:
             key, value = self.to_k(context), self.to_v(context)
@@ -262,37 +289,52 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 """How the pixels of an image stand in sequences, each attending to itself: all that a kind of self-attention says.
 
-Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, F rotated pairs.
+Shapes: B batch, H rows, W columns, C channels, N sequences of an image, L pixels of a sequence, M tokens that all
+sequences of an image attend to beside their own, F rotated pairs.
 """
 
 
 
 
 
-class Arrangement(Protocol):
+class Arrangement:
     """Pixels of images of one size as sequences.
 
     Attributes:
         kind: Its name in tables.
         sequences: N.
         length: L, padding included.
+        shared_length: M.
     """
 
     kind: str
     sequences: int
     length: int
+    shared_length: int = 0
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
+        raise NotImplementedError
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
+        raise NotImplementedError
 
     def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
         """Rotary angles ``(N, L, F)`` of the pixels."""
+        raise NotImplementedError
 
     def pixels(self, device: torch.device) -> torch.Tensor | None:
         """``(N, L)`` bool, false for padding; None without any."""
+        return None
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Of images ``(B, H, W, C)`` the tokens ``(B, M, C)`` that all sequences attend to; None without any."""
+        return None
+
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """Rotary angles ``(1, M, F)`` of those tokens, where there are any."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -302,19 +344,33 @@ class Sequences:
     Args:
         arrangement: Of the pixels.
         rotation: Of queries and keys, 2 x ``(N, L, 1, F)``, the same for every image.
-        mask: ``(B * N, 1, 1, L)`` additive, where there is padding.
+        mask: ``(B * N, 1, 1, L + M)`` additive, where there is padding.
+        shared_rotation: Of the keys of shared tokens, 2 x ``(1, M, 1, F)``, where there are any.
     """
 
     arrangement: Arrangement
     rotation: Rotation
     mask: torch.Tensor | None
+    shared_rotation: Rotation | None = None
 
 
 def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
     """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
-    pixels = arrangement.pixels(like.device)
-    mask = None if pixels is None else additive_mask(pixels.repeat(batch, 1), like.dtype)
-    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask)
+    pixels, shared, mask, shared_rotation = arrangement.pixels(like.device), arrangement.shared_length, None, None
+    if pixels is not None:
+        mask = additive_mask(F.pad(pixels, (0, shared), value=True).repeat(batch, 1), like.dtype)
+    if shared:
+        shared_rotation = cos_sin(arrangement.shared_angles(head_dim, like.device))
+    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
+
+
+def attend(attn: Attention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Self-attention of the pixels of ``x (B, H, W, C)``, as they are arranged; ``(B, H, W, C)``."""
+    arrangement, shared = sequences.arrangement, None
+    if sequences.shared_rotation is not None:
+        shared = (arrangement.shared(x), sequences.shared_rotation)
+    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask, shared=shared)
+    return arrangement.join(out)
 
 
 # attndiff.nn.blocks
@@ -429,9 +485,7 @@ class TransformerBlock(nn.Module):
         x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            h = sequences.arrangement.split(h.unflatten(1, (height, width)))  # (B * N, L, C)
-            h = self.attn(h, rotation=sequences.rotation, attention_mask=sequences.mask)
-            x = x + sequences.arrangement.join(h).flatten(1, 2)
+            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
@@ -488,7 +542,7 @@ def window_arrangements(height: int, width: int, window: int, max_tokens: int) -
     return [Windows(height, width, window, dilated) for dilated in (False, True)]
 
 
-class Windows:
+class Windows(Arrangement):
     """Neighbouring pixels, or with ``dilated`` every n-th pixel of the n windows of an axis (MaxViT, Fig. 3).
 
     Where windows do not divide the image, it is padded at both ends, so that every window is at least half full and no
@@ -574,6 +628,56 @@ def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int]
     return x.flatten(3, 4).flatten(1, 2)
 
 
+# attndiff.nn.kinds.coarse_window_attention
+
+"""Attention at two scales in one softmax: inside windows, and from every pixel to a coarse grid of the whole image.
+
+Shapes: B batch, H rows, W columns, C channels, M cells of the coarse grid, F rotated pairs.
+"""
+
+
+
+MOST_CELLS = 8  # a side
+
+
+def coarse_window_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows, then dilated grids, as `window_arrangements` has them, each with the coarse grid beside it."""
+    return [CoarseWindows(height, width, window, dilated) for dilated in (False, True)]
+
+
+class CoarseWindows(Windows):
+    """`Windows` whose pixels attend to the means of all cells of the image too.
+
+    Args:
+        height: H.
+        width: W.
+        at_most: Side of a window, or a little less, by `window_side`.
+        dilated: Take pixels as far from each other as there are windows.
+    """
+
+    kind = "window_coarse"
+
+    def __init__(self, height: int, width: int, at_most: int, dilated: bool):
+        super().__init__(height, width, at_most, dilated)
+        self.cell = rows, cols = cell_side(height), cell_side(width)
+        self.shared_length = -(-height // rows) * -(-width // cols)
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B, M, C)``, the mean of each cell, row by row; cells at the end may be smaller."""
+        cells = F.avg_pool2d(x.permute(0, 3, 1, 2), self.cell, ceil_mode=True, count_include_pad=False)
+        return cells.flatten(2).transpose(1, 2)
+
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(1, M, F)``, those of the centres of the cells: angles grow evenly, so that their mean is the centre's."""
+        angles = axial_angles(self.height, self.width, head_dim, device)
+        return self.shared(angles.unflatten(0, (1, self.height, self.width)))
+
+
+def cell_side(side: int) -> int:
+    """Pixels of a cell along ``side`` pixels: two at least, or the grid would repeat the pixels."""
+    return min(side, max(2, -(-side // MOST_CELLS)))
+
+
 # attndiff.nn.kinds.global_attention
 
 """Attention of every pixel to every other, as long as there are not too many.
@@ -600,7 +704,7 @@ def global_arrangements(height: int, width: int, window: int, max_tokens: int) -
     return windows
 
 
-class WholeImage:
+class WholeImage(Arrangement):
     """All pixels as one sequence, row by row."""
 
     kind = "global"
@@ -621,10 +725,6 @@ class WholeImage:
         """``(1, H * W, F)``."""
         return axial_angles(self.height, self.width, head_dim, device)[None]
 
-    def pixels(self, device: torch.device) -> torch.Tensor | None:
-        """None: there is no padding."""
-        return None
-
 
 # attndiff.nn.level
 
@@ -638,6 +738,7 @@ AttentionKind = Callable[[int, int, int, int], list[Arrangement]]
 ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "none": None,
     "window": window_arrangements,
+    "window_coarse": coarse_window_arrangements,
     "global": global_arrangements,
 }
 
@@ -649,7 +750,9 @@ class Level:
     Args:
         width: Channels; a multiple of ``head_dim`` where the level attends.
         depth: Blocks on the way down, and as many on the way up; the last level has them once.
-        attention: Kind of self-attention, a key of `ATTENTION_KINDS`.
+        attention: Kind of self-attention, a key of `ATTENTION_KINDS`: ``"none"``; ``"window"``, in windows and in every
+            other block in the dilated grids that join them; ``"window_coarse"``, the same with a coarse grid of the
+            whole image, 8 x 8 at most, in the same softmax; ``"global"``, of every pixel to every other.
         cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
             made of convolution blocks, any other of transformer blocks.
         max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a

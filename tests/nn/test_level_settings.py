@@ -1,0 +1,157 @@
+"""What a level may be set to beside its width: every setting trains, saves, compiles, and shows where words act."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from factories import RGB, quiet, randomised, tiny_scheduler
+from without_attndiff import sample
+
+from attndiff.lens.record import AttentionRecorder
+from attndiff.nn.attention import Attention
+from attndiff.nn.unet import AttentionUNet2DModel
+from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+
+BATCH, TOKENS, CONTEXT = 2, 5, 16
+LEVEL = {"width": 16, "depth": 2, "attention": "window", "window": 4, "cross_attention": True}
+SETTINGS = {
+    "window_coarse": {"attention": "window_coarse"},
+}
+
+
+def make_unet(settings: dict, context: int | None = CONTEXT, depth: int = 2) -> AttentionUNet2DModel:
+    """Two levels, the first with the settings; random parameters everywhere."""
+    levels = [{**LEVEL, "depth": depth, **settings}, {"width": 16, "depth": 1}]
+    return randomised(
+        lambda: AttentionUNet2DModel(
+            sample_size=20, levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=context
+        ),
+        scale=0.1,
+    )
+
+
+def inputs(height: int = 20, width: int = 28) -> dict[str, torch.Tensor]:
+    """For 10 x 14 pixels, which windows of 4 do not divide."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(BATCH, 3, height, width, generator=generator),
+        "noise_level": torch.tensor([-0.5, 0.7]),
+        "encoder_hidden_states": torch.randn(BATCH, TOKENS, CONTEXT, generator=generator),
+        "encoder_attention_mask": torch.arange(TOKENS)[None] < torch.tensor([[5], [2]]),
+    }
+
+
+@pytest.fixture(params=SETTINGS)
+def settings(request) -> dict:
+    return SETTINGS[request.param]
+
+
+@torch.no_grad()
+def test_every_setting_changes_the_pixels(settings):
+    batch = inputs()
+    assert not torch.allclose(make_unet(settings)(**batch).sample, make_unet({})(**batch).sample, atol=1e-3)
+
+
+def test_fresh_networks_train(settings):
+    """After a few steps every parameter has a gradient, those behind weights that begin at zero included."""
+    torch.manual_seed(0)
+    levels = [{**LEVEL, **settings}, {"width": 16, "depth": 1}]
+    unet = AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=CONTEXT).train()
+    batch, target = inputs(), torch.randn(BATCH, 3, 20, 28)
+    optimizer, losses = torch.optim.AdamW(unet.parameters(), lr=3e-3), []
+    for _ in range(5):
+        loss = (unet(**batch).sample - target).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        grads = {name: p.grad for name, p in unet.named_parameters()}
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert not [name for name, grad in grads.items() if grad is None or not grad.isfinite().all() or not grad.any()]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(settings):
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        unet = make_unet(settings).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(**inputs()).sample.square().mean().backward()
+        return [parameter.grad for parameter in unet.parameters()]
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert all(gradient.abs().max() > 0 for gradient in plain)
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+
+
+def test_compiles_without_graph_breaks(settings):
+    torch._dynamo.reset()
+    unet, batch = make_unet(settings, depth=1), inputs()
+    out = torch.compile(unet, fullgraph=True, backend="eager")(**batch).sample
+    assert torch.allclose(out, unet(**batch).sample, atol=1e-6)
+    out.square().mean().backward()
+    assert unet.stem.weight.grad.abs().max() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["_native_math", "xformers"])
+def test_every_backend_gives_the_same_pixels(settings, backend, xformers):
+    unet, batch = make_unet(settings), inputs()
+    expected = unet(**batch).sample
+    unet.set_attention_backend(backend)
+    assert torch.allclose(unet(**batch).sample, expected, atol=1e-5)
+
+
+def test_half_precision_gradients_are_near(settings):
+    """By the plain matmuls that they are computed with on CPU."""
+    gradients = []
+    for enabled in (False, True):
+        unet = make_unet(settings).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            unet(**inputs()).sample.float().square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in unet.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_efficient", "_native_cudnn", "xformers"])
+def test_cuda_gives_the_same_pixels(settings, backend):
+    if backend == "xformers":
+        pytest.importorskip("xformers")
+    unet, batch = make_unet(settings), inputs()
+    expected = unet(**batch).sample
+    unet.to("cuda", torch.float16).set_attention_backend(backend)
+    batch = {name: tensor.cuda() for name, tensor in batch.items()}
+    batch |= {name: batch[name].half() for name in ("sample", "encoder_hidden_states")}
+    assert torch.allclose(unet(**batch).sample.float().cpu(), expected, atol=3e-2)
+
+
+@torch.no_grad()
+def test_fused_projections_give_the_same_pixels(settings):
+    unet, batch = make_unet(settings), inputs()
+    before = unet(**batch).sample
+    unet.fuse_qkv_projections()
+    assert torch.allclose(unet(**batch).sample, before, atol=1e-6)
+
+
+def test_a_folder_opens_with_its_own_code(settings, tmp_path):
+    unet = make_unet(settings, context=None)
+    parts = {"scheduler": tiny_scheduler(), "objective": {"name": "flow"}, "data": {**RGB, "size": [20, 20]}}
+    pipe = quiet(AttnDiffPipeline(unet, **parts))
+    pipe.save_pretrained(tmp_path)
+    opened = quiet(DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True))
+    assert type(opened.unet).__module__ != AttentionUNet2DModel.__module__
+    assert (sample(opened, {}) == sample(pipe, {})).all()
+
+
+@torch.no_grad()
+def test_the_lens_reads_where_words_act(settings):
+    unet, batch = make_unet(settings), inputs()
+    before = unet(**batch).sample
+    with AttentionRecorder(unet) as recorder:
+        assert torch.equal(unet(**batch).sample, before)
+    maps = recorder.maps()
+    cross = [name for name, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention]
+    assert sorted(f"{name}.cross_attn" for name in maps.per_layer) == sorted(cross) and len(cross) == 4
+    weights = maps.averaged((10, 14))
+    assert weights.shape == (BATCH, TOKENS, 10, 14) and torch.allclose(weights.sum(1), torch.ones(BATCH, 10, 14))
