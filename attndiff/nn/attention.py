@@ -118,6 +118,7 @@ class AttnDiffAttnProcessor:
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
         shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
+        temperature: torch.Tensor | None = None,  # (B, 1, H, 1), a factor of the logits
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
@@ -128,6 +129,8 @@ class AttnDiffAttnProcessor:
                 query, key = rotate(query, rotation), rotate(key, rotation)
             if shared is not None:
                 key, value = with_shared(attn, key, value, *shared)
+        if temperature is not None:  # on the queries, so that every backend computes it
+            query = query * temperature.to(query.dtype)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
@@ -141,6 +144,8 @@ class AttnDiffAttnProcessor:
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
             )
+        if attn.to_gate is not None:
+            out = out * (2 * attn.to_gate(hidden_states).sigmoid()).unsqueeze(-1).to(out.dtype)
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)
         return attn.to_out[1](out)
 
@@ -156,12 +161,20 @@ class Attention(nn.Module, AttentionModuleMixin):
         head_dim: Channels per head.
         cross_attention_dim: Channels of the condition tokens, or None for self-attention.
         dropout: Probability of zeroing a channel of the result in training.
+        gated: Multiply what each head gives a token by a factor from 0 to 2 that the token sets; 1 in a fresh layer.
     """
 
     _default_processor_cls = AttnDiffAttnProcessor
     _available_processors = [AttnDiffAttnProcessor]
 
-    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None = None, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int,
+        cross_attention_dim: int | None = None,
+        dropout: float = 0.0,
+        gated: bool = False,
+    ):
         super().__init__()
         if dim % head_dim:
             raise ValueError(f"width {dim} is not a multiple of head_dim {head_dim}; choose widths that are.")
@@ -175,6 +188,10 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_v = nn.Linear(source, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Dropout(dropout)])
         nn.init.zeros_(self.to_out[0].weight)
+        self.to_gate = nn.Linear(dim, self.heads) if gated else None
+        if gated:
+            nn.init.zeros_(self.to_gate.weight)
+            nn.init.zeros_(self.to_gate.bias)
         self.norm_q = nn.LayerNorm(head_dim, bias=False)
         self.norm_k = nn.LayerNorm(head_dim, bias=False)
         self.set_processor(self._default_processor_cls())

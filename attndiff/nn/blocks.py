@@ -37,12 +37,14 @@ class ConvBlock(nn.Module):
         dim: Channels.
         dropout: Probability of zeroing a channel between the convolutions in training.
         seamless: Wrap convolutions around the borders.
-    """
 
-    scales_per_channel = 1
+    Attributes:
+        scale_size: Values that the modulation gives the block for an image.
+    """
 
     def __init__(self, dim: int, dropout: float = 0.0, seamless: bool = False):
         super().__init__()
+        self.scale_size = dim
         self.norm = nn.LayerNorm(dim, bias=False)
         self.conv_in = Conv3x3(dim, dim, seamless=seamless)
         self.dropout = nn.Dropout(dropout)
@@ -80,9 +82,12 @@ class TransformerBlock(nn.Module):
         self_attention: Whether the pixels attend to each other.
         cross_attention_dim: Channels of the condition tokens; None leaves cross-attention out.
         dropout: Dropout probability of both the attention's and the feed-forward's output.
-    """
+        gated: Self-attention has a gate a head.
+        noise_temperature: The modulation sets a temperature of self-attention's logits for every head too.
 
-    scales_per_channel = 2
+    Attributes:
+        scale_size: Values that the modulation gives the block for an image.
+    """
 
     def __init__(
         self,
@@ -91,10 +96,14 @@ class TransformerBlock(nn.Module):
         self_attention: bool = True,
         cross_attention_dim: int | None = None,
         dropout: float = 0.0,
+        gated: bool = False,
+        noise_temperature: bool = False,
     ):
         super().__init__()
+        self.scale_sizes = [dim, dim, dim // head_dim] if noise_temperature else [dim, dim]
+        self.scale_size = sum(self.scale_sizes)
         self.norm_attn = nn.LayerNorm(dim, bias=False) if self_attention else None
-        self.attn = Attention(dim, head_dim, dropout=dropout) if self_attention else None
+        self.attn = Attention(dim, head_dim, dropout=dropout, gated=gated) if self_attention else None
         self.norm_cross = nn.LayerNorm(dim, bias=False) if cross_attention_dim else None
         self.cross_attn = Attention(dim, head_dim, cross_attention_dim, dropout) if cross_attention_dim else None
         self.norm_ff = nn.LayerNorm(dim, bias=False)
@@ -103,17 +112,18 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # (B, H, W, C)
-        scale: torch.Tensor,  # (B, 2 C)
+        scale: torch.Tensor,  # (B, scale_size)
         sequences: Sequences | None = None,
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
         mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
     ) -> torch.Tensor:
-        scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
+        scale_attn, scale_ff, *log_temperature = scale[:, None].split(self.scale_sizes, dim=-1)
+        temperature = log_temperature[0][:, 0].exp() if log_temperature else None  # (B, heads)
         _, height, width, _ = x.shape
         x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences).flatten(1, 2)
+            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences, temperature).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))

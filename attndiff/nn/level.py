@@ -35,9 +35,12 @@ class Level:
             warning.
         window: Side of an attention window in pixels of this level; where it does not divide the image, windows are a
             little smaller, down to half.
+        gated: Every pixel sets how much of what each head of self-attention gives it counts, from none to twice.
+        noise_temperature: The noise level, and what is pooled of the condition, set how sharply each head of
+            self-attention looks.
 
     Raises:
-        ValueError: If the kind is unknown, or the level has no channels.
+        ValueError: If the kind is unknown, the level has no channels, or settings of self-attention have none.
     """
 
     width: int
@@ -46,6 +49,8 @@ class Level:
     cross_attention: bool = False
     max_tokens: int = 1024
     window: int = 8
+    gated: bool = False
+    noise_temperature: bool = False
 
     def __post_init__(self):
         if self.attention not in ATTENTION_KINDS:
@@ -53,6 +58,12 @@ class Level:
             raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
+
+        if not self.self_attention and (self.gated or self.noise_temperature):
+            raise ValueError(
+                f"levels: gated and noise_temperature are of self-attention, and attention is {self.attention!r}: "
+                "choose a kind of attention, or leave them out."
+            )
 
     @property
     def self_attention(self) -> bool:

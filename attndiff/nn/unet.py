@@ -64,7 +64,7 @@ class BlockInputs:
     """What blocks take beside the pixels in one call of the network.
 
     Args:
-        scales: ``(B, scales_per_channel * C)`` by name of the block.
+        scales: ``(B, scale_size)`` by name of the block.
         keys: Keys and values of the condition, 2 x ``(B, S, heads, head_dim)``, by name of the block.
         mask: Of the condition, ``(B, 1, 1, S)`` additive.
         sequences: By level, what its blocks take in turn; nothing without self-attention.
@@ -156,11 +156,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         nn.init.zeros_(self.head.weight)
 
         # One matmul makes the scales of all blocks, in the order of execution.
-        self.scale_sizes = {
-            name: block.scales_per_channel * stage.spec.width
-            for stage in self.stages()
-            for name, block in stage.named_blocks()
-        }
+        self.scale_sizes = {name: block.scale_size for stage in self.stages() for name, block in stage.named_blocks()}
         self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes.values()))
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -171,7 +167,15 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         if not spec.attends:
             return ConvBlock(spec.width, config.dropout, config.seamless)
         context = config.cross_attention_dim if spec.cross_attention else None
-        return TransformerBlock(spec.width, config.head_dim, spec.self_attention, context, config.dropout)
+        return TransformerBlock(
+            spec.width,
+            config.head_dim,
+            spec.self_attention,
+            context,
+            config.dropout,
+            spec.gated,
+            spec.noise_temperature,
+        )
 
     def stages(self) -> list[Stage]:
         """Every run of blocks, in the order of execution."""
@@ -273,7 +277,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         return dict(zip(names, cache))
 
     def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
-        """Each block's modulation ``(B, scales_per_channel * C)`` by its name.
+        """Each block's modulation ``(B, scale_size)`` by its name.
 
         Args:
             noise_level: ``(B,)``, ``(1,)`` or scalar.

@@ -194,6 +194,24 @@ def test_layer_is_the_reference_of_its_projections():
     assert torch.allclose(attn(x, attention_mask=additive_mask(mask, x.dtype)), expected, atol=1e-6)
 
 
+def test_gates_and_temperatures_are_those_of_the_reference(xformers):
+    """In values and gradients: a factor of the logits for every sequence and head, one of each head's result."""
+    attn, x, temperature = randomised(lambda: Attention(16, 8, gated=True)), seeded(2, 5, 16), seeded(2, 2).exp()
+    x.requires_grad_(), temperature.requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    query, key, value = attn.query_key_value(x)
+    logits = torch.einsum("blhd,bshd->bhls", query, key) * 8**-0.5 * temperature[:, :, None, None]
+    weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+    gate = 2 / (1 + (-attn.to_gate(x)).exp())
+    reference = torch.einsum("bhls,bshd->blhd", weights, value) * gate[..., None]
+    expected = forward_and_gradients(lambda *_: attn.to_out[0](reference.flatten(2)), (x, temperature))
+    options = {"attention_mask": additive_mask(mask, x.dtype), "temperature": temperature[:, None, :, None]}
+    for backend in ("native", "_native_math", "xformers"):
+        attn.processor._attention_backend = AttentionBackendName(backend)
+        actual = forward_and_gradients(lambda *_: attn(x, **options), (x, temperature))
+        assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(actual, expected, strict=True))
+
+
 def test_rotation_depends_on_distance_only():
     attn = randomised(lambda: Attention(16, 8))
     x = seeded(1, 6, 16)

@@ -6,15 +6,19 @@ from diffusers import DiffusionPipeline
 from factories import RGB, quiet, randomised, tiny_scheduler
 from without_attndiff import sample
 
+import attndiff
 from attndiff.lens.record import AttentionRecorder
 from attndiff.nn.attention import Attention
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
 BATCH, TOKENS, CONTEXT = 2, 5, 16
-LEVEL = {"width": 16, "depth": 2, "attention": "window", "window": 4, "cross_attention": True}
+LEVEL = {"width": 16, "depth": 2, "attention": "window", "window": 5, "cross_attention": True}
 SETTINGS = {
     "window_coarse": {"attention": "window_coarse"},
+    "gated": {"gated": True},
+    "noise_temperature": {"noise_temperature": True},
+    "all": {"attention": "window_coarse", "gated": True, "noise_temperature": True},
 }
 
 
@@ -23,14 +27,14 @@ def make_unet(settings: dict, context: int | None = CONTEXT, depth: int = 2) -> 
     levels = [{**LEVEL, "depth": depth, **settings}, {"width": 16, "depth": 1}]
     return randomised(
         lambda: AttentionUNet2DModel(
-            sample_size=20, levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=context
+            sample_size=28, levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=context
         ),
         scale=0.1,
     )
 
 
-def inputs(height: int = 20, width: int = 28) -> dict[str, torch.Tensor]:
-    """For 10 x 14 pixels, which windows of 4 do not divide."""
+def inputs(height: int = 28, width: int = 44) -> dict[str, torch.Tensor]:
+    """For 14 x 22 pixels, which windows of 5 do not divide."""
     generator = torch.Generator().manual_seed(1)
     return {
         "sample": torch.randn(BATCH, 3, height, width, generator=generator),
@@ -56,7 +60,7 @@ def test_fresh_networks_train(settings):
     torch.manual_seed(0)
     levels = [{**LEVEL, **settings}, {"width": 16, "depth": 1}]
     unet = AttentionUNet2DModel(levels=levels, head_dim=8, embedding_dim=16, cross_attention_dim=CONTEXT).train()
-    batch, target = inputs(), torch.randn(BATCH, 3, 20, 28)
+    batch, target = inputs(), torch.randn(BATCH, 3, 28, 44)
     optimizer, losses = torch.optim.AdamW(unet.parameters(), lr=3e-3), []
     for _ in range(5):
         loss = (unet(**batch).sample - target).square().mean()
@@ -67,6 +71,31 @@ def test_fresh_networks_train(settings):
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
     assert not [name for name, grad in grads.items() if grad is None or not grad.isfinite().all() or not grad.any()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("setting", ["gated", "noise_temperature"])
+def test_gates_and_temperatures_are_neutral_in_a_fresh_network(setting):
+    """Not a bit of what the other weights give changes."""
+    plain, own = make_unet({}), make_unet({setting: True})
+    fresh = AttentionUNet2DModel(**own.config)
+    weights = {name: value for name, value in plain.state_dict().items() if "modulation" not in name}
+    own.load_state_dict({**fresh.state_dict(), **weights})
+    plain.modulation.load_state_dict({name: torch.zeros_like(p) for name, p in plain.modulation.state_dict().items()})
+    assert torch.equal(own(**inputs()).sample, plain(**inputs()).sample)
+
+
+@torch.no_grad()
+def test_temperatures_follow_the_noise_level_and_not_the_pixels():
+    unet, batch = make_unet({"noise_temperature": True}), inputs()
+    seen = []
+    unet.down_blocks[0][0].attn.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["temperature"]), with_kwargs=True
+    )
+    unet(**batch)
+    unet(**{**batch, "sample": batch["sample"].flip(0)})
+    assert torch.equal(*seen) and seen[0].shape == (BATCH * 15, 1, 2, 1) and (seen[0] > 0).all()
+    assert len(seen[0].unique()) == 4  # two heads at two noise levels
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(settings):
@@ -136,12 +165,14 @@ def test_fused_projections_give_the_same_pixels(settings):
 
 def test_a_folder_opens_with_its_own_code(settings, tmp_path):
     unet = make_unet(settings, context=None)
-    parts = {"scheduler": tiny_scheduler(), "objective": {"name": "flow"}, "data": {**RGB, "size": [20, 20]}}
+    parts = {"scheduler": tiny_scheduler(), "objective": {"name": "flow"}, "data": {**RGB, "size": [28, 28]}}
     pipe = quiet(AttnDiffPipeline(unet, **parts))
     pipe.save_pretrained(tmp_path)
     opened = quiet(DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True))
     assert type(opened.unet).__module__ != AttentionUNet2DModel.__module__
-    assert (sample(opened, {}) == sample(pipe, {})).all()
+    images = sample(opened, {})
+    assert (images == sample(quiet(attndiff.load(tmp_path)), {})).all()
+    assert abs(images - sample(pipe, {})).max() < 1e-5  # weights in a file are aligned in another way
 
 
 @torch.no_grad()
@@ -153,5 +184,5 @@ def test_the_lens_reads_where_words_act(settings):
     maps = recorder.maps()
     cross = [name for name, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention]
     assert sorted(f"{name}.cross_attn" for name in maps.per_layer) == sorted(cross) and len(cross) == 4
-    weights = maps.averaged((10, 14))
-    assert weights.shape == (BATCH, TOKENS, 10, 14) and torch.allclose(weights.sum(1), torch.ones(BATCH, 10, 14))
+    weights = maps.averaged((14, 22))
+    assert weights.shape == (BATCH, TOKENS, 14, 22) and torch.allclose(weights.sum(1), torch.ones(BATCH, 14, 22))

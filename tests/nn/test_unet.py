@@ -347,6 +347,7 @@ def test_outputs_as_tuple():
     ("levels", "message"),
     [
         ([{"width": 16, "attention": "globl"}], "attention must be 'none', 'window', .* or 'global', not 'globl'"),
+        ([{"width": 16, "cross_attention": True, "gated": True}], "gated and noise_temperature are of self-attention"),
         ([{"width": 0}], "width 0 and depth 2 must be positive"),
         ([{"width": 20, "attention": "global"}], "width 20 is not a multiple of head_dim 8"),
     ],

@@ -80,10 +80,30 @@ def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: to
     return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
 
 
-def attend(attn: Attention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-    """Self-attention of the pixels of ``x (B, H, W, C)``, as they are arranged; ``(B, H, W, C)``."""
+def attend(
+    attn: Attention, x: torch.Tensor, sequences: Sequences, temperature: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Self-attention of the pixels of images, as they are arranged.
+
+    Args:
+        attn: The layer, of H heads.
+        x: ``(B, H, W, C)``.
+        sequences: How its pixels are arranged.
+        temperature: ``(B, heads)``, a factor of each image's logits, above 0.
+
+    Returns:
+        ``(B, H, W, C)``.
+    """
     arrangement, shared = sequences.arrangement, None
     if sequences.shared_rotation is not None:
         shared = (arrangement.shared(x), sequences.shared_rotation)
-    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask, shared=shared)
+    if temperature is not None:
+        temperature = temperature.repeat_interleave(arrangement.sequences, 0)[:, None, :, None]
+    out = attn(
+        arrangement.split(x),
+        rotation=sequences.rotation,
+        attention_mask=sequences.mask,
+        shared=shared,
+        temperature=temperature,
+    )
     return arrangement.join(out)

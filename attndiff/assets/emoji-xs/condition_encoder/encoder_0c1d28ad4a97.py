@@ -190,6 +190,7 @@ class AttnDiffAttnProcessor:
         attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
         shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
+        temperature: torch.Tensor | None = None,  # (B, 1, H, 1), a factor of the logits
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
@@ -200,6 +201,8 @@ class AttnDiffAttnProcessor:
                 query, key = rotate(query, rotation), rotate(key, rotation)
             if shared is not None:
                 key, value = with_shared(attn, key, value, *shared)
+        if temperature is not None:  # on the queries, so that every backend computes it
+            query = query * temperature.to(query.dtype)
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
@@ -213,6 +216,8 @@ class AttnDiffAttnProcessor:
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
             )
+        if attn.to_gate is not None:
+            out = out * (2 * attn.to_gate(hidden_states).sigmoid()).unsqueeze(-1).to(out.dtype)
         out = attn.to_out[0](out.flatten(2))  # (B, L, C)
         return attn.to_out[1](out)
 
@@ -228,12 +233,20 @@ class Attention(nn.Module, AttentionModuleMixin):
         head_dim: Channels per head.
         cross_attention_dim: Channels of the condition tokens, or None for self-attention.
         dropout: Probability of zeroing a channel of the result in training.
+        gated: Multiply what each head gives a token by a factor from 0 to 2 that the token sets; 1 in a fresh layer.
     """
 
     _default_processor_cls = AttnDiffAttnProcessor
     _available_processors = [AttnDiffAttnProcessor]
 
-    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None = None, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int,
+        cross_attention_dim: int | None = None,
+        dropout: float = 0.0,
+        gated: bool = False,
+    ):
         super().__init__()
         if dim % head_dim:
             raise ValueError(f"width {dim} is not a multiple of head_dim {head_dim}; choose widths that are.")
@@ -247,6 +260,10 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_v = nn.Linear(source, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Dropout(dropout)])
         nn.init.zeros_(self.to_out[0].weight)
+        self.to_gate = nn.Linear(dim, self.heads) if gated else None
+        if gated:
+            nn.init.zeros_(self.to_gate.weight)
+            nn.init.zeros_(self.to_gate.bias)
         self.norm_q = nn.LayerNorm(head_dim, bias=False)
         self.norm_k = nn.LayerNorm(head_dim, bias=False)
         self.set_processor(self._default_processor_cls())
@@ -360,12 +377,32 @@ def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: to
     return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
 
 
-def attend(attn: Attention, x: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-    """Self-attention of the pixels of ``x (B, H, W, C)``, as they are arranged; ``(B, H, W, C)``."""
+def attend(
+    attn: Attention, x: torch.Tensor, sequences: Sequences, temperature: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Self-attention of the pixels of images, as they are arranged.
+
+    Args:
+        attn: The layer, of H heads.
+        x: ``(B, H, W, C)``.
+        sequences: How its pixels are arranged.
+        temperature: ``(B, heads)``, a factor of each image's logits, above 0.
+
+    Returns:
+        ``(B, H, W, C)``.
+    """
     arrangement, shared = sequences.arrangement, None
     if sequences.shared_rotation is not None:
         shared = (arrangement.shared(x), sequences.shared_rotation)
-    out = attn(arrangement.split(x), rotation=sequences.rotation, attention_mask=sequences.mask, shared=shared)
+    if temperature is not None:
+        temperature = temperature.repeat_interleave(arrangement.sequences, 0)[:, None, :, None]
+    out = attn(
+        arrangement.split(x),
+        rotation=sequences.rotation,
+        attention_mask=sequences.mask,
+        shared=shared,
+        temperature=temperature,
+    )
     return arrangement.join(out)
 
 
@@ -405,12 +442,14 @@ class ConvBlock(nn.Module):
         dim: Channels.
         dropout: Probability of zeroing a channel between the convolutions in training.
         seamless: Wrap convolutions around the borders.
-    """
 
-    scales_per_channel = 1
+    Attributes:
+        scale_size: Values that the modulation gives the block for an image.
+    """
 
     def __init__(self, dim: int, dropout: float = 0.0, seamless: bool = False):
         super().__init__()
+        self.scale_size = dim
         self.norm = nn.LayerNorm(dim, bias=False)
         self.conv_in = Conv3x3(dim, dim, seamless=seamless)
         self.dropout = nn.Dropout(dropout)
@@ -448,9 +487,12 @@ class TransformerBlock(nn.Module):
         self_attention: Whether the pixels attend to each other.
         cross_attention_dim: Channels of the condition tokens; None leaves cross-attention out.
         dropout: Dropout probability of both the attention's and the feed-forward's output.
-    """
+        gated: Self-attention has a gate a head.
+        noise_temperature: The modulation sets a temperature of self-attention's logits for every head too.
 
-    scales_per_channel = 2
+    Attributes:
+        scale_size: Values that the modulation gives the block for an image.
+    """
 
     def __init__(
         self,
@@ -459,10 +501,14 @@ class TransformerBlock(nn.Module):
         self_attention: bool = True,
         cross_attention_dim: int | None = None,
         dropout: float = 0.0,
+        gated: bool = False,
+        noise_temperature: bool = False,
     ):
         super().__init__()
+        self.scale_sizes = [dim, dim, dim // head_dim] if noise_temperature else [dim, dim]
+        self.scale_size = sum(self.scale_sizes)
         self.norm_attn = nn.LayerNorm(dim, bias=False) if self_attention else None
-        self.attn = Attention(dim, head_dim, dropout=dropout) if self_attention else None
+        self.attn = Attention(dim, head_dim, dropout=dropout, gated=gated) if self_attention else None
         self.norm_cross = nn.LayerNorm(dim, bias=False) if cross_attention_dim else None
         self.cross_attn = Attention(dim, head_dim, cross_attention_dim, dropout) if cross_attention_dim else None
         self.norm_ff = nn.LayerNorm(dim, bias=False)
@@ -471,17 +517,18 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # (B, H, W, C)
-        scale: torch.Tensor,  # (B, 2 C)
+        scale: torch.Tensor,  # (B, scale_size)
         sequences: Sequences | None = None,
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, heads, head_dim)
         mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
     ) -> torch.Tensor:
-        scale_attn, scale_ff = scale[:, None].chunk(2, dim=-1)
+        scale_attn, scale_ff, *log_temperature = scale[:, None].split(self.scale_sizes, dim=-1)
+        temperature = log_temperature[0][:, 0].exp() if log_temperature else None  # (B, heads)
         _, height, width, _ = x.shape
         x = x.flatten(1, 2)  # (B, H * W, C)
         if self.attn is not None:
             h = self.norm_attn(x) * (1 + scale_attn)
-            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences).flatten(1, 2)
+            x = x + attend(self.attn, h.unflatten(1, (height, width)), sequences, temperature).flatten(1, 2)
         if self.cross_attn is not None and key_value is not None:
             x = x + self.cross_attn(self.norm_cross(x), key_value=key_value, attention_mask=mask)
         x = x + self.ff(self.norm_ff(x) * (1 + scale_ff))
