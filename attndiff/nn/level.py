@@ -1,7 +1,7 @@
 """A level of the network, and the kinds of self-attention that it may have."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attndiff.nn.kinds.arrangement import Arrangement
 from attndiff.nn.kinds.coarse_window_attention import coarse_window_arrangements
@@ -17,6 +17,7 @@ ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "window_coarse": coarse_window_arrangements,
     "global": global_arrangements,
 }
+SIDES = ("encoder", "decoder")
 
 
 @dataclass
@@ -38,9 +39,12 @@ class Level:
         gated: Every pixel sets how much of what each head of self-attention gives it counts, from none to twice.
         noise_temperature: The noise level, and what is pooled of the condition, set how sharply each head of
             self-attention looks.
+        attention_side: Which of its blocks have self-attention: those on the way down, ``"encoder"``, on the way up,
+            ``"decoder"``, or ``"both"``. The others are as with ``attention`` ``"none"``. The last level has no sides.
 
     Raises:
-        ValueError: If the kind is unknown, the level has no channels, or settings of self-attention have none.
+        ValueError: If the kind or the side is unknown, the level has no channels, or a setting of self-attention is
+            given to a level that has none.
     """
 
     width: int
@@ -51,6 +55,7 @@ class Level:
     window: int = 8
     gated: bool = False
     noise_temperature: bool = False
+    attention_side: str = "both"
 
     def __post_init__(self):
         if self.attention not in ATTENTION_KINDS:
@@ -58,11 +63,14 @@ class Level:
             raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
-
-        if not self.self_attention and (self.gated or self.noise_temperature):
+        if self.attention_side not in ("both", *SIDES):
             raise ValueError(
-                f"levels: gated and noise_temperature are of self-attention, and attention is {self.attention!r}: "
-                "choose a kind of attention, or leave them out."
+                f"levels: attention_side must be 'both', 'encoder' or 'decoder', not {self.attention_side!r}."
+            )
+        if not self.self_attention and (self.gated or self.noise_temperature or self.attention_side != "both"):
+            raise ValueError(
+                "levels: gated, noise_temperature and attention_side are of self-attention, and attention is "
+                f"{self.attention!r}: choose a kind of attention, or leave them out."
             )
 
     @property
@@ -74,6 +82,12 @@ class Level:
     def attends(self) -> bool:
         """Whether pixels attend to anything, which makes its blocks transformer blocks."""
         return self.self_attention or self.cross_attention
+
+    def on(self, side: str) -> "Level":
+        """What its blocks on one of the `SIDES` are made of."""
+        if self.attention_side in ("both", side):
+            return self
+        return replace(self, attention="none", gated=False, noise_temperature=False, attention_side="both")
 
     def arrangements(self, height: int, width: int) -> list[Arrangement]:
         """The arrangements that the blocks of a level with self-attention take in turn, at one size in its pixels."""

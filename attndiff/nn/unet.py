@@ -26,7 +26,7 @@ from attndiff.nn.blocks import (
     space_to_depth,
 )
 from attndiff.nn.kinds.arrangement import Sequences, make_sequences
-from attndiff.nn.level import Level
+from attndiff.nn.level import SIDES, Level
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -45,7 +45,7 @@ class Stage:
     Args:
         name: Of its list of blocks in the network, such as ``"down_blocks.0"``.
         level: Its level; 0 has the highest resolution.
-        spec: What the level is made of.
+        spec: What the level is made of on its side of the network.
         blocks: Its blocks.
     """
 
@@ -112,7 +112,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         seamless: Convolutions wrap around the borders, for tileable textures.
 
     Raises:
-        ValueError: If a width does not fit ``head_dim`` or an attention kind is unknown.
+        ValueError: If a width does not fit ``head_dim``, or a level is none (see `Level`).
     """
 
     _supports_gradient_checkpointing = True
@@ -137,6 +137,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
     ):
         super().__init__()
         specs = [Level(**level) for level in levels or [{"width": 64}, {"width": 128, "attention": "global"}]]
+        if specs[-1].attention_side != "both":
+            raise ValueError("levels: the last one is neither encoder nor decoder; leave out its attention_side.")
         self.level_specs = specs
         widths = [spec.width for spec in specs]
         self.stem = Conv3x3(in_channels * patch_size**2, widths[0], seamless=seamless)
@@ -146,11 +148,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         def stage(spec: Level) -> nn.ModuleList:
             return nn.ModuleList(self._block(spec) for _ in range(spec.depth))
 
-        self.down_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
+        self.down_blocks = nn.ModuleList(stage(spec.on("encoder")) for spec in specs[:-1])
         self.downsamplers = nn.ModuleList(Downsample(a, b) for a, b in zip(widths, widths[1:]))
         self.mid_block = stage(specs[-1])
         self.upsamplers = nn.ModuleList(Upsample(b, a) for a, b in zip(widths, widths[1:]))
-        self.up_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
+        self.up_blocks = nn.ModuleList(stage(spec.on("decoder")) for spec in specs[:-1])
         self.norm_out = nn.LayerNorm(widths[0], bias=False)
         self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
         nn.init.zeros_(self.head.weight)
@@ -181,8 +183,10 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         """Every run of blocks, in the order of execution."""
         specs = self.level_specs
         last = len(specs) - 1
-        down = [Stage(f"down_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.down_blocks)]
-        up = [Stage(f"up_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.up_blocks)]
+        down, up = (
+            [Stage(f"{name}.{i}", i, specs[i].on(side), blocks) for i, blocks in enumerate(self.get_submodule(name))]
+            for name, side in zip(("down_blocks", "up_blocks"), SIDES)
+        )
         return [*down, Stage("mid_block", last, specs[last], self.mid_block), *reversed(up)]
 
     def cross_attending(self) -> dict[str, int]:

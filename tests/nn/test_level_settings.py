@@ -9,6 +9,7 @@ from without_attndiff import sample
 import attndiff
 from attndiff.lens.record import AttentionRecorder
 from attndiff.nn.attention import Attention
+from attndiff.nn.blocks import ConvBlock, TransformerBlock
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
@@ -18,7 +19,9 @@ SETTINGS = {
     "window_coarse": {"attention": "window_coarse"},
     "gated": {"gated": True},
     "noise_temperature": {"noise_temperature": True},
-    "all": {"attention": "window_coarse", "gated": True, "noise_temperature": True},
+    "encoder": {"attention_side": "encoder"},
+    "decoder": {"attention_side": "decoder"},
+    "all": {"attention": "window_coarse", "gated": True, "noise_temperature": True, "attention_side": "decoder"},
 }
 
 
@@ -73,6 +76,25 @@ def test_fresh_networks_train(settings):
     assert not [name for name, grad in grads.items() if grad is None or not grad.isfinite().all() or not grad.any()]
 
 
+@pytest.mark.parametrize("cross_attention", [True, False])
+@pytest.mark.parametrize(("side", "attending"), [("encoder", "down"), ("decoder", "up"), ("both", "down up")])
+def test_self_attention_stands_on_its_side(side, attending, cross_attention):
+    """Blocks of the other side are those of a level without it."""
+    unet = make_unet({"attention_side": side, "cross_attention": cross_attention, "gated": True})
+    other = make_unet({"attention": "none", "cross_attention": cross_attention})
+    for name in ("down", "up"):
+        blocks = [b for stage in unet.get_submodule(f"{name}_blocks") for b in stage]
+        without = [b for stage in other.get_submodule(f"{name}_blocks") for b in stage]
+        if name in attending:
+            assert all(block.attn.to_gate is not None for block in blocks)
+            assert all((block.cross_attn is not None) == cross_attention for block in blocks)
+        else:
+            assert list(map(repr, blocks)) == list(map(repr, without))
+            assert {type(block) for block in blocks} == {TransformerBlock if cross_attention else ConvBlock}
+    assert len(unet.cross_attending()) == (4 if cross_attention else 0)
+    assert unet(**inputs()).sample.std() > 0.05
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("setting", ["gated", "noise_temperature"])
 def test_gates_and_temperatures_are_neutral_in_a_fresh_network(setting):
@@ -111,9 +133,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(settings):
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 
 
-def test_compiles_without_graph_breaks(settings):
+def test_compiles_without_graph_breaks():
     torch._dynamo.reset()
-    unet, batch = make_unet(settings, depth=1), inputs()
+    unet, batch = make_unet(SETTINGS["all"], depth=1), inputs()
     out = torch.compile(unet, fullgraph=True, backend="eager")(**batch).sample
     assert torch.allclose(out, unet(**batch).sample, atol=1e-6)
     out.square().mean().backward()

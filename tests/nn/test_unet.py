@@ -347,7 +347,12 @@ def test_outputs_as_tuple():
     ("levels", "message"),
     [
         ([{"width": 16, "attention": "globl"}], "attention must be 'none', 'window', .* or 'global', not 'globl'"),
-        ([{"width": 16, "cross_attention": True, "gated": True}], "gated and noise_temperature are of self-attention"),
+        (
+            [{"width": 16, "cross_attention": True, "gated": True}],
+            "gated, noise_temperature and .* are of self-attention",
+        ),
+        ([{**GLOBAL, "attention_side": "up"}, GLOBAL], "attention_side must be .*, not 'up'"),
+        ([GLOBAL, {**GLOBAL, "attention_side": "encoder"}], "the last one is neither encoder nor decoder"),
         ([{"width": 0}], "width 0 and depth 2 must be positive"),
         ([{"width": 20, "attention": "global"}], "width 20 is not a multiple of head_dim 8"),
     ],

@@ -2181,6 +2181,7 @@ ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "window_coarse": coarse_window_arrangements,
     "global": global_arrangements,
 }
+SIDES = ("encoder", "decoder")
 
 
 @dataclass
@@ -2202,9 +2203,12 @@ class Level:
         gated: Every pixel sets how much of what each head of self-attention gives it counts, from none to twice.
         noise_temperature: The noise level, and what is pooled of the condition, set how sharply each head of
             self-attention looks.
+        attention_side: Which of its blocks have self-attention: those on the way down, ``"encoder"``, on the way up,
+            ``"decoder"``, or ``"both"``. The others are as with ``attention`` ``"none"``. The last level has no sides.
 
     Raises:
-        ValueError: If the kind is unknown, the level has no channels, or settings of self-attention have none.
+        ValueError: If the kind or the side is unknown, the level has no channels, or a setting of self-attention is
+            given to a level that has none.
     """
 
     width: int
@@ -2215,6 +2219,7 @@ class Level:
     window: int = 8
     gated: bool = False
     noise_temperature: bool = False
+    attention_side: str = "both"
 
     def __post_init__(self):
         if self.attention not in ATTENTION_KINDS:
@@ -2222,11 +2227,14 @@ class Level:
             raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
         if self.width < 1 or self.depth < 0:
             raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
-
-        if not self.self_attention and (self.gated or self.noise_temperature):
+        if self.attention_side not in ("both", *SIDES):
             raise ValueError(
-                f"levels: gated and noise_temperature are of self-attention, and attention is {self.attention!r}: "
-                "choose a kind of attention, or leave them out."
+                f"levels: attention_side must be 'both', 'encoder' or 'decoder', not {self.attention_side!r}."
+            )
+        if not self.self_attention and (self.gated or self.noise_temperature or self.attention_side != "both"):
+            raise ValueError(
+                "levels: gated, noise_temperature and attention_side are of self-attention, and attention is "
+                f"{self.attention!r}: choose a kind of attention, or leave them out."
             )
 
     @property
@@ -2238,6 +2246,12 @@ class Level:
     def attends(self) -> bool:
         """Whether pixels attend to anything, which makes its blocks transformer blocks."""
         return self.self_attention or self.cross_attention
+
+    def on(self, side: str) -> "Level":
+        """What its blocks on one of the `SIDES` are made of."""
+        if self.attention_side in ("both", side):
+            return self
+        return replace(self, attention="none", gated=False, noise_temperature=False, attention_side="both")
 
     def arrangements(self, height: int, width: int) -> list[Arrangement]:
         """The arrangements that the blocks of a level with self-attention take in turn, at one size in its pixels."""
@@ -2271,7 +2285,7 @@ class Stage:
     Args:
         name: Of its list of blocks in the network, such as ``"down_blocks.0"``.
         level: Its level; 0 has the highest resolution.
-        spec: What the level is made of.
+        spec: What the level is made of on its side of the network.
         blocks: Its blocks.
     """
 
@@ -2338,7 +2352,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         seamless: Convolutions wrap around the borders, for tileable textures.
 
     Raises:
-        ValueError: If a width does not fit ``head_dim`` or an attention kind is unknown.
+        ValueError: If a width does not fit ``head_dim``, or a level is none (see `Level`).
     """
 
     _supports_gradient_checkpointing = True
@@ -2363,6 +2377,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
     ):
         super().__init__()
         specs = [Level(**level) for level in levels or [{"width": 64}, {"width": 128, "attention": "global"}]]
+        if specs[-1].attention_side != "both":
+            raise ValueError("levels: the last one is neither encoder nor decoder; leave out its attention_side.")
         self.level_specs = specs
         widths = [spec.width for spec in specs]
         self.stem = Conv3x3(in_channels * patch_size**2, widths[0], seamless=seamless)
@@ -2372,11 +2388,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         def stage(spec: Level) -> nn.ModuleList:
             return nn.ModuleList(self._block(spec) for _ in range(spec.depth))
 
-        self.down_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
+        self.down_blocks = nn.ModuleList(stage(spec.on("encoder")) for spec in specs[:-1])
         self.downsamplers = nn.ModuleList(Downsample(a, b) for a, b in zip(widths, widths[1:]))
         self.mid_block = stage(specs[-1])
         self.upsamplers = nn.ModuleList(Upsample(b, a) for a, b in zip(widths, widths[1:]))
-        self.up_blocks = nn.ModuleList(stage(spec) for spec in specs[:-1])
+        self.up_blocks = nn.ModuleList(stage(spec.on("decoder")) for spec in specs[:-1])
         self.norm_out = nn.LayerNorm(widths[0], bias=False)
         self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
         nn.init.zeros_(self.head.weight)
@@ -2407,8 +2423,10 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterM
         """Every run of blocks, in the order of execution."""
         specs = self.level_specs
         last = len(specs) - 1
-        down = [Stage(f"down_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.down_blocks)]
-        up = [Stage(f"up_blocks.{i}", i, specs[i], blocks) for i, blocks in enumerate(self.up_blocks)]
+        down, up = (
+            [Stage(f"{name}.{i}", i, specs[i].on(side), blocks) for i, blocks in enumerate(self.get_submodule(name))]
+            for name, side in zip(("down_blocks", "up_blocks"), SIDES)
+        )
         return [*down, Stage("mid_block", last, specs[last], self.mid_block), *reversed(up)]
 
     def cross_attending(self) -> dict[str, int]:
