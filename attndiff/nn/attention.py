@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import nn
 
 from attndiff.nn.rope import Rotation, rotate
+from attndiff.nn.routing import best_sequences, gather_sequences
 
 
 def reference_attention(
@@ -119,14 +120,20 @@ class AttnDiffAttnProcessor:
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
         shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
         temperature: torch.Tensor | None = None,  # (B, 1, H, 1), a factor of the logits
+        routing: tuple[int, int] | None = None,  # N, and to how many of these sequences each attends
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
             key, value = key_value
         else:
             query, key, value = attn.query_key_value(hidden_states)
+            places = None if routing is None else best_sequences(query, key, attention_mask, *routing)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if places is not None:
+                key, value = (gather_sequences(x, places, routing[1], dim=1) for x in (key, value))
+                if attention_mask is not None:
+                    attention_mask = align_rows(gather_sequences(attention_mask, places, routing[1], dim=3))
             if shared is not None:
                 key, value = with_shared(attn, key, value, *shared)
         if temperature is not None:  # on the queries, so that every backend computes it

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from attndiff.nn.kinds.arrangement import Arrangement
 from attndiff.nn.kinds.coarse_window_attention import coarse_window_arrangements
 from attndiff.nn.kinds.global_attention import global_arrangements
+from attndiff.nn.kinds.routed_attention import routed_arrangements
 from attndiff.nn.kinds.window_attention import window_arrangements
 
 # Gives the arrangements that the blocks of a level take in turn, for a height, a width, and a level's ``window`` and
@@ -15,6 +16,7 @@ ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "none": None,
     "window": window_arrangements,
     "window_coarse": coarse_window_arrangements,
+    "routed": routed_arrangements,
     "global": global_arrangements,
 }
 SIDES = ("encoder", "decoder")
@@ -29,7 +31,8 @@ class Level:
         depth: Blocks on the way down, and as many on the way up; the last level has them once.
         attention: Kind of self-attention, a key of `ATTENTION_KINDS`: ``"none"``; ``"window"``, in windows and in every
             other block in the dilated grids that join them; ``"window_coarse"``, the same with a coarse grid of the
-            whole image, 8 x 8 at most, in the same softmax; ``"global"``, of every pixel to every other.
+            whole image, 8 x 8 at most, in the same softmax; ``"routed"``, of every window to the two windows that fit
+            it best; ``"global"``, of every pixel to every other.
         cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
             made of convolution blocks, any other of transformer blocks.
         max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a

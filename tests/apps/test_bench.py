@@ -102,6 +102,7 @@ def test_attention_backends_agree_with_the_reference():
         ("cross", True),
         ("window", False),
         ("window_coarse", False),
+        ("routed", False),
     }
     bound = {"float32": 1e-5, "bfloat16": 3e-2}
     for row in rows:
@@ -109,7 +110,7 @@ def test_attention_backends_agree_with_the_reference():
             assert row["forward_error"] < bound[row["dtype"]], row
             assert row["backward_error"] < bound[row["dtype"]], row
     assert any("unavailable" in row for row in rows if row["backend"] == "xformers")
-    assert sum(row.get("fastest", False) for row in rows) == 8
+    assert sum(row.get("fastest", False) for row in rows) == 10
     assert "| cross" not in attention.attention_markdown(rows).splitlines()[0]
 
 
@@ -123,7 +124,7 @@ def test_shapes_are_those_of_the_network():
     ]
     assert next(attention.preset_shapes("s", 256)).kind == "window"
     further = [(s.kind, s.groups, s.queries, s.keys) for s in attention.kind_shapes(32, known={"global"})]
-    assert further == [("window", 4, 64, 64), ("window_coarse", 4, 64, 128)]
+    assert further == [("window", 4, 64, 64), ("window_coarse", 4, 64, 128), ("routed", 4, 64, 128)]
 
 
 def test_a_preset_is_measured_once_and_shown(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from attndiff.nn.kinds import window_attention
 from attndiff.nn.kinds.arrangement import Arrangement, attend, make_sequences
 from attndiff.nn.kinds.coarse_window_attention import CoarseWindows, cell_side
 from attndiff.nn.kinds.global_attention import WholeImage
+from attndiff.nn.kinds.routed_attention import RoutedWindows
 from attndiff.nn.kinds.window_attention import Windows, join_windows, split_windows, window_side
 from attndiff.nn.level import ATTENTION_KINDS, Level
 from attndiff.nn.presets import PRESETS
@@ -72,6 +73,18 @@ def written_out_with_cells(attn: Attention, x: torch.Tensor, together: torch.Ten
     return attn.to_out[0](out).unflatten(1, (height, width))
 
 
+def routed_groups(attn: Attention, x: torch.Tensor, windows: Windows, routes: int) -> torch.Tensor:
+    """``(B, 1, H * W, H * W)`` bool: whether a pixel's window is among the best for that of another."""
+    height, width = x.shape[1:3]
+    rows, columns = (groups(side, w, False) for side, w in zip((height, width), windows.window, strict=True))
+    member = F.one_hot((rows[:, None] * (columns[-1] + 1) + columns).flatten()).float()  # (H * W, N)
+    query, key, _ = attn.query_key_value(x.flatten(1, 2))
+    means = [torch.einsum("pn,bphd->bnhd", member / member.sum(0), part).flatten(2) for part in (query, key)]
+    best = torch.einsum("bnc,bmc->bnm", *means).argsort(-1, descending=True)[..., :routes]
+    chosen = F.one_hot(best, member.shape[1]).sum(2).float()  # (B, N, N)
+    return (member @ chosen @ member.T > 0)[:, None]
+
+
 def window_groups(windows: Windows) -> torch.Tensor:
     """``(H * W, H * W)`` bool: which pixels share a window."""
     sides = zip((windows.height, windows.width), windows.window, strict=True)
@@ -120,6 +133,20 @@ def test_coarse_windows_are_attention_among_their_pixels_and_all_cells(height, w
         torch.testing.assert_close(ours, reference, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (17, 19), (5, 7)], ids=str)
+def test_routed_windows_are_attention_to_the_windows_that_fit_best(height, width, backend, xformers):
+    """Values and gradients on every backend, with padding and without; a lone window attends to itself."""
+    attn, x, windows = make_attention(), image(height, width), RoutedWindows(height, width, 8)
+    together = routed_groups(attn, x, windows, 2)
+    assert (together[0] != together[1]).any() == (height > 8)
+    expected = outcome(lambda: written_out(attn, x, together), attn, x)
+    attn.processor._attention_backend = backend
+    actual = outcome(lambda: arranged(attn, windows, x), attn, x)
+    for ours, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, reference, atol=5e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("side", "cell", "cells"), [(1, 1, 1), (4, 2, 2), (9, 2, 5), (16, 2, 8), (17, 3, 6), (64, 8, 8)]
 )
@@ -140,14 +167,16 @@ def test_global_attention_is_attention_among_all_pixels():
         torch.testing.assert_close(ours, reference, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dilated", [False, True], ids=["windows", "dilated"])
-def test_what_is_in_the_padding_reaches_no_pixel(dilated, monkeypatch):
+@pytest.mark.parametrize("kind", ["window", "window_coarse", "routed"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_what_is_in_the_padding_reaches_no_pixel(kind, block, monkeypatch):
     """Not by a bit, forwards or backwards."""
 
     def pad(x, widths):
         return F.pad(x, widths, value=100.0 if x.is_floating_point() else 0)
 
-    attn, x, windows = make_attention(), image(17, 19), Windows(17, 19, 8, dilated)
+    arrangements = Level(width=16, attention=kind).arrangements(17, 19)
+    attn, x, windows = make_attention(), image(17, 19), arrangements[block % len(arrangements)]
     expected = outcome(lambda: arranged(attn, windows, x), attn, x)
     monkeypatch.setattr(window_attention, "F", SimpleNamespace(pad=pad))
     assert (windows.split(x) == 100).any()

@@ -17,6 +17,7 @@ BATCH, TOKENS, CONTEXT = 2, 5, 16
 LEVEL = {"width": 16, "depth": 2, "attention": "window", "window": 5, "cross_attention": True}
 SETTINGS = {
     "window_coarse": {"attention": "window_coarse"},
+    "routed": {"attention": "routed"},
     "gated": {"gated": True},
     "noise_temperature": {"noise_temperature": True},
     "encoder": {"attention_side": "encoder"},
@@ -133,9 +134,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(settings):
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 
 
-def test_compiles_without_graph_breaks():
+@pytest.mark.parametrize("name", ["all", "routed"])
+def test_compiles_without_graph_breaks(name):
     torch._dynamo.reset()
-    unet, batch = make_unet(SETTINGS["all"], depth=1), inputs()
+    unet, batch = make_unet(SETTINGS[name], depth=1), inputs()
     out = torch.compile(unet, fullgraph=True, backend="eager")(**batch).sample
     assert torch.allclose(out, unet(**batch).sample, atol=1e-6)
     out.square().mean().backward()
@@ -174,7 +176,8 @@ def test_cuda_gives_the_same_pixels(settings, backend):
     unet.to("cuda", torch.float16).set_attention_backend(backend)
     batch = {name: tensor.cuda() for name, tensor in batch.items()}
     batch |= {name: batch[name].half() for name in ("sample", "encoder_hidden_states")}
-    assert torch.allclose(unet(**batch).sample.float().cpu(), expected, atol=3e-2)
+    error = unet(**batch).sample.float().cpu() - expected
+    assert error.square().mean() < 1e-3 * expected.square().mean()
 
 
 @torch.no_grad()

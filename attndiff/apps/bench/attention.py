@@ -62,8 +62,7 @@ def preset_shapes(preset: str, size: int) -> Iterator[Shape]:
 
 def self_attention_shape(preset: str, size: int, pixels: Arrangement, heads: int, head_dim: int) -> Shape:
     """The attention call of an arrangement."""
-    keys = pixels.length + pixels.shared_length
-    return Shape(preset, size, pixels.kind, pixels.sequences, pixels.length, keys, heads, head_dim)
+    return Shape(preset, size, pixels.kind, pixels.sequences, pixels.length, pixels.keys, heads, head_dim)
 
 
 def kind_shapes(size: int, known: Collection[str]) -> Iterator[Shape]:

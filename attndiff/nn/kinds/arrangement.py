@@ -21,12 +21,19 @@ class Arrangement:
         sequences: N.
         length: L, padding included.
         shared_length: M.
+        routes: Sequences of the image that each attends to, chosen by `best_sequences`; None for itself alone.
     """
 
     kind: str
     sequences: int
     length: int
     shared_length: int = 0
+    routes: int | None = None
+
+    @property
+    def keys(self) -> int:
+        """Tokens that a pixel attends to, padding included."""
+        return self.length * (self.routes or 1) + self.shared_length
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
@@ -94,7 +101,9 @@ def attend(
     Returns:
         ``(B, H, W, C)``.
     """
-    arrangement, shared = sequences.arrangement, None
+    arrangement, shared, routing = sequences.arrangement, None, None
+    if arrangement.routes is not None:
+        routing = (arrangement.sequences, arrangement.routes)
     if sequences.shared_rotation is not None:
         shared = (arrangement.shared(x), sequences.shared_rotation)
     if temperature is not None:
@@ -105,5 +114,6 @@ def attend(
         attention_mask=sequences.mask,
         shared=shared,
         temperature=temperature,
+        routing=routing,
     )
     return arrangement.join(out)

@@ -291,6 +291,54 @@ def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
 
 
+# attndiff.nn.routing
+
+"""Which sequences of an image attend to which, by what is in them (BiFormer, arXiv 2303.08810, section 3.2).
+
+Shapes: B images, N sequences of an image, L tokens of a sequence, K sequences attended to, H heads, D channels a head.
+"""
+
+
+
+@torch.no_grad()
+def best_sequences(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, sequences: int, routes: int
+) -> torch.Tensor:
+    """The sequences of its image whose mean key fits each sequence's mean query best (Eq. 3 to 5), heads together.
+
+    Args:
+        query: ``(B * N, L, H, D)``.
+        key: ``(B * N, L, H, D)``.
+        mask: ``(B * N, 1, 1, L)`` additive, -inf for tokens that do not count; or None.
+        sequences: N.
+        routes: K, at most N.
+
+    Returns:
+        ``(B * N * K,)``, their places among all ``B * N``, the best first.
+    """
+    query, key = (_means(x.flatten(2), mask).unflatten(0, (-1, sequences)) for x in (query, key))  # (B, N, H * D)
+    best = (query @ key.transpose(1, 2)).topk(routes, dim=-1).indices  # (B, N, K)
+    first = sequences * torch.arange(len(best), device=best.device)
+    return (best + first[:, None, None]).flatten()
+
+
+def _means(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Of tokens ``(B * N, L, C)`` those that count, ``(B * N, C)``."""
+    if mask is None:
+        return x.float().mean(1)
+    counts = (mask[:, 0, 0] == 0).float()[..., None]  # (B * N, L, 1)
+    return (x.float() * counts).sum(1) / counts.sum(1)
+
+
+def gather_sequences(x: torch.Tensor, places: torch.Tensor, routes: int, dim: int) -> torch.Tensor:
+    """For every sequence the tokens of those at ``places (B * N * K,)``, one after the other along ``dim``.
+
+    ``x`` is ``(B * N, ...)`` with L tokens at ``dim``, and the result has K * L there.
+    """
+    gathered = x.index_select(0, places).unflatten(0, (-1, routes))  # (B * N, K, ..., L, ...)
+    return gathered.movedim(1, dim).flatten(dim, dim + 1)
+
+
 # attndiff.nn.attention
 
 """Self- and cross-attention over diffusers' backend dispatcher, with a plain-softmax reference.
@@ -408,14 +456,20 @@ class AttnDiffAttnProcessor:
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
         shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
         temperature: torch.Tensor | None = None,  # (B, 1, H, 1), a factor of the logits
+        routing: tuple[int, int] | None = None,  # N, and to how many of these sequences each attends
     ) -> torch.Tensor:
         if attn.is_cross_attention:
             query = attn.query(hidden_states)
             key, value = key_value
         else:
             query, key, value = attn.query_key_value(hidden_states)
+            places = None if routing is None else best_sequences(query, key, attention_mask, *routing)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if places is not None:
+                key, value = (gather_sequences(x, places, routing[1], dim=1) for x in (key, value))
+                if attention_mask is not None:
+                    attention_mask = align_rows(gather_sequences(attention_mask, places, routing[1], dim=3))
             if shared is not None:
                 key, value = with_shared(attn, key, value, *shared)
         if temperature is not None:  # on the queries, so that every backend computes it
@@ -535,12 +589,19 @@ class Arrangement:
         sequences: N.
         length: L, padding included.
         shared_length: M.
+        routes: Sequences of the image that each attends to, chosen by `best_sequences`; None for itself alone.
     """
 
     kind: str
     sequences: int
     length: int
     shared_length: int = 0
+    routes: int | None = None
+
+    @property
+    def keys(self) -> int:
+        """Tokens that a pixel attends to, padding included."""
+        return self.length * (self.routes or 1) + self.shared_length
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
@@ -608,7 +669,9 @@ def attend(
     Returns:
         ``(B, H, W, C)``.
     """
-    arrangement, shared = sequences.arrangement, None
+    arrangement, shared, routing = sequences.arrangement, None, None
+    if arrangement.routes is not None:
+        routing = (arrangement.sequences, arrangement.routes)
     if sequences.shared_rotation is not None:
         shared = (arrangement.shared(x), sequences.shared_rotation)
     if temperature is not None:
@@ -619,6 +682,7 @@ def attend(
         attention_mask=sequences.mask,
         shared=shared,
         temperature=temperature,
+        routing=routing,
     )
     return arrangement.join(out)
 
@@ -2166,6 +2230,35 @@ class WholeImage(Arrangement):
         return axial_angles(self.height, self.width, head_dim, device)[None]
 
 
+# attndiff.nn.kinds.routed_attention
+
+"""Attention of every window to the few whole windows that fit it best (BiFormer, arXiv 2303.08810)."""
+
+
+ROUTES = 2
+
+
+def routed_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows of about ``window`` pixels a side, in every block; ``max_tokens`` does not matter."""
+    return [RoutedWindows(height, width, window)]
+
+
+class RoutedWindows(Windows):
+    """`Windows` that attend to `ROUTES` windows of their image, which may or may not be they themselves.
+
+    Args:
+        height: H, rows of the image.
+        width: W, its columns.
+        at_most: Side of a window, or a little less, by `window_side`.
+    """
+
+    kind = "routed"
+
+    def __init__(self, height: int, width: int, at_most: int):
+        super().__init__(height, width, at_most, dilated=False)
+        self.routes = min(ROUTES, self.sequences)
+
+
 # attndiff.nn.level
 
 """A level of the network, and the kinds of self-attention that it may have."""
@@ -2179,6 +2272,7 @@ ATTENTION_KINDS: dict[str, AttentionKind | None] = {
     "none": None,
     "window": window_arrangements,
     "window_coarse": coarse_window_arrangements,
+    "routed": routed_arrangements,
     "global": global_arrangements,
 }
 SIDES = ("encoder", "decoder")
@@ -2193,7 +2287,8 @@ class Level:
         depth: Blocks on the way down, and as many on the way up; the last level has them once.
         attention: Kind of self-attention, a key of `ATTENTION_KINDS`: ``"none"``; ``"window"``, in windows and in every
             other block in the dilated grids that join them; ``"window_coarse"``, the same with a coarse grid of the
-            whole image, 8 x 8 at most, in the same softmax; ``"global"``, of every pixel to every other.
+            whole image, 8 x 8 at most, in the same softmax; ``"routed"``, of every window to the two windows that fit
+            it best; ``"global"``, of every pixel to every other.
         cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
             made of convolution blocks, any other of transformer blocks.
         max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
