@@ -98,15 +98,13 @@ def build(
         check_vae(config, given.vae, opened.images)
     learned = kept or once(partial(learn, config, opened, given))
     networks = make_networks(config, learned, given)
-    opened.notes = list(learned.notes) if kept is None else opened.notes
-    if config.data.max_aspect:
-        opened.notes.append(bucket_note(config, opened.images, networks.unet.size_multiple))
+    buckets = [bucket_note(config, opened.images, networks.unet.size_multiple)] if config.data.max_aspect else []
     if given.vae is not None:
         with held():
             opened = encoded(config, opened, given.vae)
     if kept is None:
         objective = once(partial(learn_objective, config, given, opened.images, learned.task))
-        learned = replace(learned, objective=objective, notes=opened.notes)
+        learned = replace(learned, objective=objective, notes=[*learned.notes, *buckets])
     return _put_together(config, learned, given, networks, opened)
 
 

@@ -268,7 +268,7 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
     captions = ["" if prompt is None else str(prompt) for prompt in prompts]
     window = window_of(data)
     shown = [as_picture(image, window) for image in samples]
-    known = [as_picture(_picture(n, data), window and (-1.0, 1.0)) for n in nearest]
+    known = [as_picture(as_image(n, data), window and (0, 255)) for n in nearest]
     save_picture(neighbour_sheet({"samples": shown}, {"samples": known}, captions), path)
     side = max(data["size"])
     return {
@@ -305,13 +305,6 @@ def _pixels(image: Image.Image | np.ndarray, data: dict) -> torch.Tensor:
     array = np.atleast_3d(np.asarray(image, np.float32))
     pixels = torch.from_numpy((array - low) / (high - low) * 2 - 1).permute(2, 0, 1)
     return premultiplied(pixels) if has_alpha(data) else pixels
-
-
-def _picture(pixels: torch.Tensor, data: dict) -> Image.Image | np.ndarray:
-    """Pixels ``(C, H, W)`` in [-1, 1] as what a grid shows."""
-    if len(pixels) in (1, 3, 4) or has_alpha(data):
-        return as_image(pixels, data)
-    return pixels.permute(1, 2, 0).numpy()
 
 
 def _small(pixels: torch.Tensor, data: dict) -> torch.Tensor:

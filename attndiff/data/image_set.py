@@ -15,6 +15,7 @@ from attndiff.data.pixels.row_images import make_normalizer, to_value
 from attndiff.data.pixels.values import ValueRange, common_range
 from attndiff.data.reading.at_once import DecodedAtOnce
 from attndiff.data.reading.at_visit import DecodedAtVisit
+from attndiff.data.reading.decoded_rows import DecodedRows
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.readers import Readers
 from attndiff.data.rows import Rows
@@ -147,7 +148,7 @@ class ImageSet(Rows):
         return self.normalizer.describe(self._pixels.bit_depth, self.class_names, known)
 
 
-def _decoded(encoded: EncodedRows, on_error: str, readers: Readers) -> DecodedAtOnce | DecodedAtVisit:
+def _decoded(encoded: EncodedRows, on_error: str, readers: Readers) -> DecodedRows:
     """What rows show, read in the way that their amount asks for."""
     if max(encoded.decoded_bytes(), encoded.encoded_bytes()) <= CACHE_BYTES:
         return DecodedAtOnce(encoded, on_error, CACHE_BYTES, readers)

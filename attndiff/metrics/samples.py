@@ -1,10 +1,10 @@
 """Samples to be measured: one for each prompt, as tensors of the data's own depth."""
 
 import torch
-from tqdm import tqdm
 
 from attndiff.alpha import has_alpha, premultiplied
 from attndiff.errors import UserError
+from attndiff.progress import progress
 from attndiff.tasks.prompts import Value, prompt_of
 
 BATCH = 50
@@ -36,7 +36,7 @@ def sample_pixels(
     pipeline.set_progress_bar_config(disable=True)
     prompt = prompt_of(pipeline)
     batches = []
-    for start in tqdm(range(0, len(seeds), BATCH), "Sampling", disable=quiet, leave=False):
+    for start in progress(range(0, len(seeds), BATCH), "Sampling", shown=not quiet):
         seeds_now, now = seeds[start : start + BATCH], values[start : start + BATCH]
         try:
             images = pipeline(

@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from attndiff.alpha import laid_over, opacity, premultiplied
+from attndiff.apps.bench.report import describe_hardware
 from attndiff.apps.sample import open_model
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet, open_validation
@@ -42,7 +43,6 @@ from attndiff.metrics.restoration.psnr import LUMA
 from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import prompt_of
 from attndiff.training.batches import DrawnDataset
-from attndiff.training.card import hardware
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.validation import validate
@@ -222,11 +222,11 @@ def page(report: dict, name: str) -> str:
         [
             "# With alpha and without",
             "",
-            f"    {report['command']}",
+            f"    {report['hardware']['command']}",
             "",
             f"The recipe `{report['recipe']}` twice a seed, {report['steps']} steps each, the same but for "
             f"`data.channels`. Held-out images and captions: {report['real']['n']}. Means, and each seed. "
-            f"{report['hardware']}.",
+            f"{', '.join(report['hardware'][key] for key in ('machine', 'torch', 'date'))}.",
             "",
             f"![Samples on white, on black and on squares]({name}.png)",
             "",
@@ -301,8 +301,14 @@ def main() -> None:
         runs.append({"arm": arm.name, "seed": arm.seed, **json.loads(kept.read_text(encoding="utf-8"))})
         print(arm.name, arm.seed, runs[-1], flush=True)
     command = f"python scripts/campaigns/alpha.py --steps {asked.steps} --seeds {asked.seeds} --n {asked.n}"
-    report = {"command": " ".join([command, *asked.settings]), "recipe": asked.recipe, "steps": asked.steps}
-    report |= {"hardware": hardware(), "sampling": SAMPLING, "real": measures.of_real(), "runs": runs}
+    report = {
+        "hardware": describe_hardware("cpu") | {"command": " ".join([command, *asked.settings])},
+        "recipe": asked.recipe,
+        "steps": asked.steps,
+        "sampling": SAMPLING,
+        "real": measures.of_real(),
+        "runs": runs,
+    }
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     save_picture(picture(measures, arms), asked.json.with_suffix(".png"))

@@ -10,6 +10,7 @@ from commands import attndiff, make_images
 from factories import class_pipeline, make_vae, text_pipeline, unconditional_pipeline
 from PIL import Image
 from places import TRAIN
+from runs import TORCHRUN
 
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet
@@ -22,7 +23,6 @@ from attndiff.metrics.samples import sample_pixels
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer
-from runs import TORCHRUN
 
 METRICS = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
 COUNT = 264  # images a part: 132 on each side if halved

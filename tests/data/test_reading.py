@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from golden import SIZE, cases, encode
 from PIL import Image
+from runs import losses
 
 from attndiff.data import image_set
 from attndiff.data.config import DataConfig
@@ -27,7 +28,6 @@ from attndiff.data.reading.slots import HEAD, Slots
 from attndiff.errors import UserError
 from attndiff.training.config import make_config
 from attndiff.training.run.loop import Trainer
-from runs import losses
 
 CASES = {case.name: case for case in cases()}
 

@@ -234,6 +234,7 @@ def test_large_sets_are_not_kept_in_memory(parquet, monkeypatch):
     assert kept.is_kept and not lazy.is_kept
     for i in range(12):
         np.testing.assert_array_equal(lazy[i]["image"], kept[i]["image"])
+    assert ImageSet(config(parquet)).fingerprint == lazy.fingerprint
 
 
 def test_fingerprint_follows_content(tmp_path):

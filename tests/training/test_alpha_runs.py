@@ -11,6 +11,7 @@ import torch
 from commands import attndiff
 from diffusers import DiffusionPipeline
 from PIL import Image
+from runs import train
 
 import attndiff as package
 from attndiff.alpha import ALPHA_PEAK, laid_over, premultiplied
@@ -25,7 +26,6 @@ from attndiff.metrics.reference import model_settings, open_reference
 from attndiff.tasks.resampling import shrink_by
 from attndiff.training.state import resume
 from attndiff.training.state.learned import read_learned
-from runs import train
 
 FOOD = {
     "path": "emoji32",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from factories import tiny_encoder, tiny_unet
 from places import ROOT
+from runs import ACTIVITIES, settings
 from torch import nn
 
 from attndiff.diffusion.objectives import make_objective
@@ -17,7 +18,6 @@ from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.run.loop import Trainer
-from runs import ACTIVITIES, settings
 
 TRAINING = ROOT / "training"
 # All that a run calls, but for the making of networks and the heads themselves.

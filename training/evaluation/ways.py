@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from attndiff.clock import Deadline, in_words
 from attndiff.metrics.samples import BATCH, sample_pixels
+from attndiff.progress import progress
 from attndiff.tasks.prompts import Value
 
 ROUNDS = 20  # in the time that is left, at least
@@ -105,9 +106,7 @@ class Drawing:
         return max(0.0, self.deadline.left)
 
     def _bar(self, count: int) -> tqdm:
-        return tqdm(
-            total=count * sum(way.calls for way in self.ways.values()), desc="Sampling", unit="call", leave=False
-        )
+        return progress(None, "Sampling", count * sum(way.calls for way in self.ways.values()), "call")
 
     def _announced(self, planned: int) -> str:
         seconds = in_words((planned - self.drawn) * self._an_image())

@@ -41,13 +41,13 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     stream, prompt = config.data.stream, PROMPTS[config.condition.kind]
     task = learn_task(config, images)
     given_images = TASKS[task.name].given is not nothing
-    tokenizer = None
+    tokenizer, notes = None, list(opened.notes)
     if prompt.reads_text:
         captions = [caption for row in images for caption in row[CAPTION.name]]
         tokenizer = make_tokenizer(config, given.conditioning, captions)
         tokens = count_tokens(tokenizer, captions)
         if tokens.cut:
-            opened.notes.append(tokens.note(is_adjustable(config, given.conditioning)))
+            notes.append(tokens.note(is_adjustable(config, given.conditioning)))
     return Learned(
         data=images.describe(),
         images=None if stream else len(images),
@@ -57,7 +57,7 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
         skipped=None if stream else len(images.skipped),
         licences=_licences(images),
         prompts=prompt.of_all(examples(validation)) if given_images else prompt.examples(images, validation, EXAMPLES),
-        notes=list(opened.notes),
+        notes=notes,
         task=task.model_dump(),
     )
 

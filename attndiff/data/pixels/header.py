@@ -56,7 +56,7 @@ def read_header(
     if isinstance(source, Values):
         decoded = decode(source, channels, name, value_range)
         return _of_decoded(decoded, hashlib.sha256(decoded.pixels.tobytes()).digest())
-    with named_errors(name), io.BytesIO(source) if isinstance(source, bytes) else _opened(source) as stream:
+    with named_errors(name), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         start = stream.read(1024)
         refuse_what_is_no_image(start, name)
         stream.seek(0)
@@ -65,25 +65,16 @@ def read_header(
         is_stack = page is not None and isinstance(channels, int) and page.samplesperpixel != channels
         if is_stack or array_reader(start) is not None:
             return _of_decoded(decode(source, channels, name, value_range), _identity(stream))
-        size, bits = _size_and_bits(stream, start, page, channels, name, value_range is not None)
+        if page is not None and is_for_tifffile(page, channels, value_range is not None):
+            size, bits = tiff_header(page, name)
+        else:
+            stream.seek(0)
+            size, bits = picture_header(stream, start, name)
         return Header(size, bits if value_range is None else 32, _identity(stream), value_range)
 
 
 def _of_decoded(decoded: Decoded, identity: bytes) -> Header:
     return Header(decoded.pixels.shape[:2], decoded.pixels.itemsize * 8, identity, decoded.stands_for)
-
-
-def _opened(path: Path) -> BinaryIO:
-    return path.open("rb")
-
-
-def _size_and_bits(
-    stream: BinaryIO, start: bytes, page: tifffile.TiffPage | None, channels: str | int, name: str, has_range: bool
-) -> tuple[Shape, int]:
-    if page is not None and is_for_tifffile(page, channels, has_range):
-        return tiff_header(page, name)
-    stream.seek(0)
-    return picture_header(stream, start, name)
 
 
 def _identity(stream: BinaryIO) -> bytes:

@@ -89,7 +89,7 @@ class Normalizer:
     def tensor(self, levels: np.ndarray) -> np.ndarray:
         """Levels ``(C, H, W)`` as float32 in [-1, 1]; with alpha colour is multiplied by it, and it is in [-2, 2]."""
         signed = to_signed(levels)
-        if self.has_alpha:  # as `attndiff.alpha.premultiplied`
+        if self.has_alpha:  # what `attndiff.alpha.premultiplied` does, without torch, which a look at data does without
             signed[:-1] *= (signed[-1:] + 1) / 2
             signed[-1] *= 2
         return signed

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from attndiff.data.pixels.normalize import Normalized
-from attndiff.data.pixels.values import ValueRange
+from attndiff.data.reading.decoded_rows import DecodedRows
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.kept import KeptArrays
 from attndiff.data.reading.readers import Readers
@@ -19,7 +19,7 @@ ROUND_BYTES = 64 << 20
 Read = tuple[Normalized, list[np.ndarray]]
 
 
-class DecodedAtOnce:
+class DecodedAtOnce(DecodedRows):
     """What all rows show, in memory.
 
     Args:
@@ -28,32 +28,15 @@ class DecodedAtOnce:
         at_most: Bytes; where it is more, rows are decoded again at every visit.
         readers: The processes that share the work.
 
-    Attributes:
-        good: Positions of the rows that can be read, by which they are counted from then on.
-        bad: Name of each other row, and why.
-        buckets: ``(N,)``, of each good row the number of its shape.
-        bit_depth: Of the deepest image.
-        ranges: What levels stand for, in any of the images.
-        digest: A hash of all pixels.
-
     Raises:
         UserError: If a row cannot be read and ``on_error`` says so.
     """
 
-    found_later: tuple[tuple[str, str], ...] = ()
-
     def __init__(self, encoded: EncodedRows, on_error: str, at_most: int, readers: Readers):
-        self.good, self.bad, self._kept, self._sizes = [], [], KeptArrays(at_most), []
+        super().__init__()
+        self._kept, self._sizes, self.found_later, self.ranges = KeptArrays(at_most), [], [], set()
         depths, digest, buckets = {8}, hashlib.sha256(), []
-        self.ranges: set[ValueRange | None] = set()
-        for position, read in enumerate(_read_all(encoded, readers)):
-            if isinstance(read, UserError):
-                if on_error == "raise":
-                    raise read
-                self.bad.append(encoded.reason(position, read))
-                continue
-            image, further = read
-            self.good.append(position)
+        for image, further in self.sorted_out(encoded, _read_all(encoded, readers), on_error):
             self._sizes.append(image.geometry.size)
             buckets.append(encoded.normalizer.shapes.index(image.geometry.shape))
             depths.add(image.levels.itemsize * 8)
@@ -62,25 +45,19 @@ class DecodedAtOnce:
                 digest.update(levels)
                 self._kept.append(levels)
         self._kept.close()
+        self.is_kept = self._kept.fits
         self.buckets, self.bit_depth, self.digest = np.array(buckets), max(depths), digest.digest()
         self._planar = encoded.planar
         # Encoded images are let go of where the decoded ones are kept.
         self._encoded = None if self.is_kept else encoded.chosen(self.good)
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether the rows are held in memory."""
-        return self._kept.fits
-
     def levels(self, i: int, name: str) -> np.ndarray:
-        """What a good row shows in a planar column, at its own depth."""
         place = next(place for place, column in enumerate(self._planar) if column.name == name)
         if self.is_kept:
             return self._kept[i * len(self._planar) + place]
         return self._encoded.read_column(i, self._planar[place], self._sizes[i])
 
     def stand_in(self, i: int) -> int:
-        """The row itself, as all are good."""
         return i
 
 

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 
 from attndiff.data.pixels.header import Header
+from attndiff.data.reading.decoded_rows import DecodedRows
 from attndiff.data.reading.encoded import EncodedRows
 from attndiff.data.reading.readers import Readers
 from attndiff.data.reading.slots import Slots
@@ -18,10 +19,11 @@ logger = logging.getLogger(__name__)
 FILE_BYTES = 8 << 30  # of what is kept of a set, decoded
 TRIED = 64  # rows that are decoded before the first visit, to see how much room one takes
 PATIENCE = 100  # rows that are bad one after the other
+DTYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}  # by the bytes of a value
 BAD = 255  # the kind of a slot with a reason in it; of an array, the bytes of a value
 
 
-class DecodedAtVisit:
+class DecodedAtVisit(DecodedRows):
     """What rows show, decoded when it is first asked for and kept in a file of slots.
 
     A row whose header is whole and whose pixels cannot be read, which is found out at its visit, is stood for by the
@@ -32,14 +34,6 @@ class DecodedAtVisit:
         on_error: "skip" leaves rows out that cannot be read, "raise" raises what is the matter.
         readers: The processes that share the work, and where decoded rows are kept.
 
-    Attributes:
-        good: Positions of the rows whose headers are whole, by which they are counted from then on.
-        bad: Name of each other row, and why.
-        buckets: ``(N,)``, of each good row the number of its shape.
-        bit_depth: Of the deepest image.
-        ranges: What levels stand for, in any of the images.
-        digest: A hash of what is stored, see `attndiff.data.pixels.header.Header`.
-
     Raises:
         UserError: If a header cannot be read and ``on_error`` says so.
     """
@@ -47,16 +41,9 @@ class DecodedAtVisit:
     is_kept = False
 
     def __init__(self, encoded: EncodedRows, on_error: str, readers: Readers):
-        self.good, self.bad, self._on_error = [], [], on_error
-        headers: list[Header] = []
-        for position, header in enumerate(_headers(encoded, readers)):
-            if isinstance(header, UserError):
-                if on_error == "raise":
-                    raise header
-                self.bad.append(encoded.reason(position, header))
-                continue
-            self.good.append(position)
-            headers.append(header)
+        super().__init__()
+        self._on_error = on_error
+        headers = list(self.sorted_out(encoded, _headers(encoded, readers), on_error))
         self._encoded = encoded.chosen(self.good)
         shapes, fit = encoded.normalizer.shapes, encoded.normalizer.geometry
         self.buckets = np.array([shapes.index(fit(header.size).shape) for header in headers])
@@ -90,7 +77,6 @@ class DecodedAtVisit:
 
     @property
     def found_later(self) -> list[tuple[str, str]]:
-        """Name of each row that turned out bad at its visit, on whichever process, and why."""
         known = {i: reason for i in range(len(self.good)) if (reason := self._said_bad(i))}
         return [(self._encoded.name(i), reason) for i, reason in sorted(known.items())]
 
@@ -99,15 +85,14 @@ class DecodedAtVisit:
         return stored[1].decode() if stored and stored[0] == BAD else self._later.get(i)
 
     def levels(self, i: int, name: str) -> np.ndarray:
-        """What a row shows in a planar column, at its own depth.
-
-        Raises:
-            UserError: If it cannot be read and ``on_error`` says so, or none of those that could stand for it can.
-        """
         return (self._row(i) or self._row(self.stand_in(i)))[name]
 
     def stand_in(self, i: int) -> int:
-        """The row itself, or if it has turned out bad the one that stands for it; raises `UserError` as `levels`."""
+        """The row itself, or if it has turned out bad the one that stands for it.
+
+        Raises:
+            UserError: If it is bad and ``on_error`` says so, or none of those that could stand for it can be read.
+        """
         if i not in self._later:
             return i
         if self._on_error == "raise":
@@ -129,14 +114,14 @@ class DecodedAtVisit:
         return self._last[1]
 
     def _first_visit(self, i: int) -> dict[str, np.ndarray]:
-        row = {} if i in self._later else self._decoded(i)
-        if self._slots is not None:
-            alike = len({levels.itemsize for levels in row.values()}) <= 1
-            if row and alike:
-                levels = list(row.values())
-                self._slots.write(i, levels[0].itemsize, b"".join(level.tobytes() for level in levels))
-            elif not row:
-                self._slots.write(i, BAD, self._later[i].encode()[: self._slots.size])
+        if i in self._later:
+            return {}
+        row = self._decoded(i)
+        sizes = {levels.itemsize for levels in row.values()}
+        if self._slots is not None and not row:
+            self._slots.write(i, BAD, self._later[i].encode()[: self._slots.size])
+        elif self._slots is not None and len(sizes) == 1:  # of several types there is no room to say which is which
+            self._slots.write(i, sizes.pop(), b"".join(levels.tobytes() for levels in row.values()))
         return row
 
     def _from_slot(self, i: int) -> dict[str, np.ndarray]:
@@ -148,21 +133,13 @@ class DecodedAtVisit:
         if kind == BAD:
             self._later[i] = content.decode(errors="replace")
             return {}
-        dtype, shape = (
-            {1: np.uint8, 2: np.uint16, 4: np.float32}[kind],
-            self._encoded.normalizer.shapes[self.buckets[i]],
-        )
-        planes, row = np.frombuffer(content, dtype).reshape(-1, *shape), {}
+        shape, row = self._encoded.normalizer.shapes[self.buckets[i]], {}
+        planes = np.frombuffer(content, DTYPES[kind]).reshape(-1, *shape)
         for column in reversed(self._encoded.planar[1:]):
-            further = len(planes) - (1 if column.kind == "mask" else self._channels)
+            further = len(planes) - (1 if column.kind == "mask" else self._encoded.channels)
             row[column.name] = planes[further] if column.kind == "mask" else planes[further:]
             planes = planes[:further]
         return {self._encoded.planar[0].name: planes, **row}
-
-    @property
-    def _channels(self) -> int:
-        channels = self._encoded.normalizer.channels
-        return channels if isinstance(channels, int) else len(channels)
 
     def _decoded(self, i: int) -> dict[str, np.ndarray]:
         """What a row shows, decoded; nothing where it cannot be read, which is said and known from then on."""

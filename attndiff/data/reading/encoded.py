@@ -38,6 +38,12 @@ class EncodedRows:
         """The columns that show something, the image first."""
         return [IMAGE, *(column for column in self.columns if column.is_planar and column != IMAGE)]
 
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        channels = self.normalizer.channels
+        return channels if isinstance(channels, int) else len(channels)
+
     def chosen(self, positions: list[int]) -> "EncodedRows":
         """Some of the rows, in the order given."""
         return replace(self, rows=[self.rows[position] for position in positions])
@@ -66,9 +72,7 @@ class EncodedRows:
 
     def decoded_bytes(self) -> int:
         """Memory of all rows with 8 bits a value."""
-        channels = self.normalizer.channels
-        values = channels if isinstance(channels, int) else len(channels)
-        return len(self) * self.normalizer.size**2 * (values + len(self.planar) - 1)
+        return len(self) * self.normalizer.size**2 * (self.channels + len(self.planar) - 1)
 
     def encoded_bytes(self) -> int:
         """About how much is stored of them, from sizes of files and columns."""

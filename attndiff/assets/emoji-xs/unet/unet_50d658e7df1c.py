@@ -6,6 +6,8 @@ SPDX-License-Identifier: Apache-2.0
 import math
 import torch
 import torch.nn.functional as F
+from abc import ABC
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace
@@ -369,7 +371,7 @@ sequences of an image attend to beside their own, F rotated pairs.
 
 
 
-class Arrangement:
+class Arrangement(ABC):
     """Pixels of images of one size as sequences.
 
     Attributes:
@@ -391,17 +393,17 @@ class Arrangement:
         """Tokens that a pixel attends to, padding included."""
         return self.length * (self.routes or 1) + self.shared_length
 
+    @abstractmethod
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``(B, H, W, C)`` to sequences ``(B * N, L, C)``, padded with zeros."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse: ``(B * N, L, C)`` to ``(B, H, W, C)``, without the padding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
         """Rotary angles ``(N, L, F)`` of the pixels."""
-        raise NotImplementedError
 
     def pixels(self, device: torch.device) -> torch.Tensor | None:
         """``(N, L)`` bool, false for padding; None without any."""
@@ -411,9 +413,9 @@ class Arrangement:
         """Of images ``(B, H, W, C)`` the tokens ``(B, M, C)`` that all sequences attend to; None without any."""
         return None
 
-    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
-        """Rotary angles ``(1, M, F)`` of those tokens, where there are any."""
-        raise NotImplementedError
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor | None:
+        """Rotary angles ``(1, M, F)`` of those tokens; None without any."""
+        return None
 
 
 @dataclass
@@ -435,12 +437,13 @@ class Sequences:
 
 def make_sequences(arrangement: Arrangement, batch: int, head_dim: int, like: torch.Tensor) -> Sequences:
     """The tensors of an arrangement for a batch, in the precision and on the device of ``like``."""
-    pixels, shared, mask, shared_rotation = arrangement.pixels(like.device), arrangement.shared_length, None, None
+    pixels, mask = arrangement.pixels(like.device), None
     if pixels is not None:
-        mask = additive_mask(F.pad(pixels, (0, shared), value=True).repeat(batch, 1), like.dtype)
-    if shared:
-        shared_rotation = cos_sin(arrangement.shared_angles(head_dim, like.device))
-    return Sequences(arrangement, cos_sin(arrangement.angles(head_dim, like.device)), mask, shared_rotation)
+        counting = F.pad(pixels, (0, arrangement.shared_length), value=True)
+        mask = additive_mask(counting.repeat(batch, 1), like.dtype)
+    angles = arrangement.angles(head_dim, like.device), arrangement.shared_angles(head_dim, like.device)
+    rotation, shared_rotation = (None if one is None else cos_sin(one) for one in angles)
+    return Sequences(arrangement, rotation, mask, shared_rotation)
 
 
 def attend(
