@@ -295,7 +295,8 @@ def main() -> None:
     for arm in arms:
         if not (arm.out / "pipeline").is_dir():
             Trainer(arm.config).run()
-        kept = arm.out / f"alpha-{measures.n}.json"
+        # By its extractor, too, whose training rounds otherwise with other threads.
+        kept = arm.out / f"alpha-{measures.n}-{measures.yardstick.extractor.name.rpartition('@')[2]}.json"
         if not kept.is_file():
             kept.write_text(json.dumps(measures.of(arm)) + "\n", encoding="utf-8")
         runs.append({"arm": arm.name, "seed": arm.seed, **json.loads(kept.read_text(encoding="utf-8"))})
