@@ -19,6 +19,7 @@ from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import prompt_of
 from attndiff.viewing import as_picture, contact_sheet, window_of
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROW = 8  # images of an unconditional model in a row
 
 
@@ -65,9 +66,14 @@ class SampledRow:
     maps: AttentionMaps | None
 
 
-def open_model(model: str | Path) -> AttnDiffPipeline:
-    """The pipeline of a folder, Hub id or bundled name, on the best device."""
-    return load_quietly(model).to(best_device())
+def open_model(model: str | Path, precision: str = "fp32") -> AttnDiffPipeline:
+    """The pipeline of a folder, Hub id or bundled name, on the best device.
+
+    Args:
+        model: The folder, id or name.
+        precision: A key of `PRECISIONS`.
+    """
+    return load_quietly(model, dtype=PRECISIONS[precision]).to(best_device())
 
 
 def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[SampledRow]:

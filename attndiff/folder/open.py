@@ -37,12 +37,12 @@ def load(path_or_hub_id: str | os.PathLike, **kwargs):
         raise UserError(f"{path_or_hub_id} could not be opened: {one_line(error)}") from error
 
 
-def load_quietly(path_or_hub_id: str | os.PathLike):
+def load_quietly(path_or_hub_id: str | os.PathLike, **kwargs):
     """As `load`, without the progress bar, which would stand above every answer of a command."""
     from diffusers.utils import logging  # diffusers takes seconds to import
 
     logging.disable_progress_bar()
     try:
-        return load(path_or_hub_id)
+        return load(path_or_hub_id, **kwargs)
     finally:
         logging.enable_progress_bar()

@@ -1,6 +1,6 @@
 """Kinds and places of attention, each changed alone from the preset, compared after equal time.
 
-    python scripts/campaigns/attention_choice.py DATA --out model_cards/attention_choice.json
+    python scripts/campaigns/attention_choice.py DATA --json model_cards/attention_choice.json
 
 DATA holds ``icons32`` and ``sprites``; the emoji are bundled. At 32 px the finest level of the preset is a grid of
 16 x 16, at 128 px with patches of 4 it is 32 x 32. All arms of a size train for the same short time at one learning
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 from accelerate import Accelerator
-from attention_report import write_report
+from attention_report import AS_PRESET, write_report
 from equal_time import Campaign, Trial
 from PIL import Image
 
@@ -29,7 +29,6 @@ from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.validation import validate
 
 PRESET = PRESETS["xs"]["unet"]["levels"]
-AS_PRESET = "as the preset"
 # What differs from the preset's levels, by level from the finest.
 WINDOW = {"attention": "window"}
 ARMS_32 = {
@@ -60,6 +59,7 @@ ARMS_128 = {
 }
 SIZES = {"32 px": ARMS_32, "128 px": ARMS_128}
 DATA = {"icons": "32 px", "emoji": "32 px", "sprites": "128 px"}  # sizes by data
+BATCHES = {"icons": 32, "emoji": 32, "sprites": 16}
 SCREENED = {"32 px": "icons", "128 px": "sprites"}  # on which data the arms of a size are chosen for the long runs
 RATE = 4e-3  # of the short runs
 RATES = (2e-3, 4e-3, 8e-3)
@@ -75,6 +75,7 @@ def levels_of(changes: dict[int, dict]) -> list[dict]:
 
 def settings_of(data: str, folder: Path, sheets: Path) -> tuple[str, list[str]]:
     """Recipe, and its settings, of some data."""
+    of_batch = f"optim.batch_size={BATCHES[data]}"
     if data == "icons":
         return "emoji-xs", [
             f"data.path={folder / 'icons32'}",
@@ -82,7 +83,7 @@ def settings_of(data: str, folder: Path, sheets: Path) -> tuple[str, list[str]]:
             "data.caption_column=caption",
             "data.where=null",
             "data.exclude=null",
-            "optim.batch_size=32",
+            of_batch,
         ]
     if data == "sprites":
         return "emoji-xs", [
@@ -94,9 +95,9 @@ def settings_of(data: str, folder: Path, sheets: Path) -> tuple[str, list[str]]:
             "data.exclude=null",
             "condition.max_length=40",
             "model.unet.patch_size=4",
-            "optim.batch_size=16",
+            of_batch,
         ]
-    return "emoji-xs", ["optim.batch_size=32"]
+    return "emoji-xs", [of_batch]
 
 
 def make(trial: Trial, opened: Parts | None, folder: Path, sheets: Path) -> tuple[TrainConfig, Parts]:
@@ -167,29 +168,29 @@ def main() -> None:
     """Run what is missing, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of icons32 and sprites")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
     parser.add_argument("--work", type=Path, default=Path("runs/attention_choice"), help="folder for what is prepared")
     parser.add_argument("--screen-minutes", type=float, default=8, help="length of a short run")
     parser.add_argument("--minutes", type=float, default=20, help="length of a long run")
     parser.add_argument("--finalists", type=int, default=4, help="arms of a size that train for longer")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--only", nargs="*", default=[*DATA], choices=[*DATA], help="data of the long runs")
+    parser.add_argument("--long", nargs="*", default=[*DATA], choices=[*DATA], help="data of the long runs")
     options = parser.parse_args()
     sheets = options.work / "sheets"
     if not (sheets / "validation.parquet").is_file():
         make_sheets(options.data / "sprites", sheets)
     made = partial(make, folder=options.data.resolve(), sheets=sheets.resolve())
-    campaign = Campaign(options.out, made, measure, options.workers)
+    campaign = Campaign(options.work / "found.json", made, measure, options.workers)
     short = [
         Trial(arm, data, RATE, 0, options.screen_minutes) for size, data in SCREENED.items() for arm in SIZES[size]
     ]
     campaign.time_steps(short)
     results = campaign.run(short)
-    for data in options.only:
+    for data in options.long:
         screened = [(t, r) for t, r in zip(short, results) if t.data == SCREENED[DATA[data]]]
         arms = finalists({t.arm: r["error"] for t, r in screened}, options.finalists)
         long_runs(campaign, data, arms, options.minutes)
-    write_report(campaign.found, options.out)
+    write_report(campaign.found, DATA, BATCHES, options.json)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ class Trial:
         """Its name among the results."""
         return f"{self.arm} | {self.data} | lr {self.lr:g} | seed {self.seed} | {self.minutes:g} min"
 
+    @classmethod
+    def of_key(cls, key: str) -> "Trial":
+        """The trial of such a name."""
+        arm, data, lr, seed, minutes = key.split(" | ")
+        figures = float(lr.removeprefix("lr ")), int(seed.removeprefix("seed ")), float(minutes.removesuffix(" min"))
+        return cls(arm, data, *figures)
+
 
 # Of a trial and, if those of another trial of the same data are at hand, their parts: config and parts.
 Make = Callable[[Trial, Parts | None], tuple[TrainConfig, Parts]]
@@ -154,6 +161,13 @@ class Campaign:
         if not self.found["step_seconds"].keys() >= {place(trial) for trial in trials}:
             self.found["step_seconds"] |= step_seconds(trials, self.make, self.rounds)
             self._write()
+
+    def constant(self, name: str, find: Callable[[], float]) -> float:
+        """A figure that is found once, and kept."""
+        if name not in self.found:
+            self.found[name] = find()
+            self._write()
+        return self.found[name]
 
     def run(self, trials: list[Trial]) -> list[dict]:
         """The results of the trials in their order, training those that are missing."""

