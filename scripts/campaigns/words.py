@@ -25,9 +25,11 @@ from pathlib import Path
 
 import torch
 from equal_time import Campaign, Trial
+from of_words.aligned import AlignedModel
+from of_words.grounding import DIM, GroundingLoop
+from of_words.report import TODAY, write_report
+from of_words.vectors import save_word_vectors
 from safetensors.torch import load_file, save_file
-from word_vectors import save_word_vectors
-from words_report import write_report
 
 from attndiff.data.columns import CAPTION
 from attndiff.data.rows import Rows
@@ -46,10 +48,7 @@ from attndiff.nn.presets import PRESETS
 from attndiff.training.build import Parts, build, build_without_data
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.samples import make_pipeline
-from attndiff.training.grounding import DIM, GroundingLoop
-from attndiff.training.heads.aligned import AlignedModel
 
-TODAY = "today"
 ICONS = "icons"
 RATE = 4e-3
 GROUND_MINUTES = 3.0  # of a contrast, out of the run's time
@@ -278,7 +277,7 @@ def main() -> None:
     long = [trial for seed in (0, 1) for trial in trials(best, RATE, seed, options.minutes)]
     of_today = [t for s in (0, 1) for m in (1, 2) for t in trials([TODAY], RATE, s, m * options.minutes)]
     campaign.run([*of_today, *long])
-    write_report(campaign.found, options.json)
+    write_report(campaign.found, {name: GROUND_MINUTES * arm.contrasts for name, arm in ARMS.items()}, options.json)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,20 @@ def test_sampling_text_writes_a_grid_that_the_seed_decides(models, tmp_path):
     assert (a == b).all() and (a != c).any()
 
 
+def test_a_model_samples_nearly_the_same_in_half_precision(models, tmp_path):
+    pictures = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        result = attndiff("sample", models / "text", *WORDS[:2], "--out", tmp_path / "g.png", "--steps", 2,
+                          "--images", out, "--precision", precision)  # fmt: skip
+        assert result.code == 0, result.err
+        pictures[precision] = np.stack([np.asarray(Image.open(path), int) for path in sorted(out.iterdir())])
+    apart = np.abs(pictures["fp32"] - pictures["bf16"])
+    assert 0 < apart.mean() < 3
+    refused = attndiff("sample", models / "text", WORDS[0], "--out", tmp_path / "h.png", "--precision", "fp8")
+    assert refused.code != 0 and "--precision='fp8' is unknown" in refused.err and not (tmp_path / "h.png").exists()
+
+
 def test_every_image_has_a_seed_of_its_own(models, tmp_path):
     attndiff("sample", models / "text", *WORDS[:2], "--out", tmp_path / "g.png", "--steps", 2, "--seed", 5,
              "--images", tmp_path / "both")  # fmt: skip

@@ -1,0 +1,1 @@
+"""What `words.py` compares, and its report."""
