@@ -178,3 +178,16 @@ def test_no_test_is_made_of_another():
     """What two share is in a module of its own, which says what it is for."""
     for path in (ROOT / "tests").rglob("test_*.py"):
         assert not {name for name in imported(path) if name.split(".")[-1].startswith("test_")}, path
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given, kept):
+    code = "from attndiff.apps.cli import main\nmain(['--version'])\nimport torch"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    seen = [line for line in result.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
+    if not seen:
+        pytest.skip("this torch has an OpenMP that does not say what it was told")
+    assert all(f"'{kept}'" in line for line in seen)

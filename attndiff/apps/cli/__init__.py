@@ -1,5 +1,6 @@
 """The command line: one command a file, everything heavy imported by the command that needs it."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -50,6 +51,10 @@ def _options(
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; arguments without the program's name, those of the process by default."""
+    # What OpenMP's threads do while they wait, read once as torch is loaded. They spin by default: beside one other
+    # busy process a thread then holds the core that the one it waits for needs, and a step takes up to twenty times as
+    # long as with threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(app, "attndiff", (sys.argv[1:] if argv is None else argv) or ["--help"])
 
 
