@@ -190,7 +190,9 @@ def main() -> None:
         screened = [(t, r) for t, r in zip(short, results) if t.data == SCREENED[DATA[data]]]
         arms = finalists({t.arm: r["error"] for t, r in screened}, options.finalists)
         long_runs(campaign, data, arms, options.minutes)
-    write_report(campaign.found, DATA, BATCHES, options.json)
+    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
+    command = f"python scripts/campaigns/attention_choice.py DATA {lengths} --json attention_choice.json"
+    write_report(campaign.found, command, DATA, BATCHES, options.json)
 
 
 if __name__ == "__main__":

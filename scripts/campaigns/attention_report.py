@@ -11,11 +11,12 @@ AS_PRESET = "as the preset"
 Runs = list[tuple[Trial, dict]]
 
 
-def write_report(found: dict, data: dict[str, str], batches: dict[str, int], out: Path) -> None:
+def write_report(found: dict, command: str, data: dict[str, str], batches: dict[str, int], out: Path) -> None:
     """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
 
     Args:
         found: What a `Campaign` has measured.
+        command: That measured it.
         data: The size of each kind of data.
         batches: Images a step of it.
         out: JSON file.
@@ -40,7 +41,12 @@ def write_report(found: dict, data: dict[str, str], batches: dict[str, int], out
             }
     sizes = dict.fromkeys(arm["size"] for arm in arms.values())
     chosen = {size: winner({k: v for k, v in arms.items() if v["size"] == size}) for size in sizes}
-    report = {"hardware": found["hardware"], "arms": arms, "chosen": chosen, "runs": found["runs"]}
+    report = {
+        "hardware": found["hardware"] | {"command": command},
+        "arms": arms,
+        "chosen": chosen,
+        "runs": found["runs"],
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     out.with_suffix(".md").write_text(page(report, out.stem), encoding="utf-8")

@@ -277,7 +277,10 @@ def main() -> None:
     long = [trial for seed in (0, 1) for trial in trials(best, RATE, seed, options.minutes)]
     of_today = [t for s in (0, 1) for m in (1, 2) for t in trials([TODAY], RATE, s, m * options.minutes)]
     campaign.run([*of_today, *long])
-    write_report(campaign.found, {name: GROUND_MINUTES * arm.contrasts for name, arm in ARMS.items()}, options.json)
+    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
+    command = f"python scripts/campaigns/words.py icons32 --glove GLOVE --pretrained FOLDER {lengths} --json words.json"
+    before = {name: GROUND_MINUTES * arm.contrasts for name, arm in ARMS.items()}
+    write_report(campaign.found, command, before, options.json)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,9 @@ def test_attention_is_reported_with_its_choice_a_page_and_a_picture(tmp_path):
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     found = {"hardware": hardware, "step_seconds": seconds, "runs": attention_runs()}
     out = tmp_path / "attention.json"
-    attention_report.write_report(found, attention_choice.DATA, attention_choice.BATCHES, out)
+    attention_report.write_report(found, "measure", attention_choice.DATA, attention_choice.BATCHES, out)
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report["chosen"] == {"32 px": "16: windows"}
+    assert report["chosen"] == {"32 px": "16: windows"} and report["hardware"]["command"] == "measure"
     arm = report["arms"]["32 px: 16: windows"]
     assert arm["error"] == pytest.approx(0.0805) and arm["spread"] == pytest.approx(0.001)
     assert (arm["lr"], arm["images_per_second"], arm["screened"]) == (4e-3, 64, pytest.approx(0.11))
@@ -228,7 +228,7 @@ def test_what_gains_in_half_the_time_what_today_does_is_chosen(gain, chosen, tmp
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     out = tmp_path / "words.json"
     before = {name: words.GROUND_MINUTES * arm.contrasts for name, arm in words.ARMS.items()}
-    words_report.write_report({"hardware": hardware, "runs": words_runs(gain)}, before, out)
+    words_report.write_report({"hardware": hardware, "runs": words_runs(gain)}, "measure", before, out)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
     assert set(report["arms"]) == {"today, 15 min", "today, 30 min", "grounded, 15 min"}

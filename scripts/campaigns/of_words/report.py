@@ -13,11 +13,12 @@ SHARES = ("own_caption_set",)
 Runs = list[tuple[Trial, dict]]
 
 
-def write_report(found: dict, before: dict[str, float], out: Path) -> None:
+def write_report(found: dict, command: str, before: dict[str, float], out: Path) -> None:
     """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
 
     Args:
         found: What a `Campaign` has measured.
+        command: That measured it.
         before: Minutes of every arm's time that went before its first step.
         out: JSON file.
     """
@@ -29,7 +30,12 @@ def write_report(found: dict, before: dict[str, float], out: Path) -> None:
             results = [r for t, r in runs if t.arm == arm and t.minutes + before[arm] == minutes]
             if results:
                 arms[f"{arm}, {minutes:g} min"] = {"arm": arm, "minutes": minutes, **of_seeds(results)}
-    report = {"hardware": found["hardware"], "arms": arms, "chosen": chosen(arms), "runs": found["runs"]}
+    report = {
+        "hardware": found["hardware"] | {"command": command},
+        "arms": arms,
+        "chosen": chosen(arms),
+        "runs": found["runs"],
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     out.with_suffix(".md").write_text(page(report, out.stem), encoding="utf-8")
