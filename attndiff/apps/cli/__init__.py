@@ -1,6 +1,5 @@
 """The command line: one command a file, everything heavy imported by the command that needs it."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from attndiff.apps.cli.push import push
 from attndiff.apps.cli.quickstart import quickstart
 from attndiff.apps.cli.sample import sample
 from attndiff.apps.cli.train import train
+from attndiff.apps.spinning import spin_briefly
 from attndiff.data.tables.names import printable
 from attndiff.errors import Stopped, UserError
 
@@ -51,10 +51,7 @@ def _options(
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; arguments without the program's name, those of the process by default."""
-    # What OpenMP's threads do while they wait, read once as torch is loaded. They spin by default: beside one other
-    # busy process a thread then holds the core that the one it waits for needs, and a step takes up to twenty times as
-    # long as with threads that sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_briefly()
     run(app, "attndiff", (sys.argv[1:] if argv is None else argv) or ["--help"])
 
 
