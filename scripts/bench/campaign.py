@@ -13,7 +13,6 @@ from bench.peers import PEERS
 from bench.quality import HELD_OUT, POINTS, Curve, Run, train
 
 OWN_LRS = (2e-3, 4e-3, 8e-3)  # of Muon, attndiff's optimizer
-PEER_LRS = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
 CHOSEN_LR = 2e-3  # attndiff's own in model_cards/quality.json
 FURTHER = 3  # rates beyond the three at most
 SEARCH_SHARE = 0.2  # of the full time, for a run that chooses a learning rate
@@ -173,7 +172,7 @@ def close_rates(
         arms: Peers, and None for attndiff.
         short: The short run of an arm at a rate.
     """
-    rates = {peer: list(PEER_LRS if peer else OWN_LRS) for peer in arms}
+    rates = {peer: list(PEERS[peer].rates if peer else OWN_LRS) for peer in arms}
     for _ in range(FURTHER + 1):
         campaign.run([short(peer, lr) for peer in arms for lr in rates[peer]])
         errors = {peer: {lr: campaign.error(short(peer, lr)) for lr in rates[peer]} for peer in arms}

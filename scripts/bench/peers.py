@@ -7,14 +7,8 @@ cross-attention where a network has it, else the pooled vector beside its noise 
 A package that is absent is an `ImportError` here; whoever measures names it and goes on.
 """
 
-import importlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -22,13 +16,21 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from attndiff.diffusion.objectives import Objective
+from attndiff.training.heads.denoising import DenoisingModel
+from bench.edm2_unet import MULTIPLES, EDM2UNet
+from bench.partial_import import network_module
 from bench.peer_objectives import (
+    EDM2,
+    CleanImage,
     KarrasSoftMinSNR,
     LinearEpsilon,
     ScaledLinearEpsilon,
     SigmoidVelocity,
 )
+from bench.pixel_transformer import PixelTransformer
+from bench.uncertainty import UncertaintyWeighted
 
+RATES = (2e-4, 5e-4, 1e-3)  # of AdamW, which the peers' authors use
 HEAD = 32  # channels of an attention head, about, as in attndiff's own small presets
 
 
@@ -97,6 +99,17 @@ class AdaptedTransformer(nn.Module):
         return Prediction(self.transformer(sample, (4 * noise_level).exp(), mapping_cond=pooled_projections))
 
 
+class AdaptedPooled(nn.Module):
+    """A network of images, noise coordinate and pooled condition."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample, noise_level, encoder_hidden_states, encoder_attention_mask, pooled_projections):
+        return Prediction(self.network(sample, noise_level, pooled_projections))
+
+
 def stable_diffusion_unet(width: int, cross_attention_dim: int) -> nn.Module:
     """The default arguments of `UNet2DConditionModel`, which are those of Stable Diffusion 1, on images."""
     widths = (width, 2 * width, 4 * width, 4 * width)
@@ -149,6 +162,18 @@ def hourglass_transformer(width: int, pooled_dim: int) -> nn.Module:
     )
 
 
+def edm2_unet(width: int, pooled_dim: int) -> nn.Module:
+    """The configuration for ImageNet at 64 px, of width 192 there and in its smallest size."""
+    heads = tuple(parts(width * multiple, 64) for multiple in MULTIPLES)
+    return AdaptedPooled(EDM2UNet(width, pooled_dim, heads))
+
+
+def pixel_transformer(width: int, pooled_dim: int) -> nn.Module:
+    """JiT-B, of width 768 there."""
+    heads = parts(width // 4, 16)  # each a multiple of 4 channels, 64 at least
+    return AdaptedPooled(PixelTransformer(width, heads, pooled_dim))
+
+
 def parts(width: int, size: int) -> int:
     """The largest number of equal parts of a width with at least ``size`` channels each, or one."""
     return next(n for n in range(max(1, width // size), 0, -1) if width % n == 0)
@@ -163,8 +188,10 @@ class Peer:
         step: Widths are multiples of this.
         published: The configuration that is narrowed.
         objective: What its authors train it on, made from the images' standard deviation.
-        lr: AdamW's rate that the full comparison chose (model_cards/quality.json); a quick one begins there.
+        lr: AdamW's rate that the full comparison chose (model_cards/quality.json); a quick one takes it as it is.
         install: The command that adds its package.
+        rates: What a full comparison tries first.
+        head: The loss around network and objective.
     """
 
     make: Callable[[int, int], nn.Module]
@@ -173,6 +200,8 @@ class Peer:
     objective: type[Objective]
     lr: float
     install: str
+    rates: tuple[float, float, float] = RATES
+    head: type[DenoisingModel] = DenoisingModel
 
 
 PEERS = {
@@ -201,84 +230,23 @@ PEERS = {
         1e-3,
         "pip install --no-deps einops git+https://github.com/crowsonkb/k-diffusion",
     ),
+    # No full comparison has chosen the rates of the two below yet: they are their authors', as said beside them.
+    "EDM2 U-Net": Peer(
+        edm2_unet,
+        4,
+        "config G for ImageNet at 64 px (arXiv 2312.02696), written in scripts/bench/edm2_unet.py",
+        EDM2,
+        1e-2,  # as published: weights of magnitude 1 make it the relative size of a step, whatever the width
+        "nothing to install",
+        rates=(5e-3, 1e-2, 2e-2),
+        head=UncertaintyWeighted,
+    ),
+    "JiT": Peer(
+        pixel_transformer,
+        12,
+        "JiT-B, 256 tokens (arXiv 2511.13720), written in scripts/bench/pixel_transformer.py",
+        CleanImage,
+        7e-4,  # 2e-4 at width 768, in inverse ratio to the width
+        "nothing to install",
+    ),
 }
-
-# What the files with the peers' networks import for their trainers and metrics, and the networks never touch.
-UNNEEDED = (
-    "dctorch",
-    "ema_pytorch",
-    "pytorch_fid",
-    "scipy",
-    "torchdiffeq",
-    "torchsde",
-    "torchvision",
-)
-
-
-class Blank(ModuleType):
-    """In the place of a package that is not needed."""
-
-    def __getattr__(self, name: str) -> "Blank":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Blank(name)
-
-
-class BlankFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a `Blank` for each of `UNNEEDED` and their parts."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.split(".")[0] in UNNEEDED:
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        return Blank(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-def network_module(name: str) -> ModuleType:
-    """A module with a peer's network, without its package's ``__init__`` and without `UNNEEDED` packages.
-
-    Raises:
-        ImportError: If the package is not installed, or is a release without this module.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    with _alone(name):
-        return importlib.import_module(name)
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Parents of a module that only know where their parts are, and blanks; all taken away again."""
-    before, finder = dict(sys.modules), BlankFinder()
-    for unneeded in [key for key in sys.modules if key.split(".")[0] in UNNEEDED]:
-        del sys.modules[unneeded]
-    parents = name.split(".")[:-1]
-    for i in range(len(parents)):
-        _bare_package(".".join(parents[: i + 1]))
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for key in [k for k in sys.modules if k.split(".")[0] in UNNEEDED]:
-            del sys.modules[key]
-        sys.modules.update({key: module for key, module in before.items() if key.split(".")[0] in UNNEEDED})
-
-
-def _bare_package(name: str) -> None:
-    """Put a package into ``sys.modules`` without running its ``__init__``."""
-    if name in sys.modules:
-        return
-    parent, _, _ = name.rpartition(".")
-    path = sys.modules[parent].__path__ if parent else None
-    spec = importlib.machinery.PathFinder.find_spec(name, path)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    package = ModuleType(name)
-    package.__path__, package.__spec__ = list(spec.submodule_search_locations), spec
-    sys.modules[name] = package

@@ -88,8 +88,9 @@ def make_run(run: Run) -> tuple[TrainConfig, Parts]:
         peer, model = PEERS[run.peer], parts.model
         hidden = model.condition_encoder.config.hidden_size
         torch.manual_seed(run.seed)
-        model.unet = peer.make(matched_width(run.preset, run.peer, "parameters"), hidden)
-        model.objective = peer.objective(sigma_data=model.objective.sigma_data)
+        network = peer.make(matched_width(run.preset, run.peer, "parameters"), hidden)
+        objective = peer.objective(sigma_data=model.objective.sigma_data)
+        parts.model = peer.head(network, model.condition_encoder, objective)
     return config, parts
 
 

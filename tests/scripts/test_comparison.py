@@ -10,7 +10,8 @@ from bench import campaign, quality, speed
 from bench.arms import Arm, nearest_width
 from bench.command import compare
 from bench.comparison import RATIOS, Comparison
-from bench.peers import PEERS, Peer, network_module
+from bench.partial_import import network_module
+from bench.peers import PEERS, RATES, Peer
 from bench.tables import chosen_curves, draw, markdown
 from PIL import Image
 from places import ROOT
@@ -185,7 +186,7 @@ def test_stored_runs_are_not_repeated(tmp_path):
     """A finished campaign is only read; a full run is of the rate whose short run ended lowest."""
     report = Comparison(tmp_path / "quality.json", "cpu", "time_to_quality", {})
     runs = campaign.Campaign(report, "xs", 1)
-    for peer, rates, times in ((None, campaign.OWN_LRS, (1, 2)), (DIFFUSERS, campaign.PEER_LRS, (4, 8))):
+    for peer, rates, times in ((None, campaign.OWN_LRS, (1, 2)), (DIFFUSERS, RATES, (4, 8))):
         for i, lr in enumerate(rates):
             short = quality.Run(peer, lr, 0, campaign.SEARCH_SHARE)
             runs.runs_of(peer)[short.key] = {"curve": [(1, 0.5 + abs(i - 1))]}
@@ -198,7 +199,7 @@ def test_stored_runs_are_not_repeated(tmp_path):
     result = json.loads((tmp_path / "quality.json").read_text())
     assert result["ratios"]["time_to_quality"] == {DIFFUSERS: 4.0}
     assert chosen_curves(result["arms"][DIFFUSERS]) == [[[4, 0.5], [8, 0.3]]] * 2
-    assert result["arms"][DIFFUSERS]["quality"] == {"lr": campaign.PEER_LRS[1], "final_errors": [0.3, 0.3]}
+    assert result["arms"][DIFFUSERS]["quality"] == {"lr": RATES[1], "final_errors": [0.3, 0.3]}
 
 
 def test_a_quick_comparison_takes_the_rates_of_the_full_one(tmp_path):
@@ -230,9 +231,9 @@ def searched(tmp_path, errors: dict, full: dict) -> campaign.Campaign:
 
 
 def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):
-    least, largest = min(campaign.OWN_LRS), max(campaign.PEER_LRS)
+    least, largest = min(campaign.OWN_LRS), max(RATES)
     own = dict.fromkeys(campaign.OWN_LRS, 0.5) | {least: 0.3, least / 2: 0.2, least / 4: 0.25}
-    peer = dict.fromkeys(campaign.PEER_LRS, 0.5) | {largest: 0.3, 2 * largest: 0.4}
+    peer = dict.fromkeys(RATES, 0.5) | {largest: 0.3, 2 * largest: 0.4}
     runs = searched(tmp_path, {None: own, DIFFUSERS: peer}, {None: {least / 2: 0.1}, DIFFUSERS: {largest: 0.1}})
     best = campaign.choose_rates(runs, [None, DIFFUSERS], lambda peer, lr, share: quality.Run(peer, lr, 0, share))
     assert best == {None: least / 2, DIFFUSERS: largest}
@@ -240,7 +241,7 @@ def test_the_search_goes_on_past_the_largest_rate_and_the_least(tmp_path):
 
 def test_full_runs_tell_apart_what_short_ones_cannot(tmp_path):
     """The rate that leads after a fifth of the time by less than a tenth loses where its full run ends higher."""
-    low, middle, high = campaign.PEER_LRS
+    low, middle, high = RATES
     short = {low: 0.2, middle: 0.1, high: 0.109}
     runs = searched(tmp_path, {DIFFUSERS: short | {2 * high: 0.3}}, {DIFFUSERS: {middle: 0.09, high: 0.08}})
     best = campaign.choose_rates(runs, [DIFFUSERS], lambda peer, lr, share: quality.Run(peer, lr, 0, share))

@@ -86,6 +86,7 @@ def network_call(model: DenoisingModel, batch: dict, device: str, precision: str
     """
     streams = {key: batch[key] for key in CONDITION_KEYS if key in batch}
     drop = batch["drop"]
+    model.eval()  # a network may do more in training, such as setting its weights' magnitude
     if guided:
         streams = {key: torch.cat([value, value]) for key, value in streams.items()}
         drop = torch.cat([drop, torch.ones_like(drop)])
