@@ -182,6 +182,19 @@ def test_a_run_has_a_curve(peer):
     assert result["images"] % quality.BATCH == 0 and result["n"] > 0
 
 
+def test_a_peers_own_loss_learns_with_its_network():
+    run = quality.Run("EDM2 U-Net", 1e-2, 0, 0.01, preset="tiny", overrides=SMALL_DATA)
+    config, parts = quality.make_run(run)
+    assert type(parts.model) is PEERS[run.peer].head
+    before = {name: p.detach().clone() for name, p in parts.model.named_parameters()}
+    steps = quality.training_loop(config, parts, "cpu")
+    for _ in range(3):  # from the output gain to the blocks' gains to the condition
+        next(steps)
+    after = dict(parts.model.named_parameters())
+    for name in ("uncertainty.1.weight", "unet.network.conv_in.weight", "condition_encoder.text_embedding.weight"):
+        assert not torch.equal(after[name], before[name]), name
+
+
 def test_stored_runs_are_not_repeated(tmp_path):
     """A finished campaign is only read; a full run is of the rate whose short run ended lowest."""
     report = Comparison(tmp_path / "quality.json", "cpu", "time_to_quality", {})
