@@ -4,7 +4,8 @@ A peer is narrowed by one number, its width, until it has as many parameters or 
 kinds of block and channels per normalisation group stay as published. All take the same condition: tokens by
 cross-attention where a network has it, else the pooled vector beside its noise embedding.
 
-A package that is absent is an `ImportError` here; whoever measures names it and goes on.
+Where no package has the network as its paper describes it, it is written here from the paper, in a file of its own. A
+package that is absent is an `ImportError` here; whoever measures names it and goes on.
 """
 
 from collections.abc import Callable

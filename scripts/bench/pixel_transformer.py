@@ -46,6 +46,16 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
+class RMSNorm(nn.RMSNorm):
+    """Of the channels, in the precision of what it is given: torch has no fast one where that is not its weight's."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention with normalised and rotated queries and keys."""
 
@@ -53,7 +63,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm_query, self.norm_key = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.norm_query, self.norm_key = (RMSNorm(width // heads) for _ in range(2))
 
     def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         query, key, value = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # (B, L, H, D)
@@ -80,7 +90,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm_attention, self.norm_feed_forward = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.norm_attention, self.norm_feed_forward = (RMSNorm(width) for _ in range(2))
         self.attention, self.feed_forward = Attention(width, heads), SwiGLU(width)
         self.modulation = nn.Linear(width, 6 * width)
 
@@ -109,7 +119,7 @@ class PixelTransformer(nn.Module):
         self.pooled = nn.Linear(pooled_dim, width)
         self.context_positions = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(DEPTH))
-        self.norm_out, self.modulation_out = nn.RMSNorm(width, eps=1e-6), nn.Linear(width, 2 * width)
+        self.norm_out, self.modulation_out = RMSNorm(width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels * PATCH**2)
         self._initialise()
 
