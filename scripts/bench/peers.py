@@ -170,7 +170,7 @@ def edm2_unet(width: int, pooled_dim: int) -> nn.Module:
 
 
 def pixel_transformer(width: int, pooled_dim: int) -> nn.Module:
-    """JiT-B, of width 768 there."""
+    """JiT-B with the patches of ImageNet at 64 px, of width 768 there."""
     heads = parts(width // 4, 16)  # each a multiple of 4 channels, 64 at least
     return AdaptedPooled(PixelTransformer(width, heads, pooled_dim))
 
@@ -245,7 +245,7 @@ PEERS = {
     "JiT": Peer(
         pixel_transformer,
         12,
-        "JiT-B, 256 tokens (arXiv 2511.13720), written in scripts/bench/pixel_transformer.py",
+        "JiT-B with patches of 4 x 4 pixels (arXiv 2511.13720), written in scripts/bench/pixel_transformer.py",
         CleanImage,
         7e-4,  # 2e-4 at width 768, in inverse ratio to the width
         "nothing to install",

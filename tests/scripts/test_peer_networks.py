@@ -139,9 +139,9 @@ def test_jit_starts_as_the_identity_and_predicts_zero():
     assert all(seen(network, type(network.blocks[0]), lambda given, out: torch.equal(given, out)))
 
 
-def test_jit_puts_the_condition_in_front_of_the_256_patches():
+def test_jit_puts_the_condition_in_front_of_the_patches():
     lengths = seen(jit(), type(jit().blocks[0]), lambda given, out: out.shape[1])
-    assert lengths == [256] * CONTEXT_FROM + [256 + CONTEXT] * (12 - CONTEXT_FROM)
+    assert lengths == [64] * CONTEXT_FROM + [64 + CONTEXT] * (12 - CONTEXT_FROM)
     assert jit()(torch.randn(1, 3, 16, 24), torch.zeros(1), torch.zeros(1, POOLED)).shape == (1, 3, 16, 24)
 
 
