@@ -164,7 +164,7 @@ def hourglass_transformer(width: int, pooled_dim: int) -> nn.Module:
 
 
 def edm2_unet(width: int, pooled_dim: int) -> nn.Module:
-    """The configuration for ImageNet at 64 px, of width 192 there and in its smallest size."""
+    """The configuration for ImageNet at 64 px, of width 192 there in its smallest size."""
     heads = tuple(parts(width * multiple, 64) for multiple in MULTIPLES)
     return AdaptedPooled(EDM2UNet(width, pooled_dim, heads))
 

@@ -1,4 +1,4 @@
-"""A loss whose weight at every noise level is learned (Karras et al. 2024, arXiv 2312.02696, Eq. 21 and 22)."""
+"""A loss whose weight at every noise level is learned (Karras et al. 2024, arXiv 2312.02696, Eq. 21)."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ FEATURES = 128
 class UncertaintyWeighted(DenoisingModel):
     """Beside the network a linear layer on Fourier features of the noise level, which learns ``u``.
 
-    ``loss / exp(u) + u`` is least where ``exp(u)`` is the loss at this level (Eq. 22), so that all levels come to weigh
+    ``loss / exp(u) + u`` is least where ``exp(u)`` is the loss at this level, so that all levels come to weigh
     alike. The weight of the objective is in that loss; nothing but training looks at ``u``.
     """
 
