@@ -8,39 +8,31 @@ levels. diffusers' `UNet2DConditionModel` is an arm under the same rules. Short 
 the best arms of ours, the base among them, and the best of diffusers' then train at full length with two seeds. A
 difference within the spread of the seeds is a tie, and then the simpler form wins.
 
-The time of a run is its number of steps times the arm's seconds a step, measured first with all arms taking turns: a
-busy machine then slows a run down, but takes nothing from the arm that happened to meet it. Runs that are already in
-the output file are not repeated, so the command can be stopped and started again.
+`campaigns.equal_time` says how time is counted. Runs that are already in the output file are not repeated, so the
+command can be stopped and started again.
 """
 
 import argparse
-import json
-import math
-import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from bench.peers import Adapted
+from campaigns.equal_time import Campaign, Trial
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from attndiff.nn import blocks
-from attndiff.training.batches import DrawnDataset, training_loader
+from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts, build
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.validation import validate
-from attndiff.training.optim import make_optimizers, set_lr
 
+EMOJI = "emoji"  # the data of all runs
 BATCH = 32
-WARMUP = 50  # steps
-DECAY = 0.4  # share of a run, at its end, over which the learning rate falls to zero
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -149,103 +141,27 @@ ARMS = {
 }
 
 
-def make_run(arm: Arm, lr: float, seed: int) -> tuple[TrainConfig, Parts]:
-    """Config and parts of one run."""
-    overrides = [f"seed={seed}", f"optim.lr={lr}", f"optim.batch_size={BATCH}", "optim.steps=1000000"]
+def make(trial: Trial, opened: Parts | None) -> tuple[TrainConfig, Parts]:
+    """Config and parts of a run."""
+    arm = ARMS[trial.arm]
+    overrides = [f"seed={trial.seed}", f"optim.lr={trial.lr}", f"optim.batch_size={BATCH}", "optim.steps=1000000"]
     config = load_config("emoji-xs", [*overrides, f"optim.optimizer={arm.optimizer}", "optim.compile=false"])
     parts = build(config)
     parts.model.unet = arm.change(arm.base(parts.model.unet))
     return config, parts
 
 
-def training_step(parts: Parts, optimizers: list, batch: dict, clip: float) -> float:
-    """One step of one run; its loss."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = parts.model(batch).mean()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parts.model.parameters(), clip)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return loss.item()
-
-
-def draw_for(config: TrainConfig, parts: Parts) -> DrawnDataset:
-    """The training images as a run meets them."""
-    return DrawnDataset(parts.images, parts.conditioning, config.seed, config.condition.dropout)
-
-
-def step_seconds(names: list[str], rounds: int) -> dict[str, float]:
-    """Seconds of a training step by arm, the lower quartile of rounds in which all arms take turns."""
-    torch.set_num_threads(1)
-    steps = {}
-    for name in names:
-        config, parts = make_run(ARMS[name], ARMS[name].lrs[0], 0)
-        loader = iter(training_loader(config, draw_for(config, parts), 1, 0, 1, 0))
-        steps[name] = (config, parts, make_optimizers(parts.model, config.optim), loader)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 2):
-        for name, (config, parts, optimizers, loader) in steps.items():
-            start = time.process_time()
-            training_step(parts, optimizers, next(loader), config.optim.clip)
-            if turn >= 2:  # the first ones warm up
-                times[name].append(time.process_time() - start)
-    return {name: statistics.quantiles(values, n=4)[0] for name, values in times.items()}
-
-
-def train(name: str, lr: float, seed: int, steps: int) -> dict:
-    """Train one run on one thread, and evaluate it."""
-    torch.set_num_threads(1)
-    config, parts = make_run(ARMS[name], lr, seed)
-    optimizers = make_optimizers(parts.model, config.optim)
-    loader = iter(training_loader(config, draw_for(config, parts), 1, 0, 1, 0))
-    for step in range(steps):
-        set_lr(optimizers, min(1, (step + 1) / WARMUP) * min(1, (1 - step / steps) / DECAY))
-        if not math.isfinite(training_step(parts, optimizers, next(loader), config.optim.clip)):
-            return {"x0_error": math.inf, "steps": step}
+def measure(config: TrainConfig, parts: Parts) -> dict:
+    """The held-out error, and the size of the network."""
     result = validate(parts.model, DrawnDataset(parts.validation, parts.conditioning, 0), Accelerator(cpu=True))
     parameters = sum(p.numel() for p in parts.model.unet.parameters())
-    return {"x0_error": result.x0_error, "steps": steps, "parameters": parameters, "n": result.n}
+    return {"error": result.x0_error, "parameters": parameters, "n": result.n}
 
 
-class Ablation:
-    """Runs beside each other in processes, each result written as soon as it is there.
-
-    Args:
-        out: JSON file: seconds a step by arm, and all runs so far.
-        names: The arms.
-        workers: Runs side by side.
-        rounds: Turns of the arms when their steps are timed.
-    """
-
-    def __init__(self, out: Path, names: list[str], workers: int, rounds: int):
-        self.out, self.workers = out, workers
-        self.found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"step_seconds": {}, "runs": {}}
-        if not self.found["step_seconds"].keys() >= set(names):
-            self.found["step_seconds"] = step_seconds(names, rounds)
-            self._write()
-
-    def run(self, wanted: list[tuple[str, float, int]], minutes: float) -> list[dict]:
-        """The results of the wanted (arm, learning rate, seed), training those that are missing."""
-        runs = self.found["runs"]
-        steps = {name: round(60 * minutes / seconds) for name, seconds in self.found["step_seconds"].items()}
-        keys = [f"{name} | lr {lr:g} | seed {seed} | {minutes:g} min" for name, lr, seed in wanted]
-        with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn")) as pool:
-            missing = {pool.submit(train, *w, steps[w[0]]): key for w, key in zip(wanted, keys) if key not in runs}
-            for future in as_completed(missing):
-                runs[missing[future]] = future.result()
-                print(missing[future], future.result(), flush=True)
-                self._write()
-        return [runs[key] for key in keys]
-
-    def _write(self) -> None:
-        self.out.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def choose_rates(campaign: Ablation, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:
+def choose_rates(campaign: Campaign, names: list[str], minutes: float) -> dict[str, tuple[float, float]]:
     """Each arm's best learning rate of three, and its error there."""
-    wanted = [(name, lr, 0) for name in names for lr in ARMS[name].lrs]
-    errors = {w[:2]: result["x0_error"] for w, result in zip(wanted, campaign.run(wanted, minutes))}
+    wanted = [Trial(name, EMOJI, lr, 0, minutes) for name in names for lr in ARMS[name].lrs]
+    errors = {(trial.arm, trial.lr): result["error"] for trial, result in zip(wanted, campaign.run(wanted))}
     return {name: min((errors[name, lr], lr) for lr in ARMS[name].lrs)[::-1] for name in names}
 
 
@@ -268,16 +184,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("model_cards/ablation.json"))
     options = parser.parse_args()
-    campaign = Ablation(options.out, options.arms, options.workers, options.rounds)
+    campaign = Campaign(options.out, make, measure, options.workers, options.rounds)
+    campaign.time_steps([Trial(name, EMOJI, ARMS[name].lrs[0], 0, options.minutes) for name in options.arms])
     rates = choose_rates(campaign, options.arms, options.search_minutes)
     print(f"\n| arm | best learning rate | error after {options.search_minutes:g} min |\n|---|---|---|")
     for name, (lr, error) in sorted(rates.items(), key=lambda item: item[1][1]):
         print(f"| {name} | {lr:g} | {error:.5f} |")
     best = finalists(rates, options.finalists)
-    runs = campaign.run([(name, rates[name][0], seed) for name in best for seed in (0, 1)], options.minutes)
+    runs = campaign.run([Trial(name, EMOJI, rates[name][0], seed, options.minutes) for name in best for seed in (0, 1)])
     print("\n| arm | error of the clean image, two seeds | mean | steps | parameters |\n|---|---|---|---|---|")
     for name, a, b in zip(best, runs[::2], runs[1::2]):
-        errors = f"{a['x0_error']:.5f}, {b['x0_error']:.5f} | {(a['x0_error'] + b['x0_error']) / 2:.5f}"
+        errors = f"{a['error']:.5f}, {b['error']:.5f} | {(a['error'] + b['error']) / 2:.5f}"
         print(f"| {name} | {errors} | {a['steps']} | {a['parameters'] / 1e6:.2f} M |")
 
 

@@ -129,7 +129,7 @@ def train(trial: Trial, steps: int, make: Make, measure: Measure) -> dict:
             return {"error": math.inf, "steps": steps}
     memory = resident("VmHWM") - before
     parameters = sum(p.numel() for p in parts.model.parameters())
-    return {**measure(config, parts), "steps": steps, "parameters": parameters, "memory": memory}
+    return {"steps": steps, "parameters": parameters, "memory": memory, **measure(config, parts)}
 
 
 def resident(what: str, forget_peak: bool = False) -> int:
