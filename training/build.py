@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
@@ -24,7 +26,9 @@ from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.parallel.once import once
+from attndiff.training.parallel.processes import resolve_precision
 from attndiff.training.parts.given import Given, check_vae, open_given
+from attndiff.training.parts.grounding import check_grounding, grounded_weights
 from attndiff.training.parts.learning import learn, learn_objective
 from attndiff.training.parts.networks import Networks, check_model, make_networks
 from attndiff.training.parts.opening import Opened, bucket_note, encoded, open_data
@@ -90,6 +94,7 @@ def build(
         UserError: If data and model do not go together.
     """
     check_model(config)
+    check_grounding(config)
     opened = open_data(config, kept and kept.class_names)
     # Weights are drawn from the global generator, once, before anything else.
     set_seed(config.seed)
@@ -98,6 +103,9 @@ def build(
         check_vae(config, given.vae, opened.images)
     learned = kept or once(partial(learn, config, opened, given))
     networks = make_networks(config, learned, given)
+    if kept is None and config.condition.grounding_steps:
+        learned = replace(learned, encoder=once(partial(_ground, config, networks, opened)))
+        networks.encoder.load_state_dict(learned.encoder)
     buckets = [bucket_note(config, opened.images, networks.unet.size_multiple)] if config.data.max_aspect else []
     if given.vae is not None:
         with held():
@@ -106,6 +114,12 @@ def build(
         objective = once(partial(learn_objective, config, given, opened.images, learned.task))
         learned = replace(learned, objective=objective, notes=[*learned.notes, *buckets])
     return _put_together(config, learned, given, networks, opened)
+
+
+def _ground(config: TrainConfig, networks: Networks, opened: Opened) -> dict[str, torch.Tensor]:
+    """Weights that the condition encoder begins with."""
+    device, half = PartialState().device, resolve_precision(config) == "bf16"
+    return grounded_weights(networks.encoder, opened.images, networks.conditioning, config, device, half)
 
 
 def build_without_data(config: TrainConfig, learned: Learned) -> Parts:

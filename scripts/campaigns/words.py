@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from equal_time import Campaign, Trial
 from of_words.aligned import AlignedModel
-from of_words.grounding import DIM, GroundingLoop
 from of_words.report import TODAY, write_report
 from of_words.vectors import save_word_vectors
 from safetensors.torch import load_file, save_file
@@ -48,6 +47,7 @@ from attndiff.nn.presets import PRESETS
 from attndiff.training.build import Parts, build, build_without_data
 from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.samples import make_pipeline
+from attndiff.training.parts.grounding import DIM, GroundingLoop
 
 ICONS = "icons"
 RATE = 4e-3

@@ -14,7 +14,6 @@ import words
 from equal_time import Campaign, Trial
 from of_words import report as words_report
 from of_words.aligned import AlignedModel
-from of_words.grounding import BATCH, GroundingLoop
 from of_words.vectors import save_word_vectors
 from PIL import Image
 from transformers import AutoTokenizer
@@ -23,6 +22,7 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.level import Level
 from attndiff.training.build import Parts, build, build_without_data
 from attndiff.training.config import TrainConfig, load_config
+from attndiff.training.parts.grounding import BATCH, GroundingLoop
 
 WORDS = {
     "a red one": (220, 30, 30),

@@ -54,6 +54,8 @@ def make_networks(config: TrainConfig, learned: Learned, given: Given) -> Networ
     make = _new if given.source is None else _from_earlier
     networks = make(config, conditioning, learned, given)
     _check_size(config, networks.unet, given.vae)
+    if learned.encoder is not None:
+        networks.encoder.load_state_dict(learned.encoder)
     return networks
 
 

@@ -11,6 +11,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from attndiff.alpha import has_alpha, is_premultiplied
@@ -19,14 +21,14 @@ from attndiff.training.state.checkpoint import sync
 
 FOLDER = "learned"  # in a run's folder
 PARTIAL = "learned.partial"
-FACTS, TOKENIZER = "learned.json", "tokenizer"
+FACTS, TOKENIZER, ENCODER = "learned.json", "tokenizer", "encoder.safetensors"
 FORMAT_VERSION = 1
 INTAKE = 4  # how files become tensors; raised when the same file gives other pixels than before
 
 
 @dataclass
 class Learned:
-    """All that depends on the data and is not a weight.
+    """All that depends on the data and is known before step 1.
 
     Args:
         data: What a pipeline keeps about its data: channels, depth, range, class names, size of the images.
@@ -40,6 +42,7 @@ class Learned:
         prompts: What to draw while training and on the card: captions of held-out images, or classes.
         notes: What is to be said of the data, a sentence each.
         task: Settings of the task, those measured on the images among them.
+        encoder: Weights that the condition encoder begins with, where it has been grounded.
         intake: Version of how files become tensors.
         digest: SHA-256 of the folder that holds all this; None before it is written.
     """
@@ -55,6 +58,7 @@ class Learned:
     prompts: list[str | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     task: dict = field(default_factory=lambda: {"name": "generate"})
+    encoder: dict[str, torch.Tensor] | None = None
     intake: int = INTAKE
     digest: str | None = None
 
@@ -78,11 +82,13 @@ def write_learned(learned: Learned, run: Path) -> None:
     for left in (partial, final):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
-    facts = {key: value for key, value in vars(learned).items() if key not in ("tokenizer", "digest")}
+    facts = {key: value for key, value in vars(learned).items() if key not in ("tokenizer", "encoder", "digest")}
     text = json.dumps({"format_version": FORMAT_VERSION, **facts}, indent=1, ensure_ascii=False)
     (partial / FACTS).write_text(text + "\n", encoding="utf-8")
     if learned.tokenizer is not None:
         learned.tokenizer.save_pretrained(partial / TOKENIZER)
+    if learned.encoder is not None:
+        save_file(learned.encoder, partial / ENCODER)
     for path in [*partial.rglob("*"), partial]:
         sync(path)
     partial.rename(final)
@@ -119,7 +125,8 @@ def read_learned(run: Path, named: str | None = None) -> Learned:
             "wrote it."
         )
     tokenizer = _read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
-    return Learned(**facts, tokenizer=tokenizer, digest=digest)
+    encoder = load_file(folder / ENCODER) if (folder / ENCODER).is_file() else None
+    return Learned(**facts, tokenizer=tokenizer, encoder=encoder, digest=digest)
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

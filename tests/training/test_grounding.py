@@ -1,0 +1,97 @@
+"""An encoder that learns what words look like before step 1: what it learns, when, and that a run keeps it."""
+
+import shutil
+
+import pytest
+import torch
+from runs import FOOD, cut, losses, settings, train, weights
+from safetensors.torch import load_file
+
+from attndiff.errors import UserError
+from attndiff.training.build import build, build_without_data
+from attndiff.training.config import make_config
+from attndiff.training.parts.grounding import GroundingLoop
+from attndiff.training.run.loop import Trainer
+from attndiff.training.state.learned import read_learned
+
+GROUNDED = {"kind": "text", "vocab_size": 400, "grounding_steps": 12}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of six steps after a contrast."""
+    out = tmp_path_factory.mktemp("grounded") / "whole"
+    train(out, condition__=GROUNDED)
+    return out
+
+
+def states(parts) -> tuple[dict, dict]:
+    return parts.model.condition_encoder.state_dict(), parts.model.unet.state_dict()
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_encoder_alone_begins_with_other_weights_and_the_run_keeps_them(whole, tmp_path):
+    plain = {name: value for name, value in GROUNDED.items() if name != "grounding_steps"}
+    grounded, ungrounded = (
+        states(build(make_config(settings(tmp_path, condition__=condition)))) for condition in (GROUNDED, plain)
+    )
+    assert same(grounded[1], ungrounded[1]) and not same(grounded[0], ungrounded[0])
+    kept = load_file(whole / "learned" / "encoder.safetensors")
+    assert same(kept, grounded[0])
+    config = make_config(settings(whole, condition__=GROUNDED))
+    assert same(states(build_without_data(config, read_learned(whole)))[0], kept)
+
+
+def test_a_run_that_was_cut_goes_on_bit_for_bit_and_grounds_nothing_again(whole, tmp_path, monkeypatch):
+    rest = cut(whole, tmp_path / "cut")
+    monkeypatch.setattr(GroundingLoop, "step", lambda self: pytest.fail("a second contrast"))
+    Trainer(make_config(settings(rest, condition__=GROUNDED))).run()
+    assert losses(rest) == losses(whole)[3:]
+    assert same(weights(whole), weights(rest))
+
+
+def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew_with_the_same(whole, tmp_path):
+    again = cut(whole, tmp_path / "again")
+    shutil.rmtree(again / "checkpoints")
+    train(again, condition__=GROUNDED)
+    assert losses(again) == losses(whole)
+
+
+def test_a_contrast_leaves_the_global_generator_as_it_was(tmp_path):
+    parts = build(make_config(settings(tmp_path, condition__={**GROUNDED, "grounding_steps": 0})))
+    before = torch.get_rng_state()
+    loop = GroundingLoop(
+        parts.model.condition_encoder, parts.images, parts.conditioning, make_config(settings(tmp_path)).optim, 3
+    )
+    loop.run(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_images_of_several_shapes_are_contrasted_by_shape(tmp_path, half):
+    config = make_config(
+        settings(
+            tmp_path, data__={**FOOD, "size": 32, "max_aspect": 2.0}, condition__=GROUNDED, model__={"preset": "tiny"}
+        )
+    )
+    parts = build(config.replace(condition=config.condition.replace(grounding_steps=0)))
+    loop = GroundingLoop(parts.model.condition_encoder, parts.images, parts.conditioning, config.optim, 0, half=half)
+    found = [loop.step() for _ in range(3)]
+    assert all(0 < loss < 10 for loss in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"condition__": {"kind": "none", "grounding_steps": 5}}, "has a condition that is no text"),
+        ({"model__init_from": "somewhere"}, "goes on from another model"),
+        ({"data__stream": True}, "learns from a stream"),
+    ],
+)
+def test_runs_that_cannot_have_it_say_why(changes, why, tmp_path):
+    config = make_config(settings(tmp_path, **{"condition__": GROUNDED, **changes}))
+    with pytest.raises(UserError, match=f"condition.grounding_steps: this run {why}"):
+        build(config)
