@@ -30,7 +30,7 @@ from attndiff.training.parallel.processes import resolve_precision
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.grounding import check_grounding, grounded_weights
 from attndiff.training.parts.learning import learn, learn_objective
-from attndiff.training.parts.networks import Networks, check_model, make_networks
+from attndiff.training.parts.networks import Networks, begin_grounded, check_model, make_networks
 from attndiff.training.parts.opening import Opened, bucket_note, encoded, open_data
 from attndiff.training.state.learned import Learned
 
@@ -105,7 +105,7 @@ def build(
     networks = make_networks(config, learned, given)
     if kept is None and config.condition.grounding_steps:
         learned = replace(learned, encoder=once(partial(_ground, config, networks, opened)))
-        networks.encoder.load_state_dict(learned.encoder)
+        begin_grounded(networks.encoder, learned.encoder)
     buckets = [bucket_note(config, opened.images, networks.unet.size_multiple)] if config.data.max_aspect else []
     if given.vae is not None:
         with held():

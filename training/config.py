@@ -32,7 +32,8 @@ class ConditionConfig(Section):
     max_length: int = Field(24, ge=2)
     pretrained: str | None = None  # name or folder of a frozen transformers text encoder used instead of our tokenizer
     dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
-    grounding_steps: int = Field(0, ge=0)  # of a contrast of texts and images in which the encoder learns words first
+    # Of a contrast of texts and images, in which the encoder learns words before step 1; it keeps what it knows then.
+    grounding_steps: int = Field(0, ge=0)
 
     _expand = field_validator("pretrained", mode="before")(expand_setting)
 

@@ -111,8 +111,8 @@ def page(report: dict, name: str) -> str:
         f"    {hardware['command']}",
         "",
         "Each arm changes the preset `xs` in one thing, named by the grid of the level where it does. Held-out error: "
-        "mean squared error of the denoised image in [-1, 1] over eight noise levels, after equal time on one thread; "
-        "in long runs at the best of three learning rates, two seeds. "
+        "mean squared error of the denoised image in [-1, 1] over eight noise levels, after equal time on one thread. "
+        f"{lengths_of(report['runs'])} "
         f"{', '.join(hardware[key] for key in ('machine', 'torch', 'date'))}.",
         "",
         f"![Held-out error of every arm]({name}.png)",
@@ -121,6 +121,15 @@ def page(report: dict, name: str) -> str:
         arms = {k.partition(": ")[2]: v for k, v in report["arms"].items() if v["size"] == size}
         lines += ["", f"## {size}", "", *table(arms), "", f"Chosen: {report['chosen'][size]}."]
     return "\n".join([*lines, ""])
+
+
+def lengths_of(runs: dict) -> str:
+    """What the runs were, in a sentence or two."""
+    lengths = sorted({Trial.of_key(key).minutes for key in runs})
+    short = f"Short runs: {lengths[0]:g} minutes at one learning rate on one seed."
+    if len(lengths) == 1:
+        return f"{short} No arm has had a long run yet, so that nothing is settled by more than one seed."
+    return f"{short} Long runs: {lengths[-1]:g} minutes at the best of three rates, on two seeds."
 
 
 def table(arms: dict[str, dict]) -> list[str]:

@@ -33,6 +33,14 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_grounded_encoder_keeps_its_weights_and_the_network_learns(whole):
+    first = load_file(whole / "learned" / "encoder.safetensors")
+    assert same(first, load_file(whole / "pipeline" / "condition_encoder" / "diffusion_pytorch_model.safetensors"))
+    assert len(set(losses(whole))) == 6
+    moments = {name for name in weights(whole) if "condition_encoder" in name and "exp_avg" in name}
+    assert not moments
+
+
 def test_the_encoder_alone_begins_with_other_weights_and_the_run_keeps_them(whole, tmp_path):
     plain = {name: value for name, value in GROUNDED.items() if name != "grounding_steps"}
     grounded, ungrounded = (

@@ -1,8 +1,8 @@
 """The condition encoder learns what words look like before the network learns to draw them.
 
 A small image tower and the condition encoder are trained to agree on which image and which text belong together
-(arXiv 2103.00020, section 2.3), on the images of the run itself; the encoder then begins the run with these weights.
-An image costs the two towers a tenth of what it costs the network, and a contrast needs no noise.
+(arXiv 2103.00020, section 2.3), on the images of the run itself; the encoder then keeps these weights. An image costs
+the two towers a tenth of what it costs the network, and a contrast needs no noise.
 
 Shapes: B images, C channels, H rows, W columns, D dimensions of the common space.
 """
@@ -153,7 +153,7 @@ def grounded_weights(
     device: torch.device | str,
     half: bool,
 ) -> dict[str, torch.Tensor]:
-    """The weights of an encoder, which stays as it is, after ``condition.grounding_steps``; on the CPU."""
+    """What the weights of an encoder, which stays as it is, become by ``condition.grounding_steps``; on the CPU."""
     loop = GroundingLoop(copy.deepcopy(encoder), images, conditioning, config.optim, config.seed, device, half)
     trained = loop.run(config.condition.grounding_steps).encoder
     return {name: value.detach().cpu().contiguous() for name, value in trained.state_dict().items()}

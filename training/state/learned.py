@@ -42,7 +42,7 @@ class Learned:
         prompts: What to draw while training and on the card: captions of held-out images, or classes.
         notes: What is to be said of the data, a sentence each.
         task: Settings of the task, those measured on the images among them.
-        encoder: Weights that the condition encoder begins with, where it has been grounded.
+        encoder: Weights of the condition encoder, where it has been grounded.
         intake: Version of how files become tensors.
         digest: SHA-256 of the folder that holds all this; None before it is written.
     """
