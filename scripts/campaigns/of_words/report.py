@@ -8,7 +8,8 @@ from equal_time import Trial
 from attndiff.apps.bench.report import write_json
 
 TODAY = "today"
-GAINS = ("gain_trained", "gain_set", "gain_family")
+OVER_OTHERS = "gain_over_others_set"
+GAINS = ("gain_trained", "gain_set", "gain_family", OVER_OTHERS)
 SHARES = ("own_caption_set",)
 Runs = list[tuple[Trial, dict]]
 
@@ -89,7 +90,8 @@ def page(report: dict, name: str) -> str:
         "has as much time of one thread as the others, all that is done before its first step included. The gain is "
         "the squared error of the denoised image without its caption minus that with it, at 2 to 16 times as much "
         "noise as signal: on trained rows, on held-out rows whose thing is known from other sets (`set`), and on rows "
-        "whose words never stood together (`family`), 200 of each. Own caption: how often a sample of a `set` row is "
+        "whose words never stood together (`family`), 200 of each; and over another caption of the "
+        "same style, on `set` rows. Own caption: how often a sample of a `set` row is "
         f"told from 49 other captions of its style (real images {real:.0%}, chance 2 %). "
         f"{', '.join(hardware[key] for key in ('machine', 'torch', 'date'))}.",
         "",
@@ -97,15 +99,20 @@ def page(report: dict, name: str) -> str:
     ]
     for minutes in sorted({arm["minutes"] for arm in arms.values()}):
         lines += ["", f"## {minutes:g} minutes", "", *table([a for a in arms.values() if a["minutes"] == minutes])]
+    if all(arm["seeds"] == 1 for arm in arms.values()):
+        return "\n".join([*lines, "", "One seed each so far: nothing is chosen yet.", ""])
     return "\n".join([*lines, "", f"Chosen: {report['chosen']}.", ""])
 
 
 def table(arms: list[dict]) -> list[str]:
     """Arms of one length, the best first."""
-    lines = ["| arm | gain, trained | `set` | `family` | own caption, `set` | steps |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| arm | gain, trained | `set` | `family` | over another caption | own caption | steps |",
+        "|---" * 7 + "|",
+    ]
     for arm in sorted(arms, key=lambda arm: -arm["gain_set"]):
         seeds = f" ({', '.join(f'{gain:.4f}' for gain in arm['by_seed'])})" if arm["seeds"] > 1 else ""
-        gains = f"{arm['gain_trained']:.4f} | {arm['gain_set']:.4f}{seeds} | {arm['gain_family']:.4f}"
+        gains = f"{arm['gain_trained']:.4f} | {arm['gain_set']:.4f}{seeds} | {arm['gain_family']:.4f} | {arm[OVER_OTHERS]:.4f}"
         lines.append(f"| {arm['arm']} | {gains} | {arm['own_caption_set']:.1%} | {arm['steps']} |")
     return lines
 
