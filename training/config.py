@@ -80,6 +80,7 @@ class OptimConfig(Section):
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(2e-3, gt=0)
     adamw_lr: float = Field(1e-3, gt=0)  # of the parameters that Muon does not take
+    encoder_rate: float = Field(1.0, gt=0)  # what both rates are multiplied by for the condition's encoder
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)  # steps
     decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero

@@ -19,20 +19,29 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
     """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     named = [(name, p) for name, p in trained if not name.startswith("adversary.")]
-    matrices = [p for name, p in named if config.optimizer == "muon" and is_matrix(name, p)]
-    rest = [p for name, p in named if not (config.optimizer == "muon" and is_matrix(name, p))]
+    by_muon = {name for name, p in named if config.optimizer == "muon" and is_matrix(name, p)}
     optimizers = []
-    if matrices:
-        optimizers.append(
-            Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
-    if rest:
+    if by_muon:
+        groups = groups_of([pair for pair in named if pair[0] in by_muon], config.lr, config.encoder_rate)
+        optimizers.append(Muon(groups, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if len(by_muon) < len(named):
         lr = config.adamw_lr if config.optimizer == "muon" else config.lr
-        optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
+        groups = groups_of([pair for pair in named if pair[0] not in by_muon], lr, config.encoder_rate)
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=config.weight_decay))
     if len(named) < len(trained):
         judging = {"params": [p for name, p in trained if name.startswith("adversary.")], "constant": True}
         optimizers.append(torch.optim.AdamW([judging], **ADVERSARY))
     return optimizers
+
+
+def groups_of(named: list[tuple[str, nn.Parameter]], lr: float, encoder_rate: float) -> list[dict]:
+    """Parameters as one group, or those of the condition's encoder as another where they have a rate of their own."""
+    if encoder_rate == 1:
+        return [{"params": [p for _, p in named]}]
+    of_encoder = [p for name, p in named if name.startswith("condition_encoder.")]
+    rest = [p for name, p in named if not name.startswith("condition_encoder.")]
+    groups = [{"params": rest, "lr": lr}, {"params": of_encoder, "lr": lr * encoder_rate}]
+    return [group for group in groups if group["params"]]
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -88,6 +88,8 @@ ARMS = {
     TODAY: Arm(),
     "grounded": Arm(grounded=True),
     "grounded, frozen": Arm(grounded=True, frozen=True),
+    "grounded, a tenth as fast": Arm(("optim.encoder_rate=0.1",), grounded=True),
+    "encoder a tenth as fast": Arm(("optim.encoder_rate=0.1",)),
     "aligned": Arm(aligned=0.5),
     "grounded and aligned": Arm(grounded=True, aligned=0.5),
     "word vectors": Arm(text="glove"),
@@ -134,7 +136,8 @@ def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> Non
         return
     encoder = parts.model.condition_encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    towers = GroundingLoop(encoder, parts.images, parts.conditioning, config.optim, config.seed).run(steps)
+    optim = config.optim.replace(encoder_rate=1.0)
+    towers = GroundingLoop(encoder, parts.images, parts.conditioning, optim, config.seed).run(steps)
     if not arm.grounded:
         encoder.load_state_dict(before)
     if arm.frozen:

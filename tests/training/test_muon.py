@@ -1,10 +1,15 @@
-"""Muon over stacked matrices: torch's own within rounding, with its state."""
+"""Muon over stacked matrices: torch's own within rounding, with its state; and the rates of an encoder."""
 
 import pytest
 import torch
+from runs import cut, losses, settings, train, weights
+from torch import nn
 
 from attndiff.training import muon
+from attndiff.training.config import OptimConfig, make_config
 from attndiff.training.muon import Muon, orthogonalised
+from attndiff.training.optim import make_optimizers, set_lr
+from attndiff.training.run.loop import Trainer
 
 SHAPES = [(8, 8), (24, 8), (8, 8), (8, 40), (24, 8), (8, 8)]
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
@@ -62,3 +67,31 @@ def test_singular_values_come_near_to_one():
         values = torch.linalg.svdvals(orthogonalised(given, (3.4445, -4.7750, 2.0315), 5, 1e-7).float())
         assert values.min() > 0.6 and values.max() < 1.3
     assert not orthogonalised(torch.zeros(1, 4, 4), (3.4445, -4.7750, 2.0315), 5, 1e-7).any()
+
+
+def test_the_encoder_may_learn_at_rates_of_its_own():
+    config = OptimConfig(lr=4e-3, adamw_lr=1e-3, encoder_rate=0.1)
+    module = nn.ModuleDict({"unet": nn.Linear(4, 4), "condition_encoder": nn.Linear(4, 4)})
+    optimizers = make_optimizers(module, config)
+    set_lr(optimizers, 0.5)
+    rates = {p: group["lr"] for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[p] for name, p in module.named_parameters()}
+    assert found == pytest.approx(
+        {
+            "unet.weight": 2e-3,
+            "unet.bias": 5e-4,
+            "condition_encoder.weight": 2e-4,
+            "condition_encoder.bias": 5e-5,
+        }
+    )
+
+
+def test_a_run_whose_encoder_has_a_rate_of_its_own_resumes_bit_identical(tmp_path):
+    optim = {**settings(tmp_path)["optim"], "encoder_rate": 0.1}
+    train(tmp_path / "whole", optim__=optim)
+    rest = cut(tmp_path / "whole", tmp_path / "rest")
+    Trainer(make_config(settings(rest, optim__=optim))).run()
+    ours, theirs = weights(rest), weights(tmp_path / "whole")
+    assert losses(rest) == losses(tmp_path / "whole")[3:] and all(
+        torch.equal(ours[name], theirs[name]) for name in theirs
+    )

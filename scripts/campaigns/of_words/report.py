@@ -112,7 +112,8 @@ def table(arms: list[dict]) -> list[str]:
     ]
     for arm in sorted(arms, key=lambda arm: -arm["gain_set"]):
         seeds = f" ({', '.join(f'{gain:.4f}' for gain in arm['by_seed'])})" if arm["seeds"] > 1 else ""
-        gains = f"{arm['gain_trained']:.4f} | {arm['gain_set']:.4f}{seeds} | {arm['gain_family']:.4f} | {arm[OVER_OTHERS]:.4f}"
+        gains = f"{arm['gain_trained']:.4f} | {arm['gain_set']:.4f}{seeds} | {arm['gain_family']:.4f}"
+        gains += f" | {arm[OVER_OTHERS]:.4f}"
         lines.append(f"| {arm['arm']} | {gains} | {arm['own_caption_set']:.1%} | {arm['steps']} |")
     return lines
 
