@@ -183,7 +183,8 @@ def draw(report: dict, path: Path) -> None:
             ]
             panel.plot(*zip(*points), "o", markersize=5, label=f"long runs on {of}")
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(f"{size}: held-out error beside the preset's, percent (left is better)", fontsize=10)
+        panel.set_title(size, fontsize=10)
+        panel.set_xlabel("held-out error beside the preset's, percent; less is better", fontsize=9)
         panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
