@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from attndiff.apps.bench.memory import peak_resident
 from attndiff.apps.bench.report import describe_hardware, write_json
 from attndiff.training.batches import Batch, DrawnDataset, training_loader
 from attndiff.training.build import Parts
@@ -121,23 +122,21 @@ def train(trial: Trial, steps: int, make: Make, measure: Measure) -> dict:
     """Train a run and measure it; an infinite error where its loss was not finite."""
     torch.set_num_threads(1)
     config, parts = make(trial, None)
-    before = resident("VmRSS", forget_peak=True)
+    forget_peak()
+    before = peak_resident()
     loop = Loop(config, parts)
     for step in range(steps):
         set_lr(loop.optimizers, min(1, (step + 1) / WARMUP) * min(1, (1 - step / steps) / DECAY))
         if not math.isfinite(loop.step()):
             return {"error": math.inf, "steps": steps}
-    memory = resident("VmHWM") - before
+    memory = peak_resident() - before
     parameters = sum(p.numel() for p in parts.model.parameters())
     return {"steps": steps, "parameters": parameters, "memory": memory, **measure(config, parts)}
 
 
-def resident(what: str, forget_peak: bool = False) -> int:
-    """Bytes of this process that are in memory, ``"VmRSS"``, or were at most, ``"VmHWM"``; of Linux (proc(5))."""
-    if forget_peak:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
+def forget_peak() -> None:
+    """Let the peak of this process's memory begin at what it has now; of Linux (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class Campaign:

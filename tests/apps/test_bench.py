@@ -77,9 +77,9 @@ def resident(field: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_begins_without_the_peak_of_the_one_that_started_it():
     grown = torch.ones((resident("VmHWM") - resident("VmRSS") + 2**27) // 4)
-    assert memory_of._peak_resident() >= resident("VmRSS") >= grown.nbytes
-    code = inspect.getsource(memory_of._peak_resident)
-    script = f"import sys\nfrom pathlib import Path\n{code}\nprint(_peak_resident())"
+    assert memory_of.peak_resident() >= resident("VmRSS") >= grown.nbytes
+    code = inspect.getsource(memory_of.peak_resident)
+    script = f"import sys\nfrom pathlib import Path\n{code}\nprint(peak_resident())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2**26
 

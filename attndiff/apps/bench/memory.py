@@ -45,12 +45,12 @@ def _cuda_peak(network: Network, count: int, precision: str) -> int:
 def _resident_growth(network: Network, count: int, precision: str, threads: int) -> int:
     torch.set_num_threads(threads)
     network.cost()  # the libraries' own first allocations, and the search for the width
-    before = _peak_resident()
+    before = peak_resident()
     _train(network, count, "cpu", precision)
-    return _peak_resident() - before
+    return peak_resident() - before
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
     """Largest resident set of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
