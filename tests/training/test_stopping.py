@@ -201,6 +201,20 @@ def test_a_loader_worker_that_dies_or_hangs_ends_the_run_in_a_sentence(tmp_path,
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_dies_while_gradients_are_switched_leaves_them_on(tmp_path, monkeypatch):
+    """Its death is raised by a signal's handler, between any two steps of the interpreter."""
+    trainer = Trainer(checked(settings(tmp_path / "run")))
+
+    def dies_in_between(state, step):
+        torch._C._set_grad_enabled(False)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(trainer, "_step", dies_in_between)
+    with pytest.raises(UserError, match="a loader worker died"):
+        trainer.run()
+    assert torch.is_grad_enabled()
+
+
 def test_a_run_without_a_whole_checkpoint_is_never_begun_anew(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     for weights_file in (tmp_path / "run/checkpoints").glob("*/weights.safetensors"):

@@ -136,7 +136,9 @@ class Trainer:
         """
         main = self.accelerator.is_main_process
         try:
-            with locked(self.out) if main else nullcontext(), StopSignal() as stop:
+            # A worker's death is raised wherever the trainer is just then; inside torch's own switch of gradients it
+            # would leave them off for all that this process does later.
+            with torch.enable_grad(), locked(self.out) if main else nullcontext(), StopSignal() as stop:
                 return self._run(stop)
         except RuntimeError as error:
             sentence = ended_early(error)
