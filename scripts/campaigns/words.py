@@ -51,7 +51,7 @@ from attndiff.training.parts.grounding import DIM, GroundingLoop
 
 ICONS = "icons"
 RATE = 4e-3
-GROUND_MINUTES = 3.0  # of a contrast, out of the run's time
+GROUND_MINUTES = 3.0  # of a contrast
 ROWS = 200  # measured of each kind
 SAMPLING = {"steps": 12, "guidance": 2.0}
 JUDGE = "judge.safetensors"
@@ -69,6 +69,7 @@ class Arm:
         grounded: The encoder begins with what a contrast taught it.
         frozen: And stays as it is.
         aligned: Weight of the alignment of the network's middle with the contrast's image tower.
+        minutes: Of the contrast, out of the run's time.
         text: Key of the frozen text encoder that is used instead of tokens of our own.
     """
 
@@ -76,18 +77,21 @@ class Arm:
     grounded: bool = False
     frozen: bool = False
     aligned: float = 0.0
+    minutes: float = GROUND_MINUTES
     text: str | None = None
 
     @property
-    def contrasts(self) -> bool:
-        """Whether a contrast comes first."""
-        return self.grounded or self.aligned > 0
+    def contrast_minutes(self) -> float:
+        """Of the contrast that comes first, 0 where none does."""
+        return self.minutes if self.grounded or self.aligned else 0.0
 
 
 ARMS = {
     TODAY: Arm(),
     "grounded": Arm(grounded=True),
     "grounded, frozen": Arm(grounded=True, frozen=True),
+    "grounded for 5 minutes, frozen": Arm(grounded=True, frozen=True, minutes=5.0),
+    "grounded, frozen and aligned": Arm(grounded=True, frozen=True, aligned=0.5),
     "grounded, a tenth as fast": Arm(("optim.encoder_rate=0.1",), grounded=True),
     "encoder a tenth as fast": Arm(("optim.encoder_rate=0.1",)),
     "aligned": Arm(aligned=0.5),
@@ -132,12 +136,14 @@ def make(trial: Trial, opened: Parts | None, data: Path, texts: dict[str, Path])
 def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> None:
     """Give the encoder, or the network's middle, what the arm begins with."""
     arm = ARMS[trial.arm]
-    if not arm.contrasts:
+    if not arm.contrast_minutes:
         return
     encoder = parts.model.condition_encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     optim = config.optim.replace(encoder_rate=1.0)
-    towers = GroundingLoop(encoder, parts.images, parts.conditioning, optim, config.seed).run(steps)
+    towers = GroundingLoop(encoder, parts.images, parts.conditioning, optim, config.seed).run(
+        max(1, round(steps * arm.minutes / GROUND_MINUTES))
+    )
     if not arm.grounded:
         encoder.load_state_dict(before)
     if arm.frozen:
@@ -245,7 +251,7 @@ def entry(gain) -> dict:
 
 def trials(arms: list[str], lr: float, seed: int, minutes: float) -> list[Trial]:
     """A trial of each arm, what its contrast takes out of its time."""
-    return [Trial(arm, ICONS, lr, seed, minutes - GROUND_MINUTES * ARMS[arm].contrasts) for arm in arms]
+    return [Trial(arm, ICONS, lr, seed, minutes - ARMS[arm].contrast_minutes) for arm in arms]
 
 
 def main() -> None:
@@ -282,7 +288,7 @@ def main() -> None:
     campaign.run([*of_today, *long])
     lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
     command = f"python scripts/campaigns/words.py icons32 --glove GLOVE --pretrained FOLDER {lengths} --json words.json"
-    before = {name: GROUND_MINUTES * arm.contrasts for name, arm in ARMS.items()}
+    before = {name: arm.contrast_minutes for name, arm in ARMS.items()}
     write_report(campaign.found, command, before, options.json)
 
 

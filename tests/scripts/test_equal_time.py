@@ -227,7 +227,7 @@ def words_runs(gain: float) -> dict:
 def test_what_gains_in_half_the_time_what_today_does_is_chosen(gain, chosen, tmp_path):
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     out = tmp_path / "words.json"
-    before = {name: words.GROUND_MINUTES * arm.contrasts for name, arm in words.ARMS.items()}
+    before = {name: arm.contrast_minutes for name, arm in words.ARMS.items()}
     words_report.write_report({"hardware": hardware, "runs": words_runs(gain)}, "measure", before, out)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
