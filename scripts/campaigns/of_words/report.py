@@ -6,6 +6,7 @@ from statistics import mean
 from equal_time import Trial
 
 from attndiff.apps.bench.report import write_json
+from of_words.images import Images
 
 TODAY = "today"
 OVER_OTHERS = "gain_over_others_set"
@@ -14,12 +15,13 @@ SHARES = ("own_caption_set",)
 Runs = list[tuple[Trial, dict]]
 
 
-def write_report(found: dict, command: str, before: dict[str, float], out: Path) -> None:
+def write_report(found: dict, command: str, images: Images, before: dict[str, float], out: Path) -> None:
     """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
 
     Args:
         found: What a `Campaign` has measured.
         command: That measured it.
+        images: What was trained on, as a page says it.
         before: Minutes of every arm's time that went before its first step.
         out: JSON file.
     """
@@ -39,7 +41,7 @@ def write_report(found: dict, command: str, before: dict[str, float], out: Path)
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
-    out.with_suffix(".md").write_text(page(report, out.stem), encoding="utf-8")
+    out.with_suffix(".md").write_text(page(report, out.stem, images), encoding="utf-8")
     draw(report, out.with_suffix(".png"))
 
 
@@ -77,7 +79,7 @@ def chosen(arms: dict[str, dict]) -> str:
     return max(ahead, key=lambda arm: arm["gain_set"])["arm"] if ahead else TODAY
 
 
-def page(report: dict, name: str) -> str:
+def page(report: dict, name: str, images: Images) -> str:
     """The table, losers included."""
     hardware, arms = report["hardware"], report["arms"]
     real = next(iter(arms.values()))["own_caption_set_real"]
@@ -86,11 +88,11 @@ def page(report: dict, name: str) -> str:
         "",
         f"    {hardware['command']}",
         "",
-        "Trained on 73,356 icons with captions of a thing and a style; each arm changes one thing of the recipe, and "
+        f"Trained on {images.said}; each arm changes one thing of the recipe, and "
         "has as much time of one thread as the others, all that is done before its first step included. The gain is "
         "the squared error of the denoised image without its caption minus that with it, at 2 to 16 times as much "
         "noise as signal: on trained rows, on held-out rows whose thing is known from other sets (`set`), and on rows "
-        "whose words never stood together (`family`), 200 of each; and over another caption of the "
+        f"{images.family} (`family`), 200 of each; and over another caption of the "
         "same style, on `set` rows. Own caption: how often a sample of a `set` row is "
         f"told from 49 other captions of its style (real images {real:.0%}, chance 2 %). "
         f"{', '.join(hardware[key] for key in ('machine', 'torch', 'date'))}.",
