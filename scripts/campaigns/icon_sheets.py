@@ -44,13 +44,14 @@ def drawings(images: Rows, kind: str) -> Drawn:
     return {(concept, style): i for i, (concept, style, of) in enumerate(each) if of == kind}
 
 
-def widest_styles(images: Rows) -> list[str]:
-    """The most frequent style of each set, of the sets that have most rows."""
+def widest_styles(images: Rows, kind: str) -> list[str]:
+    """The most frequent style of each set, of the sets that have most rows of a kind."""
     texts = images.texts()
     counts: dict[str, dict[str, int]] = {}
-    for style, of in zip(texts["style"], texts["set"], strict=True):
-        styles = counts.setdefault(of, {})
-        styles[style] = styles.get(style, 0) + 1
+    for style, set_name, of in zip(texts["style"], texts["set"], texts["held_out"], strict=True):
+        if of == kind:
+            styles = counts.setdefault(set_name, {})
+            styles[style] = styles.get(style, 0) + 1
     sets = sorted(counts, key=lambda of: -max(counts[of].values()))[:STYLES]
     return [max(counts[of], key=counts[of].get) for of in sets]
 
@@ -103,11 +104,11 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     data = load_config(RECIPE, [f"data.path={asked.data}"]).data
     images, held_out = ImageSet(data), open_validation(data)
-    styles = widest_styles(images)
-    for name, of, kind, arranged in (
-        ("trained", images, "", crossed),
-        ("set", held_out, "set", apart),
-        ("family", held_out, "family", crossed),
+    trained, apart_styles = widest_styles(images, ""), widest_styles(held_out, "set")
+    for name, of, kind, arranged, styles in (
+        ("trained", images, "", crossed, trained),
+        ("set", held_out, "set", apart, apart_styles),
+        ("family", held_out, "family", crossed, trained),
     ):
         drawn = drawings(of, kind)
         save_picture(sheet(pipeline, of, drawn, arranged(drawn, styles)), asked.out / f"{name}.png")

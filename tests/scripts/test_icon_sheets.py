@@ -15,7 +15,7 @@ class Icons:
 
 def test_styles_are_of_different_sets_the_widest_first():
     rows = [("star", f"{of} {style}", of, "") for of, n in (("a", 3), ("b", 2)) for style in ("x", *"y" * n)]
-    assert icon_sheets.widest_styles(Icons(rows)) == ["a y", "b y"]
+    assert icon_sheets.widest_styles(Icons([*rows, *[("cup", "b x", "b", "set")] * 9]), "") == ["a y", "b y"]
 
 
 def test_things_that_most_styles_have_come_first_and_only_those_of_the_kind(monkeypatch):
