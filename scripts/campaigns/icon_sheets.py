@@ -2,7 +2,7 @@
 
     python scripts/campaigns/icon_sheets.py MODEL DATA --out model_cards/icons-xs
 
-DATA is ``icons32``. Three sheets of 20 rows and 10 styles, each style from another set; in every cell what an artist
+DATA is ``icons32``. Three sheets of 20 rows and 10 styles, of as many sets as there are; in every cell what an artist
 drew, where one did, and beside it what the model draws:
 
 - ``trained.png``: things with whose drawings in these styles it was trained;
@@ -15,6 +15,7 @@ Things are chosen by how many drawings there are of them, then at random; no sam
 
 import argparse
 import random
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -45,15 +46,17 @@ def drawings(images: Rows, kind: str) -> Drawn:
 
 
 def widest_styles(images: Rows, kind: str) -> list[str]:
-    """The most frequent style of each set, of the sets that have most rows of a kind."""
+    """Styles that have `ROWS` rows of a kind, the widest of each set before the second of any."""
     texts = images.texts()
-    counts: dict[str, dict[str, int]] = {}
-    for style, set_name, of in zip(texts["style"], texts["set"], texts["held_out"], strict=True):
-        if of == kind:
-            styles = counts.setdefault(set_name, {})
-            styles[style] = styles.get(style, 0) + 1
-    sets = sorted(counts, key=lambda of: -max(counts[of].values()))[:STYLES]
-    return [max(counts[of], key=counts[of].get) for of in sets]
+    each = zip(texts["style"], texts["set"], texts["held_out"], strict=True)
+    counts = Counter((style, set_name) for style, set_name, of in each if of == kind)
+    ranks: Counter[str] = Counter()
+    ordered = []
+    for (style, set_name), count in counts.most_common():
+        if count >= ROWS:
+            ordered.append((ranks[set_name], -count, style))
+            ranks[set_name] += 1
+    return [style for _, _, style in sorted(ordered)[:STYLES]]
 
 
 def crossed(drawn: Drawn, styles: list[str]) -> dict[str, list[Cell]]:
@@ -70,8 +73,8 @@ def apart(drawn: Drawn, styles: list[str]) -> dict[str, list[Cell]]:
     """Rows in which every style has a thing of its own."""
     draw = random.Random(0)
     of = {style: [cell for cell in sorted(drawn) if cell[1] == style] for style in styles}
-    columns = [draw.sample(cells, min(ROWS, len(cells))) for cells in of.values()]
-    return {f"{row + 1}": [column[row] for column in columns] for row in range(min(map(len, columns)))}
+    columns = [draw.sample(cells, ROWS) for cells in of.values()]
+    return {f"{row + 1}": [column[row] for column in columns] for row in range(ROWS)}
 
 
 def sheet(pipeline, images: Rows, drawn: Drawn, rows: dict[str, list[Cell]]) -> Image.Image:

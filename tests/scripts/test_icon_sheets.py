@@ -1,6 +1,7 @@
 """Which icons a sheet shows."""
 
 import icon_sheets
+import pytest
 
 
 class Icons:
@@ -13,13 +14,21 @@ class Icons:
         return dict(zip(("concept", "style", "set", "held_out"), map(list, zip(*self.rows, strict=True)), strict=True))
 
 
-def test_styles_are_of_different_sets_the_widest_first():
-    rows = [("star", f"{of} {style}", of, "") for of, n in (("a", 3), ("b", 2)) for style in ("x", *"y" * n)]
-    assert icon_sheets.widest_styles(Icons([*rows, *[("cup", "b x", "b", "set")] * 9]), "") == ["a y", "b y"]
-
-
-def test_things_that_most_styles_have_come_first_and_only_those_of_the_kind(monkeypatch):
+@pytest.fixture(autouse=True)
+def two_rows(monkeypatch):
     monkeypatch.setattr(icon_sheets, "ROWS", 2)
+
+
+def rows_of(style: str, of: str, count: int, kind: str = "") -> list[tuple[str, str, str, str]]:
+    return [(f"thing {i}", style, of, kind) for i in range(count)]
+
+
+def test_styles_are_of_different_sets_first_and_have_enough_rows_of_the_kind():
+    rows = rows_of("a thin", "a", 3) + rows_of("a bold", "a", 5) + rows_of("b", "b", 2) + rows_of("c", "c", 1)
+    assert icon_sheets.widest_styles(Icons(rows + rows_of("c", "c", 9, "set")), "") == ["a bold", "b", "a thin"]
+
+
+def test_things_that_most_styles_have_come_first_and_only_those_of_the_kind():
     everywhere = [(thing, style, style, "") for thing in ("star", "moon") for style in "ab"]
     drawn = icon_sheets.drawings(Icons([*everywhere, ("rare", "a", "a", ""), ("cup", "b", "b", "set")]), "")
     rows = icon_sheets.crossed(drawn, ["a", "b"])
@@ -28,7 +37,9 @@ def test_things_that_most_styles_have_come_first_and_only_those_of_the_kind(monk
 
 
 def test_each_style_has_held_out_things_of_its_own():
-    rows = [(f"{style}{i}", style, style, "set") for style in "ab" for i in range(3)]
-    of_rows = icon_sheets.apart(icon_sheets.drawings(Icons(rows), "set"), ["a", "b"])
-    assert len(of_rows) == 3
-    assert {cell for row in of_rows.values() for cell in row} == {(thing, style) for thing, style, _, _ in rows}
+    rows = rows_of("a", "a", 3, "set") + rows_of("b", "b", 2, "set")
+    drawn = icon_sheets.drawings(Icons(rows), "set")
+    of_rows = list(icon_sheets.apart(drawn, ["a", "b"]).values())
+    assert [style for row in of_rows for _, style in row] == ["a", "b"] * 2
+    cells = [cell for row in of_rows for cell in row]
+    assert len(set(cells)) == 4 and set(cells) <= set(drawn)
