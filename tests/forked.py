@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from kill_campaign import TOO_LONG, errors_of, start
+from killing.processes import TOO_LONG, errors_of, start
 from places import ROOT, TESTS, TRAIN
 from runs import settings
 

@@ -4,14 +4,19 @@ import ast
 import itertools
 import json
 import multiprocessing
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
 import kill_campaign
 import pytest
+from killing.count import Count, earlier
+from killing.deaths import CONTROLS, erratic_clock
+from killing.runs import TIMED, make_images
+from killing.trials import random_trial, reference
 
-pytestmark = pytest.mark.skipif(not hasattr(kill_campaign.os, "fork"), reason="runs are forked")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
 
 def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(tmp_path):
@@ -24,7 +29,7 @@ def test_killed_runs_end_as_if_nothing_had_happened_and_spoilt_ones_are_noticed(
     assert report["kills"] >= 27 and report["kills_inside_save"] >= 10 and report["two_process_runs"] == 1
     assert report["timed_runs"] == 2
     assert set(report["negative_controls"].values()) == {"failed as it must"}
-    assert set(report["negative_controls"]) == set(kill_campaign.CONTROLS)
+    assert set(report["negative_controls"]) == set(CONTROLS)
 
 
 class Patient(random.Random):
@@ -42,16 +47,16 @@ class Patient(random.Random):
 
 
 def test_a_run_that_ends_before_its_kill_is_begun_anew(tmp_path):
-    images = kill_campaign.make_images(tmp_path / "images")
-    expected, _ = kill_campaign.reference(tmp_path / "whole", images, "plain")
-    trial = kill_campaign.random_trial(tmp_path / "trial", images, "plain", 1, expected, 20, Patient())
+    images = make_images(tmp_path / "images")
+    expected, _ = reference(tmp_path / "whole", images, "plain")
+    trial = random_trial(tmp_path / "trial", images, "plain", 1, expected, 20, Patient())
     assert (trial.kills, trial.problem) == (1, None)
 
 
 def test_processes_whose_clocks_disagree_plan_the_same_steps(tmp_path):
-    how = kill_campaign.make_images(tmp_path / "images"), kill_campaign.TIMED, kill_campaign.erratic_clock, 2
+    how = make_images(tmp_path / "images"), TIMED, erratic_clock, 2
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), kill_campaign.prepare) as pool:
-        found, _ = pool.submit(kill_campaign.reference, tmp_path / "two", *how).result()
+        found, _ = pool.submit(reference, tmp_path / "two", *how).result()
     steps = ast.literal_eval(found["planned steps"])[-1][1]
     assert f"loss of step {steps}" in found and f"loss of step {steps + 1}" not in found
     assert f"checkpoints/step_{steps:08d}/weights.safetensors" in found
@@ -60,11 +65,9 @@ def test_processes_whose_clocks_disagree_plan_the_same_steps(tmp_path):
 def test_a_campaign_goes_on_from_its_result_file(tmp_path):
     """What is there is not run again: only the last of three runs is."""
     kept = tmp_path / "kills.json"
-    there = kill_campaign.Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
+    there = Count(runs=30, identical=30, one_process_runs=2, operations_of_a_commit=28)
     kept.write_text(json.dumps(asdict(there)))
-    count = kill_campaign.KillCampaign(tmp_path / "second", kill_campaign.earlier(kept), kept).run(
-        runs=3, pairs=0, timed=0
-    )
+    count = kill_campaign.KillCampaign(tmp_path / "second", earlier(kept), kept).run(runs=3, pairs=0, timed=0)
     assert (count.runs, count.identical, count.one_process_runs) == (31, 31, 3)
     assert json.loads(kept.read_text()) == asdict(count)
 
@@ -72,6 +75,6 @@ def test_a_campaign_goes_on_from_its_result_file(tmp_path):
 @pytest.mark.parametrize("what", ["hardware", "code"])
 def test_a_campaign_of_something_else_is_not_added_to(what, tmp_path):
     kept = tmp_path / "kills.json"
-    kept.write_text(json.dumps({**asdict(kill_campaign.Count()), what: "another"}))
+    kept.write_text(json.dumps({**asdict(Count()), what: "another"}))
     with pytest.raises(SystemExit, match=f"holds a campaign of other {what}"):
-        kill_campaign.earlier(kept)
+        earlier(kept)

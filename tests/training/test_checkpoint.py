@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_campaign import OPERATIONS
+from killing.deaths import OPERATIONS
 from places import TESTS
 from runs import settings
 from states import train, trained_state

@@ -1,0 +1,1 @@
+"""Runs that are killed at any moment: what `kill_campaign` is made of."""
