@@ -145,7 +145,8 @@ def make(trial: Trial, opened: Parts | None) -> tuple[TrainConfig, Parts]:
     """Config and parts of a run."""
     arm = ARMS[trial.arm]
     overrides = [f"seed={trial.seed}", f"optim.lr={trial.lr}", f"optim.batch_size={BATCH}", "optim.steps=1000000"]
-    config = load_config("emoji-xs", [*overrides, f"optim.optimizer={arm.optimizer}", "optim.compile=false"])
+    others = [f"optim.optimizer={arm.optimizer}", "optim.compile=false", "condition.grounding_steps=0"]
+    config = load_config("emoji-xs", [*overrides, *others])
     parts = build(config)
     parts.model.unet = arm.change(arm.base(parts.model.unet))
     return config, parts

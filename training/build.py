@@ -28,14 +28,24 @@ from attndiff.training.heads.student import StudentModel
 from attndiff.training.parallel.once import once
 from attndiff.training.parallel.processes import resolve_precision
 from attndiff.training.parts.given import Given, check_vae, open_given
-from attndiff.training.parts.grounding import check_grounding, grounded_weights
+from attndiff.training.parts.grounding import Contrast, check_grounding
 from attndiff.training.parts.learning import learn, learn_objective
-from attndiff.training.parts.networks import Networks, begin_grounded, check_model, make_networks
+from attndiff.training.parts.networks import (
+    Networks,
+    begin_grounded,
+    check_model,
+    keep_encoder,
+    make_networks,
+)
 from attndiff.training.parts.opening import Opened, bucket_note, encoded, open_data
 from attndiff.training.state.learned import Learned
 
 CHANGED = "are not those that it was trained on any more"
 GONE = "could not be opened"
+GROUNDED = (
+    "what words look like was learned before step 1, and the text encoder keeps it from here on; "
+    "condition.grounding_steps=0 leaves that out"
+)
 
 
 @dataclass
@@ -82,6 +92,7 @@ def build(
     config: TrainConfig,
     kept: Learned | None = None,
     held: Callable[[], AbstractContextManager] = nullcontext,
+    begins: bool = True,
 ) -> Parts:
     """Open the data, learn from it what is not known yet, and make (or load) the model.
 
@@ -89,6 +100,7 @@ def build(
         config: The run's settings.
         kept: What the run has learned already, by which the data are read then.
         held: Makes the context in which the run's folder may be written: latents are kept there.
+        begins: Whether no step is taken yet: the encoder may then learn words first.
 
     Raises:
         UserError: If data and model do not go together.
@@ -103,9 +115,10 @@ def build(
         check_vae(config, given.vae, opened.images)
     learned = kept or once(partial(learn, config, opened, given))
     networks = make_networks(config, learned, given)
-    if kept is None and config.condition.grounding_steps:
-        learned = replace(learned, encoder=once(partial(_ground, config, networks, opened)))
-        begin_grounded(networks.encoder, learned.encoder)
+    grounded = once(partial(_ground, config, networks, opened)) if begins and kept is None else None
+    if grounded is not None:
+        learned = replace(learned, encoder=grounded, notes=[*learned.notes, GROUNDED])
+        begin_grounded(networks.encoder, grounded)
     buckets = [bucket_note(config, opened.images, networks.unet.size_multiple)] if config.data.max_aspect else []
     if given.vae is not None:
         with held():
@@ -116,10 +129,10 @@ def build(
     return _put_together(config, learned, given, networks, opened)
 
 
-def _ground(config: TrainConfig, networks: Networks, opened: Opened) -> dict[str, torch.Tensor]:
-    """Weights that the condition encoder begins with."""
+def _ground(config: TrainConfig, networks: Networks, opened: Opened) -> dict[str, torch.Tensor] | None:
+    """Weights that the condition encoder begins with, where it has learned words by then."""
     device, half = PartialState().device, resolve_precision(config) == "bf16"
-    return grounded_weights(networks.encoder, opened.images, networks.conditioning, config, device, half)
+    return Contrast(config, networks.encoder, opened.images, networks.conditioning, device, half).weights()
 
 
 def build_without_data(config: TrainConfig, learned: Learned) -> Parts:
@@ -136,6 +149,7 @@ def build_without_data(config: TrainConfig, learned: Learned) -> Parts:
 def _put_together(
     config: TrainConfig, learned: Learned, given: Given, networks: Networks, opened: Opened | None = None
 ) -> Parts:
+    keep_encoder(networks.encoder, config.optim)
     model = DenoisingModel(networks.unet, networks.encoder, make_objective(learned.objective))
     if config.distill:
         model = StudentModel(model, config.distill)

@@ -33,7 +33,7 @@ class ConditionConfig(Section):
     pretrained: str | None = None  # name or folder of a frozen transformers text encoder used instead of our tokenizer
     dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
     # Of a contrast of texts and images, in which the encoder learns words before step 1; it keeps what it knows then.
-    grounding_steps: int = Field(0, ge=0)
+    grounding_steps: int | None = Field(None, ge=0)  # None: what is worth it, nothing where captions say little
 
     _expand = field_validator("pretrained", mode="before")(expand_setting)
 
@@ -80,7 +80,8 @@ class OptimConfig(Section):
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(2e-3, gt=0)
     adamw_lr: float = Field(1e-3, gt=0)  # of the parameters that Muon does not take
-    encoder_rate: float = Field(1.0, gt=0)  # what both rates are multiplied by for the condition's encoder
+    # What both rates are multiplied by for the condition's encoder; None: 0 if it has learned words already, else 1.
+    encoder_rate: float | None = Field(None, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)  # steps
     decay: float = Field(0.4, ge=0, le=1)  # share of the run, at its end, over which the rate falls to zero

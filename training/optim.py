@@ -34,9 +34,9 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
     return optimizers
 
 
-def groups_of(named: list[tuple[str, nn.Parameter]], lr: float, encoder_rate: float) -> list[dict]:
+def groups_of(named: list[tuple[str, nn.Parameter]], lr: float, encoder_rate: float | None) -> list[dict]:
     """Parameters as one group, or those of the condition's encoder as another where they have a rate of their own."""
-    if encoder_rate == 1:
+    if encoder_rate in (None, 1):
         return [{"params": [p for _, p in named]}]
     of_encoder = [p for name, p in named if name.startswith("condition_encoder.")]
     rest = [p for name, p in named if not name.startswith("condition_encoder.")]

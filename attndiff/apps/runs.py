@@ -4,9 +4,11 @@ import shlex
 from pathlib import Path
 
 from attndiff.apps.option_checks import check_output_folder
+from attndiff.clock import in_words
 from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.samples import grid_prompts
 from attndiff.training.export import best_weights
+from attndiff.training.parts.grounding import Contrast, ungrounded
 from attndiff.training.run.batch_size import finder_config, try_batch_sizes
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.lr_range import range_config, range_test
@@ -23,9 +25,17 @@ def carry_out(config: TrainConfig, elastic: bool) -> None:
 
 def print_plan(config: TrainConfig, elastic: bool) -> None:
     """What the run would cost."""
-    trainer = Trainer(config, elastic)
-    plan = trainer.plan()
-    trainer.accelerator.print("\n".join(plan.lines(trainer.config, len(trainer.train_set))))
+    trainer = Trainer(ungrounded(config), elastic)
+    parts, accelerator = trainer.parts, trainer.accelerator
+    half, encoder = accelerator.mixed_precision == "bf16", parts.model.condition_encoder
+    contrast = Contrast(config, encoder, parts.images, parts.conditioning, accelerator.device, half)
+    trainer.kept += contrast.seconds
+    lines = trainer.plan().lines(trainer.config, len(trainer.train_set))
+    if contrast.steps:
+        lines.append(
+            f"words           {contrast.steps} steps of a contrast before step 1: {in_words(contrast.seconds)}"
+        )
+    accelerator.print("\n".join(lines))
 
 
 def print_lr(config: TrainConfig) -> None:

@@ -81,6 +81,7 @@ def make_run(run: Run) -> tuple[TrainConfig, Parts]:
     """Config and parts, the peer's network and objective in the place of ours."""
     settings = [f"seed={run.seed}", f"optim.lr={run.lr}", f"optim.batch_size={BATCH}", f"model.preset={run.preset}"]
     settings += ["optim.steps=1000000000", f"optim.optimizer={'adamw' if run.peer else 'muon'}", "optim.compile=false"]
+    settings.append("condition.grounding_steps=0")  # all networks learn their words alike
     settings.append(f"optim.workers={8 if run.device == 'cuda' else 0}")
     config = load_config(RECIPE, [*settings, *run.overrides])
     parts = build(config)

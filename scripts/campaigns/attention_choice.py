@@ -104,6 +104,7 @@ def make(trial: Trial, opened: Parts | None, folder: Path, sheets: Path) -> tupl
     """Config and parts of a trial; the data of others' parts, where there are some."""
     recipe, settings = settings_of(trial.data, folder, sheets)
     own = [f"seed={trial.seed}", f"optim.lr={trial.lr}", "optim.steps=1000000", "optim.compile=false"]
+    own.append("condition.grounding_steps=0")  # every arm learns its words alike
     levels = levels_of(SIZES[DATA[trial.data]][trial.arm])
     config = load_config(recipe, [*settings, *own, f"model.unet.levels={levels}"])
     if opened is None:

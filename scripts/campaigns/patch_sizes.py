@@ -45,6 +45,7 @@ def make(trial: Trial, opened: Parts | None, folder: Path) -> tuple[TrainConfig,
             "optim.batch_size=32",
             "optim.steps=1000000",
             "optim.compile=false",
+            "condition.grounding_steps=0",
         ],
     )
     return config, build(config)

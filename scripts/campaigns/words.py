@@ -122,6 +122,7 @@ def make(trial: Trial, opened: Parts | None, data: Path, texts: dict[str, Path])
         "optim.batch_size=32",
         "optim.steps=1000000",
         "optim.compile=false",
+        "condition.grounding_steps=0",  # `contrast` does it, of every arm in its own way
         f"optim.lr={trial.lr}",
         f"seed={trial.seed}",
         *arm.settings,
@@ -143,8 +144,7 @@ def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> Non
         return
     encoder = parts.model.condition_encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    optim = config.optim.replace(encoder_rate=1.0)
-    towers = GroundingLoop(encoder, parts.images, parts.conditioning, optim, config.seed).run(
+    towers = GroundingLoop(encoder, parts.images, parts.conditioning, config.optim, config.seed).run(
         max(1, round(steps * arm.minutes / GROUND_MINUTES))
     )
     if not arm.grounded:

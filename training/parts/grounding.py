@@ -8,13 +8,15 @@ Shapes: B images, C channels, H rows, W columns, D dimensions of the common spac
 """
 
 import copy
+import time
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attndiff.data.columns import IMAGE
+from attndiff.data.columns import CAPTION, IMAGE
 from attndiff.data.rows import Row, Rows
 from attndiff.data.subset import shrink
 from attndiff.errors import UserError
@@ -26,6 +28,11 @@ from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.optim import make_optimizers, set_lr
 
+THINGS = 100  # different captions from which on it is worth its time
+SHARE = 0.2  # of a run's time that it may take
+CHEAPER = 11  # of its images cost what one costs the network of preset xs
+VISITS = 30  # of an image at most
+LEAST, MOST = 20, 1200  # steps
 BATCH = 256
 WIDTH = 48  # of the image tower
 DIM = 128
@@ -35,16 +42,24 @@ WARMUP = 20  # steps
 
 def check_grounding(config: TrainConfig) -> None:
     """Raise `UserError` where ``condition.grounding_steps`` is asked of a run that cannot have it."""
-    if not config.condition.grounding_steps:
-        return
+    reason = reason_against(config)
+    if config.condition.grounding_steps and reason:
+        raise UserError(f"condition.grounding_steps: this run {reason}; leave it out.")
+
+
+def reason_against(config: TrainConfig) -> str | None:
+    """Why a run cannot have a contrast, None if it can."""
     reasons = {
         "has a condition that is no text (condition.kind)": config.condition.kind != "text",
         "goes on from another model (model.init_from)": config.model.init_from is not None,
         "learns from a stream (data.stream), which gives an image only once": config.data.stream,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UserError(f"condition.grounding_steps: this run {reason}; leave it out.")
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def ungrounded(config: TrainConfig) -> TrainConfig:
+    """The settings without a contrast, for trials that are over before it is worth its time."""
+    return config.replace(condition=config.condition.replace(grounding_steps=0))
 
 
 class Grounding(nn.Module):
@@ -105,7 +120,7 @@ class GroundingLoop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.grounding = Grounding(encoder, images[0][IMAGE.name].shape[0]).train().to(device)
-        self.optimizers = make_optimizers(self.grounding, optim)
+        self.optimizers = make_optimizers(self.grounding, optim.replace(encoder_rate=None))
         self.rng, self.generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
 
     def run(self, steps: int) -> Grounding:
@@ -130,6 +145,15 @@ class GroundingLoop:
             optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
+    def step_seconds(self) -> float:
+        """Seconds of a step, the least of three; the towers learn by them."""
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self.step()
+            times.append(time.perf_counter() - start)
+        return min(times[2:])  # the first ones warm up
+
     def _chosen(self) -> np.ndarray:
         """Numbers of up to `BATCH` images of one shape, all images being equally likely."""
         sizes = np.array([len(rows) for rows in self.shapes])
@@ -145,15 +169,63 @@ class GroundingLoop:
         return self.conditioning.embed(streams), (ids[:, None] == ids[None]).all(2)
 
 
-def grounded_weights(
-    encoder: ConditionEncoder,
-    images: Rows,
-    conditioning: Conditioning,
-    config: TrainConfig,
-    device: torch.device | str,
-    half: bool,
-) -> dict[str, torch.Tensor]:
-    """What the weights of an encoder, which stays as it is, become by ``condition.grounding_steps``; on the CPU."""
-    loop = GroundingLoop(copy.deepcopy(encoder), images, conditioning, config.optim, config.seed, device, half)
-    trained = loop.run(config.condition.grounding_steps).encoder
-    return {name: value.detach().cpu().contiguous() for name, value in trained.state_dict().items()}
+class Contrast:
+    """What a run does before step 1 so that its encoder knows words: as much as is worth it, or nothing.
+
+    Args:
+        config: The run's settings.
+        encoder: Of the condition, which stays as it is; None without one.
+        images: Training images.
+        conditioning: Makes what the encoder takes.
+        device: Where it is computed.
+        half: Whether in bfloat16.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        encoder: ConditionEncoder | None,
+        images: Rows,
+        conditioning: Conditioning,
+        device: torch.device | str,
+        half: bool,
+    ):
+        self.config, self.encoder, self.images, self.conditioning = config, encoder, images, conditioning
+        self.device, self.half = device, half
+
+    def begin(self) -> GroundingLoop:
+        """The contrast at its first step."""
+        encoder, seed = copy.deepcopy(self.encoder), self.config.seed
+        return GroundingLoop(encoder, self.images, self.conditioning, self.config.optim, seed, self.device, self.half)
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """Seconds of a step, measured."""
+        return self.begin().step_seconds()
+
+    @cached_property
+    def steps(self) -> int:
+        """Those that were asked for, else as many as are worth it."""
+        asked, optim = self.config.condition.grounding_steps, self.config.optim
+        if asked is not None or reason_against(self.config) or self.config.condition.pretrained:
+            return asked or 0
+        if len({caption for row in self.images for caption in row[CAPTION.name]}) < THINGS:
+            return 0
+        if optim.minutes:
+            within = SHARE * 60 * optim.minutes / self.step_seconds
+        else:
+            within = SHARE * CHEAPER * optim.steps * optim.batch_size / BATCH
+        steps = min(MOST, VISITS * len(self.images) // BATCH, int(within))
+        return steps if steps >= LEAST else 0
+
+    @property
+    def seconds(self) -> float:
+        """That all of it takes."""
+        return self.steps * self.step_seconds if self.steps else 0.0
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """What the encoder's weights become, on the CPU; None where nothing is done."""
+        if not self.steps:
+            return None
+        trained = self.begin().run(self.steps).encoder
+        return {name: value.detach().cpu().contiguous() for name, value in trained.state_dict().items()}

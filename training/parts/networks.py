@@ -14,7 +14,7 @@ from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.tasks.registry import TASKS
 from attndiff.training.conditioning import Conditioning, make_conditioning
-from attndiff.training.config import TrainConfig
+from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.latents import vae_factor
 from attndiff.training.parts.given import Given
 from attndiff.training.settings.networks import check_network_settings
@@ -39,13 +39,22 @@ class Networks:
 
 
 def begin_grounded(encoder: ConditionEncoder, weights: dict[str, torch.Tensor]) -> None:
-    """Give an encoder the weights that a contrast has found, and keep them.
-
-    Trained on by the network's loss it forgets in minutes what they know: on icons a caption then gained a tenth of
-    what it gains with frozen ones (model_cards/words.md).
-    """
+    """Give an encoder the weights that a contrast has found."""
     encoder.load_state_dict(weights)
-    encoder.requires_grad_(False)
+    encoder.register_to_config(grounded=True)
+
+
+def keep_encoder(encoder: ConditionEncoder | None, optim: OptimConfig) -> None:
+    """Leave an encoder out of the training if its rate is 0, which is what a grounded one has unless told otherwise.
+
+    Trained on at the network's rates by the network's loss it forgets in minutes what words look like: on icons a
+    caption then gained a tenth of what it gains with one that stays (model_cards/words.md).
+    """
+    if encoder is None:
+        return
+    rate = optim.encoder_rate
+    if rate == 0 or (rate is None and encoder.config.grounded):
+        encoder.requires_grad_(False)
 
 
 def check_model(config: TrainConfig) -> None:

@@ -36,7 +36,7 @@ from attndiff.training.run.plan import RunPlan
 from attndiff.training.run.progress import Progress, read_log
 from attndiff.training.run.step import SkippedStep, Stepper, StepResult
 from attndiff.training.state.averages import PowerEMA
-from attndiff.training.state.checkpoint import RunState, read_checkpoint, save_checkpoint
+from attndiff.training.state.checkpoint import RunState, checkpoints, read_checkpoint, save_checkpoint
 from attndiff.training.state.learned import learned_digest, write_learned
 from attndiff.training.state.length import Length
 from attndiff.training.state.resume import (
@@ -80,7 +80,8 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         self.stepper: Stepper | None = None
         layout = self._lay_out()
-        self.parts: Parts = build(config, kept_learned(config, self.out), self._held)
+        begins = not checkpoints(self.out / "checkpoints")
+        self.parts: Parts = build(config, kept_learned(config, self.out), self._held, begins)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
             self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip, self.parts.make_sample

@@ -43,6 +43,7 @@ def measure_loop(preset: str, count: int, steps: int, precision: str, device: st
             f"log.sample_every={10 * steps}",
             f"log.checkpoint_every={10 * steps}",
             "log.tracker=null",
+            "condition.grounding_steps=0",
         ]
         Trainer(load_config("emoji-xs", [*settings, *overrides])).run()
         entries = read_log(out / "log.jsonl")[0]

@@ -911,6 +911,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         image_patch_size: Side of its square patches in pixels.
         context_dim: Channels of a frozen pretrained encoder's hidden states, or None without one.
         dropout: Dropout probability inside blocks.
+        grounded: Whether it has learned words from images before a network learned to draw by it, which would make it
+            forget them in minutes: training leaves such an encoder as it is, unless told otherwise.
     """
 
     _no_split_modules = ["EncoderBlock"]
@@ -930,6 +932,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         image_patch_size: int = 4,
         context_dim: int | None = None,
         dropout: float = 0.0,
+        grounded: bool = False,
     ):
         super().__init__()
         self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
