@@ -272,10 +272,9 @@ def prepared_data(options: argparse.Namespace) -> tuple[Path, dict[str, Path]]:
 
 
 def finals(of: str, arms: list[str], minutes: float) -> list[Trial]:
-    """Today's way for that long and for twice as long, and the best ones, on two seeds."""
-    seeds = (0, 1)
-    of_today = [t for s in seeds for m in (1, 2) for t in trials([TODAY], of, s, m * minutes)]
-    return [*of_today, *(trial for seed in seeds for trial in trials(arms, of, seed, minutes))]
+    """Today's way for twice as long, the best ones, and today's for as long as these, each on two seeds."""
+    lengths = [(TODAY, 2 * minutes), *((arm, minutes) for arm in arms), (TODAY, minutes)]
+    return [trial for arm, length in lengths for seed in (0, 1) for trial in trials([arm], of, seed, length)]
 
 
 def options_of_command() -> argparse.Namespace:
