@@ -229,7 +229,8 @@ def main() -> None:
     if best:
         campaign.run(finals(options.of, best, options.minutes))
     before = {name: arm.contrast_minutes for name, arm in ARMS.items()}
-    write_report(campaign.found, command(options), IMAGES[options.of], before, options.json)
+    settings = [name for name, arm in ARMS.items() if not arm.aligned]
+    write_report(campaign.found, command(options), IMAGES[options.of], before, settings, options.json)
 
 
 if __name__ == "__main__":

@@ -248,14 +248,16 @@ def words_runs(gain: float) -> dict:
     return {key: {**{of: {"value": value} for of in words_report.GAINS}, **shares} for key, value in runs.items()}
 
 
-@pytest.mark.parametrize(("gain", "chosen"), [(0.052, "grounded"), (0.0505, "today")])
-def test_what_gains_in_half_the_time_what_today_does_is_chosen(gain, chosen, tmp_path):
+@pytest.mark.parametrize(
+    ("gain", "settings", "chosen"),
+    [(0.052, ["grounded"], "grounded"), (0.0505, ["grounded"], "today"), (0.052, [], "today")],
+)
+def test_what_gains_in_half_the_time_what_today_does_is_chosen_if_it_is_a_setting(gain, settings, chosen, tmp_path):
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     out = tmp_path / "words.json"
     before = {name: arm.contrast_minutes for name, arm in words.ARMS.items()}
-    words_report.write_report(
-        {"hardware": hardware, "runs": words_runs(gain)}, "measure", words.IMAGES["icons"], before, out
-    )
+    found = {"hardware": hardware, "runs": words_runs(gain)}
+    words_report.write_report(found, "measure", words.IMAGES["icons"], before, settings, out)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
     assert set(report["arms"]) == {"today, 15 min", "today, 30 min", "grounded, 15 min"}

@@ -15,7 +15,9 @@ SHARES = ("own_caption_set",)
 Runs = list[tuple[Trial, dict]]
 
 
-def write_report(found: dict, command: str, images: Images, before: dict[str, float], out: Path) -> None:
+def write_report(
+    found: dict, command: str, images: Images, before: dict[str, float], settings: list[str], out: Path
+) -> None:
     """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
 
     Args:
@@ -23,6 +25,7 @@ def write_report(found: dict, command: str, images: Images, before: dict[str, fl
         command: That measured it.
         images: What was trained on, as a page says it.
         before: Minutes of every arm's time that went before its first step.
+        settings: Arms that training has a setting for, of which one is chosen.
         out: JSON file.
     """
     runs = [(Trial.of_key(key), result) for key, result in found["runs"].items()]
@@ -36,7 +39,7 @@ def write_report(found: dict, command: str, images: Images, before: dict[str, fl
     report = {
         "hardware": found["hardware"] | {"command": command},
         "arms": arms,
-        "chosen": chosen(arms),
+        "chosen": chosen(arms, settings),
         "runs": found["runs"],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +62,8 @@ def of_seeds(results: list[dict]) -> dict:
     }
 
 
-def chosen(arms: dict[str, dict]) -> str:
-    """The arm that in half of the longest time of today's gains on ``set`` rows no less than that; else today's.
+def chosen(arms: dict[str, dict], settings: list[str]) -> str:
+    """The arm, of those with a setting, that in half of the longest time of today's gains on ``set`` rows no less than that; else today's.
 
     Only arms with two seeds are chosen, by the lesser of them against the greater of today's.
     """
@@ -71,7 +74,8 @@ def chosen(arms: dict[str, dict]) -> str:
     ahead = [
         arm
         for arm in arms.values()
-        if arm["arm"] != TODAY
+        if arm["arm"] in settings
+        and arm["arm"] != TODAY
         and arm["seeds"] > 1
         and 2 * arm["minutes"] <= longest
         and min(arm["by_seed"]) >= max(today["by_seed"])
@@ -103,7 +107,7 @@ def page(report: dict, name: str, images: Images) -> str:
         lines += ["", f"## {minutes:g} minutes", "", *table([a for a in arms.values() if a["minutes"] == minutes])]
     if all(arm["seeds"] == 1 for arm in arms.values()):
         return "\n".join([*lines, "", "One seed each so far: nothing is chosen yet.", ""])
-    return "\n".join([*lines, "", f"Chosen: {report['chosen']}.", ""])
+    return "\n".join([*lines, "", f"Chosen, of what is a setting: {report['chosen']}.", ""])
 
 
 def table(arms: list[dict]) -> list[str]:
