@@ -63,9 +63,9 @@ def of_seeds(results: list[dict]) -> dict:
 
 
 def chosen(arms: dict[str, dict], settings: list[str]) -> str:
-    """The arm, of those with a setting, that in half of the longest time of today's gains on ``set`` rows no less than that; else today's.
+    """The arm that in half of the longest time of today's gains on ``set`` rows no less than that; else today's.
 
-    Only arms with two seeds are chosen, by the lesser of them against the greater of today's.
+    Only arms that are a setting and have two seeds are chosen, by the lesser of them against the greater of today's.
     """
     longest = max(arm["minutes"] for arm in arms.values())
     today = next((a for a in arms.values() if a["arm"] == TODAY and a["minutes"] == longest), None)
