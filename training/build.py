@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
@@ -26,7 +24,6 @@ from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.parallel.once import once
-from attndiff.training.parallel.processes import resolve_precision
 from attndiff.training.parts.given import Given, check_vae, open_given
 from attndiff.training.parts.grounding import Contrast, check_grounding
 from attndiff.training.parts.learning import learn, learn_objective
@@ -92,7 +89,7 @@ def build(
     config: TrainConfig,
     kept: Learned | None = None,
     held: Callable[[], AbstractContextManager] = nullcontext,
-    begins: bool = True,
+    grounds: bool = True,
 ) -> Parts:
     """Open the data, learn from it what is not known yet, and make (or load) the model.
 
@@ -100,7 +97,7 @@ def build(
         config: The run's settings.
         kept: What the run has learned already, by which the data are read then.
         held: Makes the context in which the run's folder may be written: latents are kept there.
-        begins: Whether no step is taken yet: the encoder may then learn words first.
+        grounds: Whether the encoder may learn words first, as it may before a run's first step.
 
     Raises:
         UserError: If data and model do not go together.
@@ -115,7 +112,9 @@ def build(
         check_vae(config, given.vae, opened.images)
     learned = kept or once(partial(learn, config, opened, given))
     networks = make_networks(config, learned, given)
-    grounded = once(partial(_ground, config, networks, opened)) if begins and kept is None else None
+    grounded = None
+    if grounds and kept is None:
+        grounded = once(Contrast(config, networks.encoder, opened.images, networks.conditioning).weights)
     if grounded is not None:
         learned = replace(learned, encoder=grounded, notes=[*learned.notes, GROUNDED])
         begin_grounded(networks.encoder, grounded)
@@ -127,12 +126,6 @@ def build(
         objective = once(partial(learn_objective, config, given, opened.images, learned.task))
         learned = replace(learned, objective=objective, notes=[*learned.notes, *buckets])
     return _put_together(config, learned, given, networks, opened)
-
-
-def _ground(config: TrainConfig, networks: Networks, opened: Opened) -> dict[str, torch.Tensor] | None:
-    """Weights that the condition encoder begins with, where it has learned words by then."""
-    device, half = PartialState().device, resolve_precision(config) == "bf16"
-    return Contrast(config, networks.encoder, opened.images, networks.conditioning, device, half).weights()
 
 
 def build_without_data(config: TrainConfig, learned: Learned) -> Parts:

@@ -126,7 +126,7 @@ def _parts_of(config: TrainConfig, run: Path, named: str | None) -> Parts:
     if named or (run / LEARNED).is_dir():
         return build_without_data(config, read_learned(run, named))
     print(f"{run} began before runs kept what they learn from their data: it is learned again, from what they are now")
-    parts, newest = build(config, begins=False), newest_checkpoint(run / "checkpoints")[0]
+    parts, newest = build(config, grounds=False), newest_checkpoint(run / "checkpoints")[0]
     then = read_layout(newest) if newest else None
     if then is not None and then.data not in (None, parts.learned.fingerprint):
         raise UserError(

@@ -8,7 +8,7 @@ from attndiff.clock import in_words
 from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.samples import grid_prompts
 from attndiff.training.export import best_weights
-from attndiff.training.parts.grounding import Contrast, ungrounded
+from attndiff.training.parts.grounding import Contrast
 from attndiff.training.run.batch_size import finder_config, try_batch_sizes
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.lr_range import range_config, range_test
@@ -25,23 +25,20 @@ def carry_out(config: TrainConfig, elastic: bool) -> None:
 
 def print_plan(config: TrainConfig, elastic: bool) -> None:
     """What the run would cost."""
-    trainer = Trainer(ungrounded(config), elastic)
-    parts, accelerator = trainer.parts, trainer.accelerator
-    half, encoder = accelerator.mixed_precision == "bf16", parts.model.condition_encoder
-    contrast = Contrast(config, encoder, parts.images, parts.conditioning, accelerator.device, half)
-    trainer.kept += contrast.seconds
-    lines = trainer.plan().lines(trainer.config, len(trainer.train_set))
-    if contrast.steps:
-        lines.append(
-            f"words           {contrast.steps} steps of a contrast before step 1: {in_words(contrast.seconds)}"
-        )
-    accelerator.print("\n".join(lines))
+    trainer = Trainer(config, elastic, grounds=False)
+    parts, lines = trainer.parts, []
+    contrast = Contrast(config, parts.model.condition_encoder, parts.images, parts.conditioning)
+    if trainer.begins and contrast.steps:
+        trainer.kept += contrast.seconds
+        lines = [f"words           {contrast.steps} steps of a contrast before step 1: {in_words(contrast.seconds)}"]
+    plan = trainer.plan()
+    trainer.accelerator.print("\n".join(plan.lines(trainer.config, len(trainer.train_set)) + lines))
 
 
 def print_lr(config: TrainConfig) -> None:
     """Run the learning-rate range test of a config."""
     check_output_folder("out", Path(config.out))
-    trainer = Trainer(range_config(config))
+    trainer = Trainer(range_config(config), grounds=False)
     found = range_test(trainer)
     trainer.accelerator.print("\n".join(found.lines(trainer.out)))
 
@@ -50,7 +47,7 @@ def print_batch_sizes(config: TrainConfig) -> None:
     """Run the batch-size finder on a config."""
     from rich.console import Console
 
-    trainer = Trainer(finder_config(config))
+    trainer = Trainer(finder_config(config), grounds=False)
     found = try_batch_sizes(trainer)
     if trainer.accelerator.is_main_process:
         Console().print(found.table())

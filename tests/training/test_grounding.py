@@ -135,7 +135,7 @@ class Captioned:
 )
 def test_a_contrast_takes_what_it_is_worth_of_a_run(images, different, optim, steps, tmp_path):
     config = make_config({**settings(tmp_path), "optim": optim, "condition": {"kind": "text"}})
-    contrast = Contrast(config, None, Captioned(images, different), None, "cpu", True)
+    contrast = Contrast(config, None, Captioned(images, different), None)
     contrast.step_seconds = 0.5
     assert contrast.steps == steps and contrast.seconds == steps / 2
 
@@ -159,7 +159,7 @@ def test_a_plan_says_how_long_words_take_and_learns_none(tmp_path, capsys):
 
 def test_a_run_that_has_a_checkpoint_learns_no_words_first(tmp_path):
     config = make_config(settings(tmp_path, condition__=GROUNDED))
-    assert build(config, begins=False).learned.encoder is None
+    assert build(config, grounds=False).learned.encoder is None
 
 
 @pytest.mark.parametrize(

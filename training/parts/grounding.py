@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import nn
 
 from attndiff.data.columns import CAPTION, IMAGE
@@ -27,6 +28,7 @@ from attndiff.progress import progress
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.optim import make_optimizers, set_lr
+from attndiff.training.parallel.processes import resolve_precision
 
 THINGS = 100  # different captions from which on it is worth its time
 SHARE = 0.2  # of a run's time that it may take
@@ -55,11 +57,6 @@ def reason_against(config: TrainConfig) -> str | None:
         "learns from a stream (data.stream), which gives an image only once": config.data.stream,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def ungrounded(config: TrainConfig) -> TrainConfig:
-    """The settings without a contrast, for trials that are over before it is worth its time."""
-    return config.replace(condition=config.condition.replace(grounding_steps=0))
 
 
 class Grounding(nn.Module):
@@ -120,7 +117,7 @@ class GroundingLoop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.grounding = Grounding(encoder, images[0][IMAGE.name].shape[0]).train().to(device)
-        self.optimizers = make_optimizers(self.grounding, optim.replace(encoder_rate=None))
+        self.optimizers = make_optimizers(self.grounding, optim)
         self.rng, self.generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
 
     def run(self, steps: int) -> Grounding:
@@ -177,26 +174,16 @@ class Contrast:
         encoder: Of the condition, which stays as it is; None without one.
         images: Training images.
         conditioning: Makes what the encoder takes.
-        device: Where it is computed.
-        half: Whether in bfloat16.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        encoder: ConditionEncoder | None,
-        images: Rows,
-        conditioning: Conditioning,
-        device: torch.device | str,
-        half: bool,
-    ):
+    def __init__(self, config: TrainConfig, encoder: ConditionEncoder | None, images: Rows, conditioning: Conditioning):
         self.config, self.encoder, self.images, self.conditioning = config, encoder, images, conditioning
-        self.device, self.half = device, half
 
     def begin(self) -> GroundingLoop:
         """The contrast at its first step."""
-        encoder, seed = copy.deepcopy(self.encoder), self.config.seed
-        return GroundingLoop(encoder, self.images, self.conditioning, self.config.optim, seed, self.device, self.half)
+        device, half = PartialState().device, resolve_precision(self.config) == "bf16"
+        optim, seed = self.config.optim, self.config.seed
+        return GroundingLoop(copy.deepcopy(self.encoder), self.images, self.conditioning, optim, seed, device, half)
 
     @cached_property
     def step_seconds(self) -> float:

@@ -17,7 +17,6 @@ from torch.utils.benchmark import Timer
 from attndiff.errors import UserError
 from attndiff.training.config import TrainConfig
 from attndiff.training.optim import make_optimizers
-from attndiff.training.parts.grounding import ungrounded
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.plan import first_samples, passes, saved_bytes
 from attndiff.training.run.progress import progress_bar
@@ -83,7 +82,7 @@ class BatchSizes:
 
 def finder_config(config: TrainConfig) -> TrainConfig:
     """The settings of the finder for a run: its own, without the size that is looked for."""
-    return ungrounded(config.replace(optim=config.optim.replace(micro_batch=None)))
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"micro_batch": None})})
 
 
 def try_batch_sizes(trainer: Trainer) -> BatchSizes:

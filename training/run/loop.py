@@ -63,12 +63,20 @@ class Trainer:
             the same noise, and losses that agree within rounding (but for dropout inside the network).
         clock: For all that is timed.
         kept: Seconds of ``optim.minutes`` that are for what the caller does after the run.
+        grounds: Whether the encoder may learn words before step 1, which plans and trials are over too soon for.
 
     Raises:
         UserError: If the data, model or output folder do not go together.
     """
 
-    def __init__(self, config: TrainConfig, elastic: bool = False, clock: Clock = time.perf_counter, kept: float = 0.0):
+    def __init__(
+        self,
+        config: TrainConfig,
+        elastic: bool = False,
+        clock: Clock = time.perf_counter,
+        kept: float = 0.0,
+        grounds: bool = True,
+    ):
         self.config, self.out, self.elastic = config, Path(config.out), elastic
         self.clock, self.kept = clock, kept
         self.began = clock()  # or when it would have been if the run had not been interrupted
@@ -80,8 +88,8 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         self.stepper: Stepper | None = None
         layout = self._lay_out()
-        begins = not checkpoints(self.out / "checkpoints")
-        self.parts: Parts = build(config, kept_learned(config, self.out), self._held, begins)
+        self.begins = not checkpoints(self.out / "checkpoints")
+        self.parts: Parts = build(config, kept_learned(config, self.out), self._held, grounds and self.begins)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
             self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip, self.parts.make_sample

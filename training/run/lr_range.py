@@ -20,7 +20,6 @@ from attndiff.drawn import SOFTWARE
 from attndiff.errors import UserError
 from attndiff.training.batches import commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
-from attndiff.training.parts.grounding import ungrounded
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.progress import progress_bar
 from attndiff.training.run.step import SkippedStep
@@ -104,11 +103,12 @@ class LRRange:
 
 
 def range_config(config: TrainConfig) -> TrainConfig:
-    """The settings of the test of a run: its own, but as many steps as the test has, not compiled, without a contrast.
+    """The settings of the test of a run: its own, but as many steps as the test has, and not compiled.
 
-    Compiling changes no loss and takes longer than it saves in so few steps; so does learning words first.
+    Compiling changes no loss and takes longer than it saves in so few steps.
     """
-    return ungrounded(config.replace(optim=config.optim.replace(steps=STEPS, minutes=None, compile=False)))
+    optim = config.optim.model_copy(update={"steps": STEPS, "minutes": None, "compile": False})
+    return config.model_copy(update={"optim": optim})
 
 
 def range_test(trainer: Trainer) -> LRRange:
