@@ -8,7 +8,7 @@ rate; the preset and the best of the others then train for longer, at three rate
 a second one. The figure is the squared error of the denoised held-out image over eight noise levels. What wins by more
 than the seeds differ is chosen; else the preset stays. `equal_time` says how time is counted.
 
-The command goes on where it was stopped, and writes a page ``.md`` and a picture ``.png`` beside the JSON.
+The command goes on from what is in the JSON, and writes a page ``.md`` and a picture ``.png`` beside the JSON.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def main() -> None:
     """Run what is missing, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of icons32 and sprites")
-    parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
+    parser.add_argument("--json", type=Path, required=True, help="what was found; what is missing in it is run")
     parser.add_argument("--work", type=Path, default=Path("runs/attention_choice"), help="folder for what is prepared")
     parser.add_argument("--screen-minutes", type=float, default=8, help="length of a short run")
     parser.add_argument("--minutes", type=float, default=20, help="length of a long run")
@@ -181,7 +181,7 @@ def main() -> None:
     if not (sheets / "validation.parquet").is_file():
         make_sheets(options.data / "sprites", sheets)
     made = partial(make, folder=options.data.resolve(), sheets=sheets.resolve())
-    campaign = Campaign(options.work / "found.json", made, measure, options.workers)
+    campaign = Campaign(options.json, made, measure, options.workers)
     short = [
         Trial(arm, data, RATE, 0, options.screen_minutes) for size, data in SCREENED.items() for arm in SIZES[size]
     ]

@@ -41,12 +41,7 @@ def write_report(found: dict, command: str, data: dict[str, str], batches: dict[
             }
     sizes = dict.fromkeys(arm["size"] for arm in arms.values())
     chosen = {size: winner({k: v for k, v in arms.items() if v["size"] == size}) for size in sizes}
-    report = {
-        "hardware": found["hardware"] | {"command": command},
-        "arms": arms,
-        "chosen": chosen,
-        "runs": found["runs"],
-    }
+    report = found | {"hardware": found["hardware"] | {"command": command}, "arms": arms, "chosen": chosen}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     out.with_suffix(".md").write_text(page(report, out.stem), encoding="utf-8")

@@ -2,7 +2,8 @@
 
 Seconds a step are measured first, with all arms taking turns: a busy machine then slows a run down, but takes nothing
 from the arm that happened to meet it. Every run computes on one thread in bfloat16 and ends with the learning rate at
-zero. Results are written as they come in, and what is in the file is not run again.
+zero. Results are written as they come in, and what is in the file is not run again: the report that is committed is
+where a campaign goes on from, on another day and another machine.
 """
 
 import json
@@ -143,7 +144,7 @@ class Campaign:
     """Runs beside each other in processes of one thread, each result written as soon as it is there.
 
     Args:
-        out: JSON file: seconds a step by arm and data, and all runs so far.
+        out: JSON file: seconds a step by arm and data, all runs so far, and what else a report says of them.
         make: What makes a run, a function of a module.
         measure: What is kept of it, likewise.
         workers: Runs side by side.
@@ -156,10 +157,20 @@ class Campaign:
         self.found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else empty
 
     def time_steps(self, trials: list[Trial]) -> None:
-        """Measure the seconds a step of these trials, unless all are known; one of each arm and data will do."""
-        if not self.found["step_seconds"].keys() >= {place(trial) for trial in trials}:
-            self.found["step_seconds"] |= step_seconds(trials, self.make, self.rounds)
-            self._write()
+        """Measure the seconds a step of those of these trials that are not known; one of each arm and data will do.
+
+        The first that is known takes its turn with them, and what they need is counted in its seconds: on a faster or
+        slower machine than the earlier runs had, an arm gets as many steps as it would have got beside them.
+        """
+        known = self.found["step_seconds"]
+        missing = [trial for trial in trials if place(trial) not in known]
+        if not missing:
+            return
+        beside = [trial for trial in trials if place(trial) in known][:1]
+        measured = step_seconds([*beside, *missing], self.make, self.rounds)
+        scale = known[place(beside[0])] / measured[place(beside[0])] if beside else 1.0
+        known |= {place(trial): scale * measured[place(trial)] for trial in missing}
+        self._write()
 
     def constant(self, name: str, find: Callable[[], float]) -> float:
         """A figure that is found once, and kept."""

@@ -5,7 +5,7 @@
 The same emoji at 32 px by patches of 2, at 64 px by patches of 4, which makes as many tokens, and at 64 px by patches
 of 2. Seconds of a training step, and the squared error of the denoised held-out image over eight noise levels, each
 model at its own resolution: errors at 32 and 64 px are of different images and stand beside each other only to show
-that both have learned. `equal_time` says how time is counted; the command goes on where it was stopped.
+that both have learned. `equal_time` says how time is counted; the command goes on from what is in the JSON.
 """
 
 import argparse
@@ -65,21 +65,20 @@ def report(found: dict, trials: list[Trial], results: list[dict], command: str) 
             "steps": of_arm[0][1]["steps"],
             "memory": mean(result["memory"] for _, result in of_arm),
         }
-    return {"hardware": found["hardware"] | {"command": command}, "minutes": trials[0].minutes, "arms": arms}
+    return found | {"hardware": found["hardware"] | {"command": command}, "minutes": trials[0].minutes, "arms": arms}
 
 
 def main() -> None:
     """Run what is missing, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of emoji64")
-    parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
-    parser.add_argument("--work", type=Path, default=Path("runs/patch_sizes"), help="folder for what is prepared")
+    parser.add_argument("--json", type=Path, required=True, help="what was found; what is missing in it is run")
     parser.add_argument("--minutes", type=float, default=20, help="length of a run")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     options = parser.parse_args()
     trials = [Trial(arm, EMOJI, RATE, seed, options.minutes) for seed in SEEDS for arm in ARMS]
     made = partial(make, folder=options.data.resolve())
-    campaign = Campaign(options.work / "found.json", made, measure, options.workers)
+    campaign = Campaign(options.json, made, measure, options.workers)
     campaign.time_steps(trials[: len(ARMS)])
     command = f"python scripts/campaigns/patch_sizes.py DATA/emoji64 --minutes {options.minutes:g}"
     options.json.parent.mkdir(parents=True, exist_ok=True)

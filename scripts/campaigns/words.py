@@ -190,7 +190,7 @@ def options_of_command() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="ways that are tried, today's beside")
     parser.add_argument("--glove", type=Path, help="folder of the package's vectors, for the arm of word vectors")
     parser.add_argument("--pretrained", type=Path, help="folder of a frozen encoder, for its arm")
-    parser.add_argument("--json", type=Path, required=True, help="where to write what was found; runs are kept in WORK")
+    parser.add_argument("--json", type=Path, required=True, help="what was found; what is missing in it is run")
     parser.add_argument("--work", type=Path, default=Path("runs/words"), help="folder for what is prepared")
     parser.add_argument("--screen-minutes", type=float, default=8, help="length of a short run")
     parser.add_argument("--minutes", type=float, default=15, help="length of a long run, half of that of today's")
@@ -218,9 +218,7 @@ def main() -> None:
     made = partial(make, data=data, texts=texts)
     short = trials(arms, options.of, 0, options.screen_minutes)
     judge_once(options.work, made, short[0])
-    campaign = Campaign(
-        options.work / "found.json", made, partial(measure, work=options.work.resolve()), options.workers
-    )
+    campaign = Campaign(options.json, made, partial(measure, work=options.work.resolve()), options.workers)
     steps = campaign.constant("contrast_steps", lambda: contrast_steps(made, short[0]))
     campaign.make = partial(prepared, steps=steps, make=made)
     campaign.time_steps(short)

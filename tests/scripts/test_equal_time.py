@@ -81,6 +81,37 @@ def test_a_campaign_trains_what_is_missing_and_keeps_what_it_has(folder, tmp_pat
     assert again.run(trials) == [first, second] and again.found == json.loads(out.read_text(encoding="utf-8"))
 
 
+def test_an_arm_that_comes_later_is_timed_beside_an_earlier_one_on_a_machine_of_another_speed(tmp_path, monkeypatch):
+    first, second, third = (Trial(name, "colours", 4e-3, 0, 1) for name in ("first", "second", "third"))
+    campaign = Campaign(tmp_path / "found.json", None, None)
+    campaign.found["step_seconds"] = {"first | colours": 0.5, "second | colours": 0.7}
+    asked = []
+
+    def slower(trials, make, rounds):
+        asked.extend(trials)
+        return {"first | colours": 1.0, "third | colours": 1.6}
+
+    monkeypatch.setattr(equal_time, "step_seconds", slower)
+    campaign.time_steps([first, second, third])
+    assert asked == [first, third]
+    known = {"first | colours": 0.5, "second | colours": 0.7, "third | colours": pytest.approx(0.8)}
+    assert Campaign(tmp_path / "found.json", None, None).found["step_seconds"] == known
+    campaign.time_steps([third, first])
+    assert len(asked) == 2, "what is known is not measured again"
+
+
+def test_a_campaign_goes_on_from_its_report(tmp_path):
+    seconds = {f"{arm} | {data}": 0.5 for arm in ("as the preset", "16: windows") for data in ("icons", "emoji")}
+    hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
+    found = {"hardware": hardware, "step_seconds": seconds, "runs": attention_runs()}
+    out = tmp_path / "attention.json"
+    attention_report.write_report(found, "measure", attention_choice.DATA, attention_choice.BATCHES, out)
+    trials = [Trial.of_key(key) for key in found["runs"]]
+    campaign = Campaign(out, None, None)  # makes nothing
+    campaign.time_steps(trials)
+    assert campaign.run(trials) == [*found["runs"].values()]
+
+
 def test_equal_runs_give_equal_errors_and_a_loss_that_is_not_finite_ends_a_run(folder):
     trial = Trial("one", "colours", 4e-3, 0, 1)
     threads = torch.get_num_threads()

@@ -36,11 +36,10 @@ def write_report(
             results = [r for t, r in runs if t.arm == arm and t.minutes + before[arm] == minutes]
             if results:
                 arms[f"{arm}, {minutes:g} min"] = {"arm": arm, "minutes": minutes, **of_seeds(results)}
-    report = {
+    report = found | {
         "hardware": found["hardware"] | {"command": command},
         "arms": arms,
         "chosen": chosen(arms, settings),
-        "runs": found["runs"],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
