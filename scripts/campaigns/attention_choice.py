@@ -5,8 +5,9 @@
 DATA holds ``icons32`` and ``sprites``; the emoji are bundled. At 32 px the finest level of the preset is a grid of
 16 x 16, at 128 px with patches of 4 it is 32 x 32. All arms of a size train for the same short time at one learning
 rate; the preset and the best of the others then train for longer, at three rates on one seed and at the best of them on
-a second one. The figure is the squared error of the denoised held-out image over eight noise levels. What wins by more
-than the seeds differ is chosen; else the preset stays. `equal_time` says how time is counted.
+a second one; on the emoji, each at its best rate of the icons on two seeds. The figure is the squared error of the
+denoised held-out image over eight noise levels. What wins by more than the seeds differ is chosen; else the preset
+stays. `equal_time` says how time is counted.
 
 The command goes on from what is in the JSON, and writes a page ``.md`` and a picture ``.png`` beside the JSON.
 """
@@ -156,13 +157,23 @@ def finalists(errors: dict[str, float], count: int) -> list[str]:
     return [AS_PRESET, *others[: count - 1]]
 
 
-def long_runs(campaign: Campaign, data: str, arms: list[str], minutes: float) -> None:
-    """Every arm at three rates, and at the best of them on a second seed."""
+def best_rates(campaign: Campaign, data: str, arms: list[str], minutes: float) -> dict[str, float]:
+    """Of three rates, the one at which each arm ends with the least error."""
     trials = [Trial(arm, data, lr, 0, minutes) for arm in arms for lr in RATES]
-    campaign.time_steps([trial for trial in trials if trial.lr == RATES[0]])
     results = campaign.run(trials)
-    best = {arm: min((r["error"], t.lr) for t, r in zip(trials, results) if t.arm == arm)[1] for arm in arms}
-    campaign.run([Trial(arm, data, lr, 1, minutes) for arm, lr in best.items()])
+    return {arm: min((r["error"], t.lr) for t, r in zip(trials, results) if t.arm == arm)[1] for arm in arms}
+
+
+def long_runs(campaign: Campaign, size: str, arms: list[str], minutes: float) -> None:
+    """Every arm at its best rate on two seeds, on all data of a size."""
+    first = SCREENED[size]
+    of_size = [data for data in DATA if DATA[data] == size]
+    for data in of_size:
+        campaign.time_steps([Trial(arm, data, RATE, 0, minutes) for arm in arms])
+    rates = best_rates(campaign, first, arms, minutes)
+    campaign.run(
+        [Trial(arm, data, lr, seed, minutes) for data in of_size for arm, lr in rates.items() for seed in (0, 1)]
+    )
 
 
 def main() -> None:
@@ -175,25 +186,24 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="length of a long run")
     parser.add_argument("--finalists", type=int, default=4, help="arms of a size that train for longer")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--long", nargs="*", default=[*DATA], choices=[*DATA], help="data of the long runs")
+    parser.add_argument("--sizes", nargs="+", default=[*SIZES], choices=[*SIZES], help="whose arms are run")
     options = parser.parse_args()
     sheets = options.work / "sheets"
     if not (sheets / "validation.parquet").is_file():
         make_sheets(options.data / "sprites", sheets)
     made = partial(make, folder=options.data.resolve(), sheets=sheets.resolve())
-    campaign = Campaign(options.json, made, measure, options.workers)
+    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
+    command = f"python scripts/campaigns/attention_choice.py DATA {lengths} --json attention_choice.json"
+    report = partial(write_report, command=command, data=DATA, batches=BATCHES)
+    campaign = Campaign(options.json, made, measure, options.workers, report=report)
     short = [
-        Trial(arm, data, RATE, 0, options.screen_minutes) for size, data in SCREENED.items() for arm in SIZES[size]
+        Trial(arm, SCREENED[size], RATE, 0, options.screen_minutes) for size in options.sizes for arm in SIZES[size]
     ]
     campaign.time_steps(short)
     results = campaign.run(short)
-    for data in options.long:
-        screened = [(t, r) for t, r in zip(short, results) if t.data == SCREENED[DATA[data]]]
-        arms = finalists({t.arm: r["error"] for t, r in screened}, options.finalists)
-        long_runs(campaign, data, arms, options.minutes)
-    lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
-    command = f"python scripts/campaigns/attention_choice.py DATA {lengths} --json attention_choice.json"
-    write_report(campaign.found, command, DATA, BATCHES, options.json)
+    for size in options.sizes:
+        screened = {t.arm: r["error"] for t, r in zip(short, results) if t.data == SCREENED[size]}
+        long_runs(campaign, size, finalists(screened, options.finalists), options.minutes)
 
 
 if __name__ == "__main__":

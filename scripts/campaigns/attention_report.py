@@ -11,19 +11,19 @@ AS_PRESET = "as the preset"
 Runs = list[tuple[Trial, dict]]
 
 
-def write_report(found: dict, command: str, data: dict[str, str], batches: dict[str, int], out: Path) -> None:
-    """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
+def write_report(found: dict, out: Path, command: str, data: dict[str, str], batches: dict[str, int]) -> None:
+    """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it; of the sizes whose preset has been run.
 
     Args:
         found: What a `Campaign` has measured.
+        out: JSON file.
         command: That measured it.
         data: The size of each kind of data.
         batches: Images a step of it.
-        out: JSON file.
     """
     runs = [(Trial.of_key(key), result) for key, result in found["runs"].items()]
     arms = {}
-    for size in dict.fromkeys(data.values()):
+    for size in dict.fromkeys(data[trial.data] for trial, _ in runs if trial.arm == AS_PRESET):
         for arm in dict.fromkeys(trial.arm for trial, _ in runs if data[trial.data] == size):
             by_data = {
                 name: measured
@@ -42,8 +42,9 @@ def write_report(found: dict, command: str, data: dict[str, str], batches: dict[
     sizes = dict.fromkeys(arm["size"] for arm in arms.values())
     chosen = {size: winner({k: v for k, v in arms.items() if v["size"] == size}) for size in sizes}
     report = found | {"hardware": found["hardware"] | {"command": command}, "arms": arms, "chosen": chosen}
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
+    if not arms:
+        return
     out.with_suffix(".md").write_text(page(report, out.stem), encoding="utf-8")
     draw(report, out.with_suffix(".png"))
 
@@ -124,7 +125,7 @@ def lengths_of(runs: dict) -> str:
     short = f"Short runs: {lengths[0]:g} minutes at one learning rate on one seed."
     if len(lengths) == 1:
         return f"{short} No arm has had a long run yet, so that nothing is settled by more than one seed."
-    return f"{short} Long runs: {lengths[-1]:g} minutes at the best of three rates, on two seeds."
+    return f"{short} Long runs: {lengths[-1]:g} minutes at the best of three rates on the first data, on two seeds."
 
 
 def table(arms: dict[str, dict]) -> list[str]:

@@ -65,6 +65,8 @@ class Trial:
 Make = Callable[[Trial, Parts | None], tuple[TrainConfig, Parts]]
 # What is kept of a run when it has ended.
 Measure = Callable[[TrainConfig, Parts], dict]
+# Writes what was found so far into a file, as a report.
+Write = Callable[[dict, Path], None]
 
 
 class Loop:
@@ -149,10 +151,20 @@ class Campaign:
         measure: What is kept of it, likewise.
         workers: Runs side by side.
         rounds: Turns of the arms when their steps are timed.
+        report: Writes ``out`` once there are runs; without it, it is what was found and no more.
     """
 
-    def __init__(self, out: Path, make: Make, measure: Measure, workers: int = 2, rounds: int = 20):
+    def __init__(
+        self,
+        out: Path,
+        make: Make,
+        measure: Measure,
+        workers: int = 2,
+        rounds: int = 20,
+        report: Write | None = None,
+    ):
         self.out, self.make, self.measure, self.workers, self.rounds = out, make, measure, workers, rounds
+        self.report = report
         empty = {"hardware": describe_hardware("cpu"), "step_seconds": {}, "runs": {}}
         self.found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else empty
 
@@ -170,13 +182,13 @@ class Campaign:
         measured = step_seconds([*beside, *missing], self.make, self.rounds)
         scale = known[place(beside[0])] / measured[place(beside[0])] if beside else 1.0
         known |= {place(trial): scale * measured[place(trial)] for trial in missing}
-        self._write()
+        self.write()
 
     def constant(self, name: str, find: Callable[[], float]) -> float:
         """A figure that is found once, and kept."""
         if name not in self.found:
             self.found[name] = find()
-            self._write()
+            self.write()
         return self.found[name]
 
     def run(self, trials: list[Trial]) -> list[dict]:
@@ -193,9 +205,13 @@ class Campaign:
             for future in as_completed(missing):
                 runs[missing[future]] = future.result()
                 print(missing[future], future.result(), flush=True)
-                self._write()
+                self.write()
         return [runs[trial.key] for trial in trials]
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what was found so far."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.out, self.found)
+        if self.report and self.found["runs"]:
+            self.report(self.found, self.out)
+        else:
+            write_json(self.out, self.found)

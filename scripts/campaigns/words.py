@@ -218,7 +218,15 @@ def main() -> None:
     made = partial(make, data=data, texts=texts)
     short = trials(arms, options.of, 0, options.screen_minutes)
     judge_once(options.work, made, short[0])
-    campaign = Campaign(options.json, made, partial(measure, work=options.work.resolve()), options.workers)
+    report = partial(
+        write_report,
+        command=command(options),
+        images=IMAGES[options.of],
+        before={name: arm.contrast_minutes for name, arm in ARMS.items()},
+        settings=[name for name, arm in ARMS.items() if not arm.aligned],
+    )
+    measured = partial(measure, work=options.work.resolve())
+    campaign = Campaign(options.json, made, measured, options.workers, report=report)
     steps = campaign.constant("contrast_steps", lambda: contrast_steps(made, short[0]))
     campaign.make = partial(prepared, steps=steps, make=made)
     campaign.time_steps(short)
@@ -226,9 +234,6 @@ def main() -> None:
     best = sorted(arms[1:], key=lambda arm: -results[arm]["gain_set"]["value"])[: options.finalists]
     if best:
         campaign.run(finals(options.of, best, options.minutes))
-    before = {name: arm.contrast_minutes for name, arm in ARMS.items()}
-    settings = [name for name, arm in ARMS.items() if not arm.aligned]
-    write_report(campaign.found, command(options), IMAGES[options.of], before, settings, options.json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import attention_choice
 import attention_report
@@ -105,11 +106,22 @@ def test_a_campaign_goes_on_from_its_report(tmp_path):
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     found = {"hardware": hardware, "step_seconds": seconds, "runs": attention_runs()}
     out = tmp_path / "attention.json"
-    attention_report.write_report(found, "measure", attention_choice.DATA, attention_choice.BATCHES, out)
+    write = partial(
+        attention_report.write_report,
+        command="measure",
+        data=attention_choice.DATA,
+        batches=attention_choice.BATCHES,
+    )
     trials = [Trial.of_key(key) for key in found["runs"]]
-    campaign = Campaign(out, None, None)  # makes nothing
-    campaign.time_steps(trials)
-    assert campaign.run(trials) == [*found["runs"].values()]
+    first = Campaign(out, None, None, report=write)  # makes nothing
+    first.found = found | {"runs": {}}
+    for key, run in found["runs"].items():  # as they come in
+        first.found["runs"][key] = run
+        first.write()
+    again = Campaign(out, None, None)
+    again.time_steps(trials)
+    assert again.run(trials) == [*found["runs"].values()]
+    assert again.found["chosen"] == {"32 px": "16: windows"} and out.with_suffix(".md").is_file()
 
 
 def test_equal_runs_give_equal_errors_and_a_loss_that_is_not_finite_ends_a_run(folder):
@@ -178,7 +190,7 @@ def test_attention_is_reported_with_its_choice_a_page_and_a_picture(tmp_path):
     hardware = {"machine": "a machine", "torch": "torch", "date": "today", "command": "command"}
     found = {"hardware": hardware, "step_seconds": seconds, "runs": attention_runs()}
     out = tmp_path / "attention.json"
-    attention_report.write_report(found, "measure", attention_choice.DATA, attention_choice.BATCHES, out)
+    attention_report.write_report(found, out, "measure", attention_choice.DATA, attention_choice.BATCHES)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == {"32 px": "16: windows"} and report["hardware"]["command"] == "measure"
     arm = report["arms"]["32 px: 16: windows"]
@@ -288,7 +300,7 @@ def test_what_gains_in_half_the_time_what_today_does_is_chosen_if_it_is_a_settin
     out = tmp_path / "words.json"
     before = {name: arm.contrast_minutes for name, arm in words.ARMS.items()}
     found = {"hardware": hardware, "runs": words_runs(gain)}
-    words_report.write_report(found, "measure", words.IMAGES["icons"], before, settings, out)
+    words_report.write_report(found, out, "measure", words.IMAGES["icons"], before, settings)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
     assert set(report["arms"]) == {"today, 15 min", "today, 30 min", "grounded, 15 min"}

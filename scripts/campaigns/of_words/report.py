@@ -16,17 +16,17 @@ Runs = list[tuple[Trial, dict]]
 
 
 def write_report(
-    found: dict, command: str, images: Images, before: dict[str, float], settings: list[str], out: Path
+    found: dict, out: Path, command: str, images: Images, before: dict[str, float], settings: list[str]
 ) -> None:
     """Write ``out``, and a page ``.md`` and a picture ``.png`` beside it.
 
     Args:
         found: What a `Campaign` has measured.
+        out: JSON file.
         command: That measured it.
         images: What was trained on, as a page says it.
         before: Minutes of every arm's time that went before its first step.
         settings: Arms that training has a setting for, of which one is chosen.
-        out: JSON file.
     """
     runs = [(Trial.of_key(key), result) for key, result in found["runs"].items()]
     lengths = sorted({t.minutes + before[t.arm] for t, _ in runs})
@@ -41,7 +41,6 @@ def write_report(
         "arms": arms,
         "chosen": chosen(arms, settings),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     out.with_suffix(".md").write_text(page(report, out.stem, images), encoding="utf-8")
     draw(report, out.with_suffix(".png"))
