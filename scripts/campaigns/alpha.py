@@ -213,19 +213,22 @@ def picture(measures: Measures, arms: list[Arm]) -> Image.Image:
 
 def spread(values: list[float]) -> str:
     """Values of the seeds, and their mean."""
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
     return f"{mean(values):.4g} ({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def page(report: dict, name: str) -> str:
     """The figures as a page."""
+    seeds = "Means, and each seed." if len(report["runs"]) > len(ARMS) else "One seed."
     return "\n".join(
         [
             "# With alpha and without",
             "",
             f"    {report['hardware']['command']}",
             "",
-            f"The recipe `{report['recipe']}` twice a seed, {report['steps']} steps each, the same but for "
-            f"`data.channels`. Held-out images and captions: {report['real']['n']}. Means, and each seed. "
+            f"The recipe `{report['recipe']}` on white and with alpha, {report['steps']} steps each, the same but for "
+            f"`data.channels`. Held-out images and captions: {report['real']['n']}. {seeds} "
             f"{', '.join(report['hardware'][key] for key in ('machine', 'torch', 'date'))}.",
             "",
             f"![Samples on white, on black and on squares]({name}.png)",
@@ -268,6 +271,8 @@ def rows_of(report: dict) -> list[str]:
 def verdict(report: dict) -> str:
     """Whether the arms' errors differ by more than the seeds of one arm."""
     errors = [[run["error_on_white"] for run in runs] for runs in by_arm(report).values()]
+    if len(errors[0]) == 1:
+        return "How far seeds lie apart is not known of one seed each."
     apart, seeds = abs(mean(errors[1]) - mean(errors[0])), max(max(few) - min(few) for few in errors)
     how = "no more" if apart <= seeds else "more"
     return f"The errors of the two differ by {how} than the seeds of one do ({apart:.2g} and {seeds:.2g})."
