@@ -51,6 +51,7 @@ class DrawnDataset(Dataset):
         seed: Run seed.
         drop: Probability that the condition is dropped.
         flip: Probability that the image is mirrored.
+        left_out: Probability of each word of a caption to be left out.
         make_sample: What a task adds to a row, from a generator.
     """
 
@@ -62,9 +63,10 @@ class DrawnDataset(Dataset):
         drop: float = 0.0,
         flip: float = 0.0,
         make_sample: Callable[[Row, np.random.Generator], dict[str, torch.Tensor]] = nothing,
+        left_out: float = 0.0,
     ):
         self.images, self.conditioning, self.make_sample = images, conditioning, make_sample
-        self.seed, self.drop, self.flip = seed, drop, flip
+        self.seed, self.drop, self.flip, self.left_out = seed, drop, flip, left_out
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,7 +85,7 @@ class DrawnDataset(Dataset):
             "normal": torch.tensor(drawn.normal),
             "drop": torch.tensor(drawn.drop),
             "ids": torch.tensor(sample_id),
-            **self.conditioning.sample(shown, drawn.choice),
+            **self.conditioning.sample(shown, drawn.choice, self.left_out, drawn.rest),
             **self.make_sample(shown, drawn.rest),
         }
 

@@ -80,6 +80,12 @@ class Parts:
         return self.task.settings(**self.learned.task)
 
     @property
+    def grounded(self) -> bool:
+        """Whether the condition's encoder learned words before the network learned to draw."""
+        encoder = self.model.condition_encoder
+        return encoder is not None and encoder.config.grounded
+
+    @property
     def make_sample(self) -> Callable[[Row, np.random.Generator], Sample]:
         """What the task adds to a training sample, of a row and a generator."""
         return partial(self.task.make_sample, settings=self.task_settings)

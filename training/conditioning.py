@@ -1,8 +1,10 @@
 """From captions and labels to the tensors that the condition encoder takes."""
 
+import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +16,9 @@ from attndiff.training.state.learned import Learned
 
 KNOWN = 100_000  # captions whose tokens are kept; about a kilobyte each
 COUNTED = 1000  # captions whose tokens are counted at once
+WORD = re.compile(r"\s*[\w'-]+")
+SEPARATORS = re.compile(r"([,;])\s*[,;]+")  # what stands between words that are gone
+WORD_DROPOUT = 0.2
 
 
 @dataclass
@@ -33,9 +38,22 @@ class Conditioning:
     encoder_settings: dict = field(default_factory=dict)
     _known: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
 
-    def sample(self, row: Row, choice: float) -> dict[str, torch.Tensor]:
-        """The condition of one sample; ``choice`` in [0, 1) picks among its captions."""
-        return self.prompt.inputs(row, choice, self._tokens_of)
+    def sample(
+        self, row: Row, choice: float, left_out: float = 0.0, generator: np.random.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The condition of one sample.
+
+        Args:
+            row: The sample.
+            choice: In [0, 1), picks among its captions.
+            left_out: Probability of each word of the caption to be left out.
+            generator: That draws which ones; nothing is drawn where none is left out.
+        """
+        if not left_out:
+            return self.prompt.inputs(row, choice, self._tokens_of)
+        return self.prompt.inputs(
+            row, choice, lambda caption: self._tokens_of(without_words(caption, left_out, generator))
+        )
 
     def _tokens_of(self, caption: str) -> dict[str, torch.Tensor]:
         """Tokens of a caption ``(T,)``, made once: an image is visited many times."""
@@ -58,6 +76,31 @@ class Conditioning:
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
         encoder = self.text_encoder.to(ids.device)
         return {**batch, "context": encoder(ids, attention_mask=mask).last_hidden_state, "context_mask": mask}
+
+
+def word_dropout(config: ConditionConfig, grounded: bool) -> float:
+    """Share of a caption's words that a visit leaves out.
+
+    An encoder that knows every caption of a small collection makes each one the name of its image: the network then
+    draws that image sooner than what an unknown caption has in common with known ones.
+
+    Args:
+        config: Of the run.
+        grounded: Whether the encoder has learned words before step 1.
+    """
+    if config.word_dropout is not None:
+        return config.word_dropout
+    return WORD_DROPOUT if grounded else 0.0
+
+
+def without_words(caption: str, left_out: float, generator: np.random.Generator) -> str:
+    """A caption some of whose words are left out, each with the same probability; whole where none would stay."""
+    stays = generator.random(len(WORD.findall(caption))) >= left_out
+    if not stays.any():
+        return caption
+    each = iter(stays)
+    shortened = WORD.sub(lambda word: word[0] if next(each) else "", caption)
+    return SEPARATORS.sub(r"\1", shortened).strip(" ,;")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,16 @@ class ConditionConfig(Section):
     dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
     # Of a contrast of texts and images, in which the encoder learns words before step 1; it keeps what it knows then.
     grounding_steps: int | None = Field(None, ge=0)  # None: what is worth it, nothing where captions say little
+    # Share of a caption's words that a visit leaves out; None: 0.2 where the encoder learned words first, else none.
+    word_dropout: float | None = Field(None, ge=0, lt=1)
 
     _expand = field_validator("pretrained", mode="before")(expand_setting)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.word_dropout and self.kind != "text":
+            raise SettingError("word_dropout", f"a condition of kind {self.kind} has no words; leave it out")
+        return self
 
 
 class ModelConfig(Section):

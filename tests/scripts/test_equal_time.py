@@ -262,7 +262,7 @@ def test_emoji_are_held_out_by_what_is_known_of_them(tmp_path):
     write_rows(tmp_path / "data" / "train.parquet", rows)
     write_rows(tmp_path / "data" / "more_styles.parquet", [("cat", "blob"), ("new hat", "blob")])
     write_rows(tmp_path / "data" / "validation.parquet", [("new hat", "noto"), ("new hat", "openmoji_line")])
-    rows_of_emoji(tmp_path / "data", tmp_path / "out")
+    rows_of_emoji(tmp_path / "data", tmp_path / "out", words.IMAGES["emoji"])
     train, held_out = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("train", "validation"))
     kinds = {kind: list(rows["caption"]) for kind, rows in held_out.groupby("held_out")}
     assert kinds["family"] == ["new hat, noto"]
@@ -272,6 +272,20 @@ def test_emoji_are_held_out_by_what_is_known_of_them(tmp_path):
         *train["caption"],
         *kinds["set"],
     }
+
+
+def test_few_emoji_are_those_of_some_styles_and_their_things_are_known_from_the_others(tmp_path):
+    styles = ["noto", "fluent_3d", "fluent_flat", "openmoji"]
+    rows = [(thing, style) for thing in ("cat", "dog") for style in styles] + [("rare cup", "noto")]
+    write_rows(tmp_path / "data" / "train.parquet", rows)
+    write_rows(tmp_path / "data" / "more_styles.parquet", [("cat", "blob")])
+    write_rows(tmp_path / "data" / "validation.parquet", [("new hat", "noto"), ("new hat", "openmoji")])
+    rows_of_emoji(tmp_path / "data", tmp_path / "out", words.IMAGES["few emoji"])
+    train, held_out = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("train", "validation"))
+    assert set(train["style"]) | set(held_out["style"]) == {"noto", "fluent 3d", "fluent flat"}
+    of_set = held_out[held_out["held_out"] == "set"]["caption"].str.split(", ").str[0]
+    assert sorted(of_set) == ["cat", "dog"] and len(train) == 6 - 2 + 1
+    assert list(held_out[held_out["held_out"] == "family"]["caption"]) == ["new hat, noto"]
 
 
 def write_rows(path, rows: list[tuple[str, str]]) -> None:

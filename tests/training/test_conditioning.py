@@ -2,19 +2,30 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from commands import make_images
 from factories import text_pipeline, word_tokenizer
 
 from attndiff.apps.cli.doctor import check_data
+from attndiff.data.order.draw import draw
 from attndiff.data.tokenizer import train_tokenizer
+from attndiff.errors import UserError
 from attndiff.pipelines.call.tokenizing import tokenize
 from attndiff.tasks.prompts import PROMPTS
 from attndiff.training import conditioning
+from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import build
-from attndiff.training.conditioning import CaptionTokens, Conditioning, count_tokens
-from attndiff.training.config import make_config
+from attndiff.training.conditioning import (
+    WORD_DROPOUT,
+    CaptionTokens,
+    Conditioning,
+    count_tokens,
+    without_words,
+    word_dropout,
+)
+from attndiff.training.config import ConditionConfig, make_config
 from attndiff.training.evaluation.samples import sample_row
 
 WORDS = ["a red apple", "two green pears", "a blue plum"]
@@ -43,6 +54,42 @@ def test_only_so_many_captions_are_kept(monkeypatch):
     for caption in [*WORDS, *WORDS]:
         made.sample({"caption": [caption]}, 0.0)
     assert len(made._known) <= 2 and set(asked) == set(WORDS)
+
+
+def test_words_are_left_out_each_as_often_as_asked_and_never_all_of_them():
+    caption, generator = "Red apple, half-eaten; fluent 3d", np.random.default_rng(0)
+    drawn = [without_words(caption, 0.2, generator) for _ in range(2000)]
+    for word in ("Red", "apple", "half-eaten", "fluent", "3d"):
+        assert 0.77 < sum(word in of.replace(";", " ").replace(",", " ").split() for of in drawn) / 2000 < 0.83
+    assert 0.29 < drawn.count(caption) / 2000 < 0.37  # 0.8 ** 5
+    assert {"apple, half-eaten; fluent 3d", "Red, half-eaten; fluent 3d", "Red apple, fluent 3d"} < {*drawn}
+    assert {without_words("cat", 0.9, generator) for _ in range(50)} == {"cat"}
+    assert without_words("", 0.5, generator) == "" and without_words("赤い りんご", 0.99, generator)
+
+
+def test_a_visit_draws_its_words_after_all_else_and_draws_nothing_where_all_stay():
+    made, rests = Conditioning(PROMPTS["text"], train_tokenizer(WORDS, 300, 8)), []
+    row = {"image": np.zeros((3, 8, 8), np.float32), "caption": ["a small red apple on a tree"]}
+    shorter = DrawnDataset([row], made, seed=0, left_out=0.5)
+    visits = [shorter.sample(row, visit, 0) for visit in range(8)]
+    assert len({tuple(of["input_ids"].tolist()) for of in visits}) > 4
+    assert all(torch.equal(shorter.sample(row, i, 0)["input_ids"], of["input_ids"]) for i, of in enumerate(visits))
+    whole = DrawnDataset([row], made, seed=0, make_sample=lambda row, rest: rests.append(rest) or {})
+    assert torch.equal(whole.sample(row, 3, 0)["noise"], visits[3]["noise"])
+    assert rests[0].random() == draw(0, 3, 0, (3, 8, 8), 0.0, 0.0).rest.random()
+
+
+@pytest.mark.parametrize(
+    ("asked", "grounded", "expected"),
+    [(None, False, 0.0), (None, True, WORD_DROPOUT), (0.0, True, 0.0), (0.3, False, 0.3)],
+)
+def test_words_are_left_out_where_the_encoder_knows_them_first_unless_told_otherwise(asked, grounded, expected):
+    assert word_dropout(ConditionConfig(word_dropout=asked), grounded) == expected
+
+
+def test_words_cannot_be_left_out_of_a_class():
+    with pytest.raises(UserError, match="word_dropout: a condition of kind class has no words; leave it out"):
+        ConditionConfig(kind="class", word_dropout=0.1)
 
 
 def test_tokens_of_captions_are_counted(monkeypatch):

@@ -25,7 +25,7 @@ from attndiff.metrics.extractors.classifier import ConvTrunk, jitter
 from attndiff.metrics.retrieval import contrastive_loss
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.progress import progress
-from attndiff.training.conditioning import Conditioning
+from attndiff.training.conditioning import Conditioning, word_dropout
 from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.parallel.processes import resolve_precision
@@ -99,6 +99,7 @@ class GroundingLoop:
         seed: Of weights, order and augmentation.
         device: Where it is computed.
         half: Whether in bfloat16.
+        left_out: Probability of each word of a caption to be left out.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class GroundingLoop:
         seed: int,
         device: torch.device | str = "cpu",
         half: bool = True,
+        left_out: float = 0.0,
     ):
         self.images, self.conditioning, self.seed = images, conditioning, seed
-        self.device, self.half = torch.device(device), half
+        self.device, self.half, self.left_out = torch.device(device), half, left_out
         self.shapes = list(images.by_shape().values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -160,7 +162,10 @@ class GroundingLoop:
     def _conditions(self, rows: list[Row]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """What the encoder takes of rows, and which of them ``(B, B)`` it cannot tell apart."""
         draws = self.rng.random(len(rows))
-        each = [self.conditioning.sample(row, choice) for row, choice in zip(rows, draws, strict=True)]
+        each = [
+            self.conditioning.sample(row, choice, self.left_out, self.rng)
+            for row, choice in zip(rows, draws, strict=True)
+        ]
         streams = {key: torch.stack([one[key] for one in each]).to(self.device) for key in each[0]}
         ids = streams["input_ids"]
         return self.conditioning.embed(streams), (ids[:, None] == ids[None]).all(2)
@@ -183,7 +188,9 @@ class Contrast:
         """The contrast at its first step."""
         device, half = PartialState().device, resolve_precision(self.config) == "bf16"
         optim, seed = self.config.optim, self.config.seed
-        return GroundingLoop(copy.deepcopy(self.encoder), self.images, self.conditioning, optim, seed, device, half)
+        left_out = word_dropout(self.config.condition, grounded=True)
+        encoder = copy.deepcopy(self.encoder)
+        return GroundingLoop(encoder, self.images, self.conditioning, optim, seed, device, half, left_out)
 
     @cached_property
     def step_seconds(self) -> float:

@@ -18,6 +18,7 @@ from attndiff.clock import Clock, in_words
 from attndiff.errors import Stopped, UserError
 from attndiff.training.batches import Batch, DrawnDataset, training_loader
 from attndiff.training.build import Parts, build
+from attndiff.training.conditioning import word_dropout
 from attndiff.training.config import TrainConfig
 from attndiff.training.evaluation.distances import Distances
 from attndiff.training.evaluation.validation import AT_MOST
@@ -92,7 +93,13 @@ class Trainer:
         self.parts: Parts = build(config, kept_learned(config, self.out), self._held, grounds and self.begins)
         optim, conditioning = config.optim, self.parts.conditioning
         self.train_set = DrawnDataset(
-            self.parts.images, conditioning, config.seed, config.condition.dropout, optim.flip, self.parts.make_sample
+            self.parts.images,
+            conditioning,
+            config.seed,
+            config.condition.dropout,
+            optim.flip,
+            self.parts.make_sample,
+            word_dropout(config.condition, self.parts.grounded),
         )
         self.held_out = DrawnDataset(
             self.parts.validation, conditioning, config.seed, make_sample=self.parts.make_sample

@@ -4,30 +4,34 @@ from pathlib import Path
 
 import pandas as pd
 
+from of_words.images import Images
+
 LEFT_OUT = ("openmoji_line",)  # drawings whose colours no caption names
-KNOWN = 3  # styles in which a thing must be drawn for one of its rows to be held out as ``set``
-THINGS = 950  # of which one row each is held out as ``set``
 
 
-def rows_of_emoji(folder: Path, out: Path) -> None:
+def rows_of_emoji(folder: Path, out: Path, images: Images) -> None:
     """Write ``train.parquet`` and ``validation.parquet`` in ``out``.
 
-    Held out are, as ``set``, one row each of `THINGS` that are trained on in `KNOWN` or more other styles, and as
-    ``family`` those that the data hold out themselves, whose things no training row shows.
+    Held out are, as ``set``, one row each of things that are trained on in other styles, and as ``family`` those that
+    the data hold out themselves, whose things no training row shows.
 
     Args:
         folder: Of ``train``, ``more_styles`` and ``validation.parquet``; columns are ``image``, ``caption``, ``style``
             and ``family``.
         out: Folder to make.
+        images: Of which styles, and how many of each kind.
     """
     kinds = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "more_styles", "validation")}
     more = kinds["more_styles"]
     train = pd.concat([kinds["train"], more[~more["family"].isin(kinds["validation"]["family"])]])
-    train, held_out = (rows[~rows["style"].isin(LEFT_OUT)].copy() for rows in (train, kinds["validation"]))
+    train, held_out = (
+        rows[rows["style"].isin(images.styles) if images.styles else ~rows["style"].isin(LEFT_OUT)].copy()
+        for rows in (train, kinds["validation"])
+    )
     train = train.drop_duplicates(["caption", "style"]).reset_index(drop=True)
     drawn = train.groupby("caption")["style"].transform("size")
-    of_known = train[drawn > KNOWN].sample(frac=1, random_state=0).drop_duplicates("caption")
-    of_set = of_known.iloc[:THINGS]
+    of_known = train[drawn > images.known].sample(frac=1, random_state=0).drop_duplicates("caption")
+    of_set = of_known.iloc[: images.things]
     train["held_out"], held_out["held_out"] = "", "family"
     parts = {
         "train": train.drop(of_set.index),
