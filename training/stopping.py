@@ -53,10 +53,29 @@ def ignore_signals(worker: int) -> None:
 
 
 def kill_workers() -> None:
-    """End what loader workers are left: one that hangs hears no signal, and Python would wait for it for ever."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join()
+    """End what loader workers are left: one that hangs hears no signal, and Python would wait for it for ever.
+
+    torch raises the death of any worker that it counts, wherever the interpreter is then. It still counts these where
+    the first death was seen by asking and not by a signal, so that nobody listens while they are ended.
+    """
+    with _deaf_to_deaths():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+
+
+@contextmanager
+def _deaf_to_deaths() -> Iterator[None]:
+    """No handler hears of the end of a child."""
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except (AttributeError, ValueError):  # a system without it, or not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager

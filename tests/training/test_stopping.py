@@ -17,6 +17,7 @@ import yaml
 from commands import attndiff, make_config, make_images, tree
 from runs import losses, settings, weights
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SIGCHLD_handler, _set_worker_pids
 
 from attndiff.errors import Stopped, UserError
 from attndiff.training import batches
@@ -24,7 +25,7 @@ from attndiff.training.config import make_config as checked
 from attndiff.training.run import hooks, loop
 from attndiff.training.run.loop import Trainer
 from attndiff.training.state import resume
-from attndiff.training.stopping import LOCK, StopSignal, locked
+from attndiff.training.stopping import LOCK, StopSignal, kill_workers, locked
 
 
 def signal_in_step(trainer: Trainer, step: int, number: int) -> None:
@@ -199,6 +200,24 @@ def test_a_loader_worker_that_dies_or_hangs_ends_the_run_in_a_sentence(tmp_path,
     with pytest.raises(UserError, match=f"a loader worker died or gave nothing.*{says}.*goes on from the last"):
         trainer.run()
     assert not multiprocessing.active_children()
+
+
+def test_workers_are_ended_without_an_error_though_torch_counts_them_still(monkeypatch):
+    """On a busy machine there may be time between the end of a worker and its being waited for."""
+    workers = [multiprocessing.Process(target=time.sleep, args=(600,), daemon=True) for _ in range(2)]
+    kill = multiprocessing.Process.kill
+    monkeypatch.setattr(multiprocessing.Process, "kill", lambda worker: (kill(worker), time.sleep(0.2)))
+    for worker in workers:
+        worker.start()
+    _set_SIGCHLD_handler()
+    _set_worker_pids(1, tuple(worker.pid for worker in workers))
+    try:
+        kill_workers()
+        assert not any(worker.is_alive() for worker in workers)
+        subprocess.run([sys.executable, "-c", ""], check=True)  # another child's end is heard of, and is no error
+    finally:
+        _remove_worker_pids(1)
+    assert callable(signal.getsignal(signal.SIGCHLD)), "torch listens again"
 
 
 def test_a_worker_that_dies_while_gradients_are_switched_leaves_them_on(tmp_path, monkeypatch):
