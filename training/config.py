@@ -34,7 +34,8 @@ class ConditionConfig(Section):
     dropout: float = Field(0.1, ge=0, le=1)  # share of samples whose condition is replaced by the learned null
     # Of a contrast of texts and images, in which the encoder learns words before step 1; it keeps what it knows then.
     grounding_steps: int | None = Field(None, ge=0)  # None: what is worth it, nothing where captions say little
-    # Share of a caption's words that a visit leaves out; None: 0.2 where the encoder learned words first, else none.
+    # Share of a caption's words that a visit leaves out; None: 0.2 where the encoder learned words first, of fewer than
+    # 20,000 images, else none.
     word_dropout: float | None = Field(None, ge=0, lt=1)
 
     _expand = field_validator("pretrained", mode="before")(expand_setting)

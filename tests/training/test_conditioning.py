@@ -18,6 +18,7 @@ from attndiff.training import conditioning
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import build
 from attndiff.training.conditioning import (
+    FEW,
     WORD_DROPOUT,
     CaptionTokens,
     Conditioning,
@@ -80,11 +81,19 @@ def test_a_visit_draws_its_words_after_all_else_and_draws_nothing_where_all_stay
 
 
 @pytest.mark.parametrize(
-    ("asked", "grounded", "expected"),
-    [(None, False, 0.0), (None, True, WORD_DROPOUT), (0.0, True, 0.0), (0.3, False, 0.3)],
+    ("asked", "grounded", "images", "expected"),
+    [
+        (None, True, FEW - 1, WORD_DROPOUT),
+        (None, True, FEW, 0.0),
+        (None, False, 100, 0.0),
+        (0.0, True, 100, 0.0),
+        (0.3, False, FEW, 0.3),
+    ],
 )
-def test_words_are_left_out_where_the_encoder_knows_them_first_unless_told_otherwise(asked, grounded, expected):
-    assert word_dropout(ConditionConfig(word_dropout=asked), grounded) == expected
+def test_words_are_left_out_of_few_captions_that_the_encoder_knows_first_unless_told_otherwise(
+    asked, grounded, images, expected
+):
+    assert word_dropout(ConditionConfig(word_dropout=asked), grounded, images) == expected
 
 
 def test_words_cannot_be_left_out_of_a_class():

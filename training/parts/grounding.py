@@ -188,7 +188,7 @@ class Contrast:
         """The contrast at its first step."""
         device, half = PartialState().device, resolve_precision(self.config) == "bf16"
         optim, seed = self.config.optim, self.config.seed
-        left_out = word_dropout(self.config.condition, grounded=True)
+        left_out = word_dropout(self.config.condition, True, len(self.images))
         encoder = copy.deepcopy(self.encoder)
         return GroundingLoop(encoder, self.images, self.conditioning, optim, seed, device, half, left_out)
 

@@ -99,7 +99,7 @@ class Trainer:
             config.condition.dropout,
             optim.flip,
             self.parts.make_sample,
-            word_dropout(config.condition, self.parts.grounded),
+            word_dropout(config.condition, self.parts.grounded, len(self.parts.images)),
         )
         self.held_out = DrawnDataset(
             self.parts.validation, conditioning, config.seed, make_sample=self.parts.make_sample
