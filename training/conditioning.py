@@ -19,7 +19,7 @@ COUNTED = 1000  # captions whose tokens are counted at once
 WORD = re.compile(r"\s*[\w'-]+")
 SEPARATORS = re.compile(r"([,;])\s*[,;]+")  # what stands between words that are gone
 WORD_DROPOUT = 0.2
-FEW = 20_000  # images: it helps of 4,200, and costs of 73,000
+FEW = 20_000  # images; of 73,000, each seldom visited, it costs more than it brings (model_cards/words.md)
 
 
 @dataclass

@@ -166,11 +166,10 @@ def best_rates(campaign: Campaign, data: str, arms: list[str], minutes: float) -
 
 def long_runs(campaign: Campaign, size: str, arms: list[str], minutes: float) -> None:
     """Every arm at its best rate on two seeds, on all data of a size."""
-    first = SCREENED[size]
     of_size = [data for data in DATA if DATA[data] == size]
     for data in of_size:
         campaign.time_steps([Trial(arm, data, RATE, 0, minutes) for arm in arms])
-    rates = best_rates(campaign, first, arms, minutes)
+    rates = best_rates(campaign, SCREENED[size], arms, minutes)
     campaign.run(
         [Trial(arm, data, lr, seed, minutes) for data in of_size for arm, lr in rates.items() for seed in (0, 1)]
     )

@@ -69,6 +69,11 @@ Measure = Callable[[TrainConfig, Parts], dict]
 Write = Callable[[dict, Path], None]
 
 
+def write_found(found: dict, out: Path) -> None:
+    """The plainest report: what was found and no more."""
+    write_json(out, found)
+
+
 class Loop:
     """The training loop of a run, a step at a time."""
 
@@ -152,7 +157,7 @@ class Campaign:
         measure: What is kept of it, likewise.
         workers: Runs side by side.
         rounds: Turns of the arms when their steps are timed.
-        report: Writes ``out`` once there are runs; without it, it is what was found and no more.
+        report: Writes ``out``, at first without any runs.
     """
 
     def __init__(
@@ -162,7 +167,7 @@ class Campaign:
         measure: Measure,
         workers: int = 2,
         rounds: int = 20,
-        report: Write | None = None,
+        report: Write = write_found,
     ):
         self.out, self.make, self.measure, self.workers, self.rounds = out, make, measure, workers, rounds
         self.report = report
@@ -212,7 +217,4 @@ class Campaign:
     def write(self) -> None:
         """Write what was found so far."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        if self.report and self.found["runs"]:
-            self.report(self.found, self.out)
-        else:
-            write_json(self.out, self.found)
+        self.report(self.found, self.out)

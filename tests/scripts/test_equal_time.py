@@ -115,6 +115,7 @@ def test_a_campaign_goes_on_from_its_report(tmp_path):
     trials = [Trial.of_key(key) for key in found["runs"]]
     first = Campaign(out, None, None, report=write)  # makes nothing
     first.found = found | {"runs": {}}
+    first.write()
     for key, run in found["runs"].items():  # as they come in
         first.found["runs"][key] = run
         first.write()
@@ -314,7 +315,8 @@ def test_what_gains_in_half_the_time_what_today_does_is_chosen_if_it_is_a_settin
     out = tmp_path / "words.json"
     before = {name: arm.contrast_minutes for name, arm in words.ARMS.items()}
     found = {"hardware": hardware, "runs": words_runs(gain)}
-    words_report.write_report(found, out, "measure", words.IMAGES["icons"], before, settings)
+    for runs in ({}, found["runs"]):
+        words_report.write_report(found | {"runs": runs}, out, "measure", words.IMAGES["icons"], before, settings)
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["chosen"] == chosen
     assert set(report["arms"]) == {"today, 15 min", "today, 30 min", "grounded, 15 min"}

@@ -42,6 +42,8 @@ def write_report(
         "chosen": chosen(arms, settings),
     }
     write_json(out, report)
+    if not arms:
+        return
     out.with_suffix(".md").write_text(page(report, out.stem, images), encoding="utf-8")
     draw(report, out.with_suffix(".png"))
 
@@ -65,7 +67,7 @@ def chosen(arms: dict[str, dict], settings: list[str]) -> str:
 
     Only arms that are a setting and have two seeds are chosen, by the lesser of them against the greater of today's.
     """
-    longest = max(arm["minutes"] for arm in arms.values())
+    longest = max((arm["minutes"] for arm in arms.values()), default=0)
     today = next((a for a in arms.values() if a["arm"] == TODAY and a["minutes"] == longest), None)
     if today is None or today["seeds"] < 2:
         return TODAY
