@@ -23,6 +23,7 @@ from attndiff.training.state.checkpoint import (
 )
 from attndiff.training.state.learned import FOLDER as LEARNED
 from attndiff.training.state.learned import read_learned
+from attndiff.words import with_words
 
 
 def best_weights(validation: dict) -> str:
@@ -62,6 +63,8 @@ def _save(parts: Parts, folder: Path, variant: str | None) -> None:
     components = parts.model.components(plain=True)
     if variant is None:
         pipe = make_pipeline(parts)
+        if parts.learned.words:
+            components["tokenizer"] = with_words(pipe.tokenizer, parts.learned.words)
         pipe.register_modules(**components)
         pipe.save_pretrained(folder)
         parts.model.save_adapter(folder / "adapter")

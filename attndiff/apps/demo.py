@@ -14,6 +14,7 @@ from attndiff.lens.pictures import attention_picture
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import class_names_of, prompt_of
 from attndiff.viewing import as_picture, enlarge, window_of
+from attndiff.words import describe_unknown
 
 LIMITS = {"steps": (1, 100), "guidance": (0, 20), "seed": (0, 2**31 - 1), "images": (1, 16)}  # of a call
 WHOLE = ("steps", "seed", "images")
@@ -90,9 +91,12 @@ def build(pipeline: AttnDiffPipeline, name: str) -> gr.Blocks:
 
     def answer(*arguments):
         try:
-            return [saved(pictures, samples.GRADIO_CACHE) for pictures in draw(pipeline, *arguments)]
+            drawn = draw(pipeline, *arguments)
         except UserError as error:
             raise gr.Error(str(error)) from None
+        if pipeline.tokenizer is not None and (said := describe_unknown(pipeline.tokenizer, arguments[0])):
+            gr.Warning(said)
+        return [saved(pictures, samples.GRADIO_CACHE) for pictures in drawn]
 
     with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
         gr.Markdown(f"# {name}")

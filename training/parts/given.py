@@ -1,6 +1,6 @@
 """Models that a run is given: the one to start from, a frozen autoencoder, a frozen text encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
@@ -12,6 +12,7 @@ from attndiff.tasks.prompts import PROMPTS
 from attndiff.training.conditioning import Conditioning, open_pretrained
 from attndiff.training.config import TrainConfig
 from attndiff.training.latents import check_channels, freeze, open_vae
+from attndiff.words import take_words
 
 
 @dataclass
@@ -22,11 +23,13 @@ class Given:
         source: The earlier model to start from.
         vae: The autoencoder in whose latents to train.
         conditioning: Tokenizer and encoder of text; None where the run learns its own or has no text.
+        words: That the earlier model's captions had, as far as it says so.
     """
 
     source: DiffusionPipeline | None
     vae: AutoencoderKL | None
     conditioning: Conditioning | None
+    words: set[str] = field(default_factory=set)
 
 
 def open_given(config: TrainConfig) -> Given:
@@ -43,7 +46,8 @@ def open_given(config: TrainConfig) -> Given:
         )
     if config.distill and source.config.student:
         raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
-    return Given(source, _open_vae(config, source), open_text(config, source))
+    words = take_words(source.tokenizer) if source is not None and source.tokenizer is not None else set()
+    return Given(source, _open_vae(config, source), open_text(config, source), words)
 
 
 def _open_vae(config: TrainConfig, source: DiffusionPipeline | None) -> AutoencoderKL | None:

@@ -21,6 +21,7 @@ from attndiff.training.config import TrainConfig
 from attndiff.training.parts.given import Given
 from attndiff.training.parts.opening import Opened
 from attndiff.training.state.learned import Learned
+from attndiff.words import MOST, words_of
 
 EXAMPLES = 8  # of what to draw
 MEASURED = 512  # images that sigma_data is measured on, spread over all
@@ -41,10 +42,11 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
     stream, prompt = config.data.stream, PROMPTS[config.condition.kind]
     task = learn_task(config, images)
     given_images = TASKS[task.name].given is not nothing
-    tokenizer, notes = None, list(opened.notes)
+    tokenizer, words, notes = None, [], list(opened.notes)
     if prompt.reads_text:
         captions = [caption for row in images for caption in row[CAPTION.name]]
         tokenizer = make_tokenizer(config, given.conditioning, captions)
+        words = [] if stream else known_words(given, captions)
         tokens = count_tokens(tokenizer, captions)
         if tokens.cut:
             notes.append(tokens.note(is_adjustable(config, given.conditioning)))
@@ -59,6 +61,7 @@ def learn(config: TrainConfig, opened: Opened, given: Given) -> Learned:
         prompts=prompt.of_all(examples(validation)) if given_images else prompt.examples(images, validation, EXAMPLES),
         notes=notes,
         task=task.model_dump(),
+        words=words,
     )
 
 
@@ -67,6 +70,15 @@ def make_tokenizer(config: TrainConfig, given: Conditioning | None, captions: li
     if given is not None:
         return given.tokenizer
     return train_tokenizer(captions, config.condition.vocab_size, config.condition.max_length)
+
+
+def known_words(given: Given, captions: list[str]) -> list[str]:
+    """All words that the model was told by the end of its run; none where some are not at hand, or where too many."""
+    learned_elsewhere = given.conditioning is not None
+    if learned_elsewhere and not given.words:
+        return []
+    words = given.words.union(*map(words_of, captions))
+    return sorted(words) if len(words) <= MOST else []
 
 
 def is_adjustable(config: TrainConfig, given: Conditioning | None) -> bool:

@@ -43,6 +43,7 @@ class Learned:
         notes: What is to be said of the data, a sentence each.
         task: Settings of the task, those measured on the images among them.
         encoder: Weights of the condition encoder, where it has been grounded.
+        words: Of the captions; empty where not all captions were read, or they have too many.
         intake: Version of how files become tensors.
         digest: SHA-256 of the folder that holds all this; None before it is written.
     """
@@ -59,6 +60,7 @@ class Learned:
     notes: list[str] = field(default_factory=list)
     task: dict = field(default_factory=lambda: {"name": "generate"})
     encoder: dict[str, torch.Tensor] | None = None
+    words: list[str] = field(default_factory=list)
     intake: int = INTAKE
     digest: str | None = None
 

@@ -66,9 +66,12 @@ def evaluate(
     from attndiff.apps.evaluate import evaluate as measure
     from attndiff.apps.sample import Request, open_model
     from attndiff.metrics.reference import model_settings, open_reference
+    from attndiff.words import take_words
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
+    if pipeline.tokenizer is not None:
+        take_words(pipeline.tokenizer)  # held-out captions have words of their own
     settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed, by, within)
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:

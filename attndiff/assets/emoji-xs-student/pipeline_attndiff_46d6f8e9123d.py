@@ -17,11 +17,13 @@ import sys
 import threading
 import torch
 import torch.nn.functional as F
+import unicodedata
 from PIL import Image
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import fields
 from dataclasses import replace
+from difflib import get_close_matches
 from diffusers import DDIMScheduler
 from diffusers import DiffusionPipeline
 from diffusers import EDMDPMSolverMultistepScheduler
@@ -3163,9 +3166,50 @@ def returned_tensors(returned, tensors: Mapping[str, torch.Tensor | None]) -> di
     return {name: value for name, value in returned.items() if value is not tensors[name]}
 
 
+# attndiff.words
+
+"""Words of the training captions, by which a prompt's others are noticed: most are misspelt ones."""
+
+
+
+KNOWN_WORDS = "known_words"  # in a tokenizer's configuration: words, joined by spaces
+MOST = 50_000  # of a longer list the configuration would be larger than many a model
+WORD = re.compile(r"[^\W\d_]+")
+
+
+def words_of(text: str) -> set[str]:
+    """Words of a text in lower case, of scripts that have one: many of the others put no spaces between words."""
+    found = WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    return {word for word in found if word != word.upper()}
+
+
+def with_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer whose configuration names the words of the training captions."""
+    made = copy.deepcopy(tokenizer)
+    made.init_kwargs[KNOWN_WORDS] = " ".join(sorted(words))
+    return made
+
+
+def take_words(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Take them out again, so that prompts with others pass unnoticed; none where there are none."""
+    return set(tokenizer.init_kwargs.pop(KNOWN_WORDS, "").split())
+
+
+def describe_unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """Which words of a text no training caption has, as a sentence; None where all are known, or it cannot be told."""
+    known = tokenizer.init_kwargs.get(KNOWN_WORDS, "").split()
+    unknown = sorted(words_of(text).difference(known)) if known else []
+    if not unknown:
+        return None
+    near = {word: get_close_matches(word, known, n=1, cutoff=0.75) for word in unknown}
+    named = (f"{word!r} ({near[word][0]!r} is known)" if near[word] else repr(word) for word in unknown)
+    return f"No training caption has {', '.join(named)}: the model was never shown what that means."
+
+
 # attndiff.pipelines.call.tokenizing
 
 """Captions to the tokens of a pipeline's tokenizer."""
+
 
 
 
@@ -3176,19 +3220,30 @@ _warned: WeakKeyDictionary[PreTrainedTokenizerBase, set[int]] = WeakKeyDictionar
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask of captions, padded to the tokenizer's length; what is cut off is shown in a warning, once.
+    """Token ids and mask of captions, padded to the tokenizer's length.
+
+    What is cut off, and words that no training caption has, are shown in a warning, once.
 
     Returns:
         Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
     """
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     for text, kept in zip(texts, encoded["input_ids"].tolist()):
-        whole = tokenizer(text, verbose=False)["input_ids"]
-        if len(whole) > len(kept) and _is_news(tokenizer, text):
-            same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
-            cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
-            logger.warning(f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}")
+        said = [one for one in (_describe_cut(tokenizer, text, kept), describe_unknown(tokenizer, text)) if one]
+        if said and _is_news(tokenizer, text):
+            for one in said:
+                logger.warning(one)
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _describe_cut(tokenizer: PreTrainedTokenizerBase, text: str, kept: list[int]) -> str | None:
+    """What is cut off a text, as a sentence; None where nothing is."""
+    whole = tokenizer(text, verbose=False)["input_ids"]
+    if len(whole) <= len(kept):
+        return None
+    same = next(i for i, (a, b) in enumerate(zip([*kept, None], whole)) if a != b)
+    cut = tokenizer.decode(whole[same:], skip_special_tokens=True).strip()
+    return f"The prompt is longer than the model's {len(kept)} tokens; this was cut off: {cut!r}"
 
 
 def _is_news(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
