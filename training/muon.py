@@ -11,6 +11,8 @@ from collections import defaultdict
 import torch
 from torch.distributed.tensor import DTensor
 
+from attndiff.device import cpu_is_faster_in_bfloat16
+
 # Values that are orthogonalised at once: more of them leave the processor's cache.
 AT_ONCE = 1 << 21
 
@@ -42,7 +44,8 @@ class Muon(torch.optim.Muon):
 
         One matrix after the other where memory is gone through, so that it is gone through once.
         """
-        updates = parameters[0].new_empty((len(parameters), *parameters[0].shape), dtype=torch.bfloat16)
+        dtype = working_precision(parameters[0].device)
+        updates = parameters[0].new_empty((len(parameters), *parameters[0].shape), dtype=dtype)
         for parameter, update in zip(parameters, updates, strict=True):
             momentum = self._momentum(parameter).lerp_(parameter.grad, 1 - group["momentum"])
             update.copy_(parameter.grad.lerp(momentum, group["momentum"]))
@@ -60,24 +63,30 @@ class Muon(torch.optim.Muon):
         return state["momentum_buffer"]
 
 
+def working_precision(device: torch.device) -> torch.dtype:
+    """bfloat16, of which the iterations need no more, except on processors that would lose by it."""
+    if device.type == "cpu" and not cpu_is_faster_in_bfloat16():
+        return torch.float32
+    return torch.bfloat16
+
+
 def orthogonalised(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
     """About ``U V^T`` of each matrix ``U S V^T``, by Newton-Schulz iterations of a quintic (Jordan et al. 2024).
 
     Args:
-        matrices: ``(N, m, n)``.
+        matrices: ``(N, m, n)``, in the precision to compute in.
         coefficients: a, b and c of ``a x + b x^3 + c x^5``.
         steps: Iterations.
         eps: The least norm that is divided by.
 
     Returns:
-        ``(N, m, n)`` bfloat16.
+        ``(N, m, n)``.
     """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.to(torch.bfloat16)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     x = x.mT if tall else x  # (N, m, n)
     for _ in range(steps):
         gram = x @ x.mT  # (N, m, m)

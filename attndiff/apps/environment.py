@@ -5,6 +5,8 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+from attndiff.device import cpu_is_faster_in_bfloat16
+
 PACKAGES = (
     "attndiff",
     "torch",
@@ -41,8 +43,7 @@ def _cpu() -> dict:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return {"cores": cores, "threads": torch.get_num_threads(), "bf16": bool(bf16)}
+    return {"cores": cores, "threads": torch.get_num_threads(), "bf16": cpu_is_faster_in_bfloat16()}
 
 
 def _devices() -> list[dict]:
@@ -75,4 +76,4 @@ def environment_text(found: dict) -> str:
 
 
 def _precision(bf16: bool) -> str:
-    return "computes in bfloat16" if bf16 else "no bfloat16, float32 is used"
+    return "bfloat16 is faster, and used" if bf16 else "float32 is used"

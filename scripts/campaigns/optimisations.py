@@ -20,8 +20,9 @@ from torch import nn
 
 from attndiff.apps.bench.network import Network, make_batch
 from attndiff.apps.bench.report import describe_hardware
-from attndiff.apps.bench.steps import Step, cpu_has_bfloat16, training_step
+from attndiff.apps.bench.steps import Step, training_step
 from attndiff.apps.bench.timing import interleave, paired_ratio
+from attndiff.device import cpu_computes_in_bfloat16
 from attndiff.nn import blocks
 from attndiff.training import optim
 from attndiff.training.config import OptimConfig
@@ -166,7 +167,7 @@ def measure(rounds: int) -> dict[str, list[dict]]:
 
 def measure_training(rounds: int) -> tuple[list[dict], list[float]]:
     """Rows of everything that concerns a training step, and the seconds of one as it is, in float32."""
-    precisions = ("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",)
+    precisions = ("float32", "bfloat16") if cpu_computes_in_bfloat16() else ("float32",)
     undone = [u for u in TRAINING if u.precision in precisions]
 
     def steps() -> dict[str, Step]:

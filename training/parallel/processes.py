@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, patch_environment
 
+from attndiff.device import cpu_is_faster_in_bfloat16
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S
 from attndiff.training.config import TrainConfig
@@ -38,12 +39,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def resolve_precision(config: TrainConfig) -> str:
-    """Accelerate's name of the precision; ``auto`` takes bfloat16 where the hardware computes in it."""
+    """Accelerate's name of the precision; ``auto`` takes bfloat16 where the hardware is faster in it."""
     if config.optim.precision != "auto":
         return {"fp32": "no", "bf16": "bf16"}[config.optim.precision]
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if cpu_is_faster_in_bfloat16() else "no"
 
 
 def anyone(accelerator: Accelerator, what: bool) -> bool:

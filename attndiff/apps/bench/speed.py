@@ -11,7 +11,6 @@ from attndiff.apps.bench.network import SIZE, Network
 from attndiff.apps.bench.report import Report
 from attndiff.apps.bench.steps import (
     Step,
-    cpu_has_bfloat16,
     forward_pass,
     matmul_rate,
     network_batch,
@@ -19,6 +18,7 @@ from attndiff.apps.bench.steps import (
     training_step,
 )
 from attndiff.apps.bench.timing import interleave, quartiles
+from attndiff.device import cpu_computes_in_bfloat16
 
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ class SpeedSettings:
 def full_settings(device: str) -> SpeedSettings:
     """The whole measurement."""
     if device == "cpu":
-        precisions = ("float32", "bfloat16") if cpu_has_bfloat16() else ("float32",)
+        precisions = ("float32", "bfloat16") if cpu_computes_in_bfloat16() else ("float32",)
         return SpeedSettings(precisions=precisions, loop_steps=20)
     return SpeedSettings(
         preset="s",

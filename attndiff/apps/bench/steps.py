@@ -18,11 +18,6 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU computes in bfloat16; where it emulates that, there is nothing to measure."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def network_batch(network: Network, count: int, size: int, device: str) -> dict[str, torch.Tensor]:
     """A batch in the memory layout of the network's form."""
     batch = make_batch(count, size, device)
