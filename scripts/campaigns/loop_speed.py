@@ -3,7 +3,8 @@
     python scripts/campaigns/loop_speed.py OTHER_CHECKOUT --json model_cards/speed.json
 
 Each turn is a run of the preset on the bundled emoji, data, averages and optimizer included, in a process of its own.
-Ratios are of the same round, so that a machine that is slower for a while slows both.
+Ratios are of the same round, so that a machine that is slower for a while slows both. With ``--precision auto`` each
+checkout takes what it holds to be the faster one, and shares are of a product in float32.
 """
 
 import argparse
@@ -22,9 +23,11 @@ HERE = Path(__file__).parents[2]
 COMMAND = "python scripts/campaigns/loop_speed.py OTHER_CHECKOUT"  # whose place is nobody else's
 ONE_RUN = """
 import json, sys
-from attndiff.apps.bench.loop import measure_loop
+from attndiff.apps.bench import loop
 preset, count, steps, precision, *overrides = json.loads(sys.argv[1])
-print("measured:", json.dumps(measure_loop(preset, count, steps, precision, "cpu", tuple(overrides))))
+if precision == "auto":  # earlier checkouts time no such run
+    precision, loop.NAMES["float32"] = "float32", "auto"
+print("measured:", json.dumps(loop.measure_loop(preset, count, steps, precision, "cpu", tuple(overrides))))
 """
 
 
@@ -47,11 +50,11 @@ def measured(checkout: Path, settings: list) -> dict:
 
 def summary(rounds: list[dict[str, dict]], settings: list) -> dict:
     """Medians of the rounds, and the ratio of the two with its range."""
+    preset, count, steps, precision, *overrides = settings
     rates = {name: [round_[name]["images_per_second"] for round_ in rounds] for name in ("before", "after")}
     ratios = [after / before for before, after in zip(rates["before"], rates["after"], strict=True)]
-    preset, count, steps, precision, *overrides = settings
     return {
-        "hardware": describe_hardware("cpu") | {"command": COMMAND},
+        "hardware": describe_hardware("cpu") | {"command": f"{COMMAND} --precision {precision}"},
         "amx": torch.cpu._is_amx_tile_supported(),
         "preset": preset,
         "images_a_step": count,
@@ -77,7 +80,7 @@ def main() -> None:
     parser.add_argument("--preset", default="xs")
     parser.add_argument("--count", type=int, default=32, help="images a step")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16", "auto"))
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     settings = [asked.preset, asked.count, asked.steps, asked.precision, *asked.settings]
