@@ -17,6 +17,8 @@ _PUBLIC = {
     **_PIPELINES,
     "AttentionUNet2DModel": "attndiff.nn.unet",
     "ConditionEncoder": "attndiff.nn.encoder",
+    "TextDecoderModel": "attndiff.nn.decoder",
+    "PixelTransformerModel": "attndiff.nn.raster.model",
     "load": "attndiff.folder.open",
     "push": "attndiff.folder.hub",
 }

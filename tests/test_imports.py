@@ -167,6 +167,8 @@ def test_public_names_are_there_before_they_are_used():
         "AttnDiffUpscalePipeline",
         "AttentionUNet2DModel",
         "ConditionEncoder",
+        "PixelTransformerModel",
+        "TextDecoderModel",
         "load",
         "push",
     }

@@ -3,6 +3,8 @@
 Shapes: B batch, L query tokens, S key tokens, H heads, D channels per head, C = H * D.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
@@ -11,6 +13,9 @@ from torch import nn
 
 from attndiff.nn.rope import Rotation, rotate
 from attndiff.nn.routing import best_sequences, gather_sequences
+
+# Keys and values (B, L, H, D) of new tokens to those of all tokens so far (B, S, H, D).
+Remember = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def reference_attention(
@@ -25,7 +30,7 @@ def reference_attention(
         query: ``(B, L, H, D)``.
         key: ``(B, S, H, D)``.
         value: ``(B, S, H, D)``.
-        mask: Boolean ``(B, S)``, true where a key may be attended to.
+        mask: Boolean ``(B, S)``, or ``(B, L, S)``, true where a key may be attended to.
 
     Returns:
         ``(B, L, H, D)``.
@@ -38,18 +43,40 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
     """Attention probabilities ``(B, H, L, S)`` in float32, of the tensors that ``reference_attention`` takes."""
     logits = torch.einsum("blhd,bshd->bhls", query.float(), key.float()) * query.shape[-1] ** -0.5
     if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None, :], float("-inf"))
+        mask = mask if mask.ndim == 3 else mask[:, None]
+        logits = logits.masked_fill(~mask[:, None], float("-inf"))
     return logits.softmax(dim=-1)
 
 
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean ``(B, S)`` mask as ``(B, 1, 1, S)`` of 0 and -inf.
+    """A boolean ``(B, S)`` mask as ``(B, 1, 1, S)`` of 0 and -inf, or ``(B, L, S)`` as ``(B, 1, L, S)``.
 
     The only form that all of diffusers' backends read alike: its xformers backend takes a 4-D boolean mask for
     additive zeros and ones, and its math backend does not broadcast a 2-D one.
     """
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
-    return align_rows(bias)[:, None, None]
+    return align_rows(bias if mask.ndim == 3 else bias[:, None])[:, None]
+
+
+def causal_mask(counting: torch.Tensor, length: int) -> torch.Tensor:
+    """Which tokens each of the last ones may attend to: those before it that count, and itself.
+
+    A token that does not count attends to itself alone, so that no row of a softmax is empty.
+
+    Args:
+        counting: ``(B, S)`` bool, false for padding.
+        length: L, how many of the last tokens ask.
+
+    Returns:
+        ``(B, L, S)`` bool.
+    """
+    total = counting.shape[1]
+    key, query = (
+        torch.arange(total, device=counting.device),
+        torch.arange(total - length, total, device=counting.device),
+    )
+    before, own = key < query[:, None], key == query[:, None]  # (L, S)
+    return counting[:, None] & before | own
 
 
 def align_rows(bias: torch.Tensor) -> torch.Tensor:
@@ -59,10 +86,24 @@ def align_rows(bias: torch.Tensor) -> torch.Tensor:
 
 
 def plain_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """`reference_attention` by two matmuls in the tensors' own precision; its mask is additive, ``(B, 1, 1, S)``."""
+    """`reference_attention` by two matmuls in the tensors' own precision.
+
+    Args:
+        query: ``(B, L, H, D)``.
+        key: ``(B, S, H, D)``.
+        value: ``(B, S, H, D)``.
+        mask: Additive, ``(B, 1, 1, S)`` or ``(B, 1, L, S)``.
+        causal: Without a mask, and with S = L: every token attends to itself and those before it.
+    """
     logits = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, H, L, S)
+    if causal:
+        mask = logits.new_full(logits.shape[2:], float("-inf")).triu(1)
     if mask is not None:
         logits = logits + mask
     return (logits.softmax(dim=-1) @ value.transpose(1, 2)).transpose(1, 2)
@@ -116,8 +157,10 @@ class AttnDiffAttnProcessor:
         attn: "Attention",
         hidden_states: torch.Tensor,  # (B, L, C)
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,  # 2 x (B, S, H, D)
-        attention_mask: torch.Tensor | None = None,  # (B, 1, 1, S) additive
+        attention_mask: torch.Tensor | None = None,  # (B, 1, 1 | L, S) additive
         rotation: Rotation | None = None,  # 2 x (N, L, 1, F), where N divides B
+        causal: bool = False,  # without a mask: of self-attention, to itself and what is before it
+        remember: Remember | None = None,
         shared: tuple[torch.Tensor, Rotation] | None = None,  # (B / N, M, C) and 2 x (1, M, 1, F)
         temperature: torch.Tensor | None = None,  # (B, 1, H, 1), a factor of the logits
         routing: tuple[int, int] | None = None,  # N, and to how many of these sequences each attends
@@ -130,6 +173,8 @@ class AttnDiffAttnProcessor:
             places = None if routing is None else best_sequences(query, key, attention_mask, *routing)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
+            if remember is not None:
+                key, value = remember(key, value)
             if places is not None:
                 key, value = (gather_sequences(x, places, routing[1], dim=1) for x in (key, value))
                 if attention_mask is not None:
@@ -141,13 +186,14 @@ class AttnDiffAttnProcessor:
         if attention_mask is not None and attention_mask.dtype != query.dtype:
             attention_mask = align_rows(attention_mask.to(query.dtype))
         if is_plain_faster(value, self._attention_backend):
-            out = plain_attention(query, key, value, attention_mask)
+            out = plain_attention(query, key, value, attention_mask, causal)
         else:
             out = dispatch_attention_fn(
                 query,
                 key,
                 value,
                 attn_mask=attention_mask,
+                is_causal=causal,
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
             )

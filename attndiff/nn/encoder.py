@@ -57,6 +57,13 @@ class EncoderBlock(nn.Module):
 class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
     """Transformer encoder over up to four streams of condition tokens, each with its own embedding and learned null.
 
+    Of images, for one:
+
+    >>> encoder = ConditionEncoder(hidden_size=32, num_layers=1, head_dim=16, image_channels=3, image_patch_size=4)
+    >>> told = encoder(pixel_values=torch.rand(2, 3, 16, 16) * 2 - 1)
+    >>> told.tokens.shape, told.mask.shape, told.pooled.shape
+    (torch.Size([2, 16, 32]), torch.Size([2, 16]), torch.Size([2, 32]))
+
     Streams that are configured but not given count as dropped: their learned null token stands for them.
 
     Args:

@@ -29,9 +29,14 @@ def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -
 
 def sequence_angles(length: int, head_dim: int, device: torch.device) -> torch.Tensor:
     """Rotation angles of a one-dimensional sequence, ``(length, head_dim // 4)``, for text tokens."""
+    return angles_at(torch.arange(length, device=device), head_dim)
+
+
+def angles_at(places: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rotation angles ``(..., head_dim // 4)`` of tokens at places ``(...)`` of a one-dimensional sequence."""
     n_freqs = head_dim // 4
-    freqs = 1000.0 ** (-torch.arange(n_freqs, device=device, dtype=torch.float32) / n_freqs)
-    return torch.arange(length, device=device, dtype=torch.float32)[:, None] * freqs
+    freqs = 1000.0 ** (-torch.arange(n_freqs, device=places.device, dtype=torch.float32) / n_freqs)
+    return places.to(torch.float32).unsqueeze(-1) * freqs
 
 
 def cos_sin(angles: torch.Tensor) -> Rotation:

@@ -19,6 +19,9 @@ def default_backend():
 class XformersStandIn:
     """Checks what xformers' kernels demand of their arguments, and computes what they would."""
 
+    class LowerTriangularMask:
+        """What asks for causal attention."""
+
     def __init__(self):
         self.calls = []
 
@@ -30,12 +33,14 @@ class XformersStandIn:
         assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
         assert p == 0.0 and scale is None
         mask = None
-        if attn_bias is not None:
+        if isinstance(attn_bias, self.LowerTriangularMask):
+            mask = torch.ones(1, queries, keys, dtype=torch.bool, device=query.device).tril()
+        elif attn_bias is not None:
             assert attn_bias.shape == (batch, heads, queries, keys) and attn_bias.dtype == query.dtype
             assert attn_bias.is_floating_point() and set(attn_bias.unique().tolist()) <= {0.0, float("-inf")}
             alignment = 128 // torch.finfo(attn_bias.dtype).bits
             assert all(stride % alignment == 0 for stride in attn_bias.stride()[:-1]) and attn_bias.stride(-1) == 1
-            mask = attn_bias[:, 0, 0] == 0
+            mask = attn_bias[:, 0] == 0
         self.calls.append((queries, keys, mask is not None))
         return reference_attention(query, key, value, mask)
 

@@ -13,13 +13,16 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from attndiff.apps.bench.network import TOKENS
 from attndiff.apps.bench.timing import seconds_of
-from attndiff.nn.attention import additive_mask, reference_attention
+from attndiff.nn.attention import additive_mask, causal_mask, reference_attention
 from attndiff.nn.kinds.arrangement import Arrangement
 from attndiff.nn.level import ATTENTION_KINDS, Level
 from attndiff.nn.presets import PRESETS
 
 BACKENDS = ("native", "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "xformers", "flash")
 REFERENCE = "reference"
+# Attention to what is before a token, and how many tokens ask; None for all: of a sequence, of one among padding, and
+# of some tokens after those in a cache.
+OF_DECODERS = {"causal": None, "causal, padded": None, "causal, cached": 8}
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -30,7 +33,8 @@ class Shape:
     Args:
         preset: Name in `PRESETS`, or ``"none"`` for a kind that none of those measured has.
         size: Image side in pixels.
-        kind: Of an arrangement of the pixels, such as ``"global"`` or ``"window"``, or ``"cross"``.
+        kind: Of an arrangement of the pixels, such as ``"global"`` or ``"window"``, or ``"cross"``; of a decoder, one
+            of `OF_DECODERS`.
         groups: Sequences of an image: 1, or its windows.
         queries: Tokens of a sequence.
         keys: Tokens attended to.
@@ -75,6 +79,13 @@ def kind_shapes(size: int, known: Collection[str]) -> Iterator[Shape]:
                 yield self_attention_shape("none", size, pixels, heads=4, head_dim=32)
 
 
+def decoder_shapes(size: int) -> Iterator[Shape]:
+    """The attention calls of a decoder over all patches of 2 x 2 pixels of an image."""
+    tokens = (size // 2) ** 2
+    for kind, queries in OF_DECODERS.items():
+        yield Shape("none", size, kind, 1, queries or tokens, tokens, heads=6, head_dim=32)
+
+
 def measure_attention(
     device: str,
     presets: tuple[str, ...] = ("xs", "s"),
@@ -92,6 +103,7 @@ def measure_attention(
     rows = []
     shapes = [shape for preset in presets for size in sizes for shape in preset_shapes(preset, size)]
     shapes += [shape for size in sizes for shape in kind_shapes(size, {shape.kind for shape in shapes})]
+    shapes += [shape for size in sizes for shape in decoder_shapes(size)]
     for shape in shapes:
         for dtype in (torch.float32, torch.bfloat16):
             block = [measure_backend(name, shape, dtype, device, images, repeats) for name in (REFERENCE, *BACKENDS)]
@@ -104,10 +116,10 @@ def measure_attention(
 def measure_backend(backend: str, shape: Shape, dtype: torch.dtype, device: str, images: int, repeats: int) -> dict:
     """One row of the table."""
     row = asdict(shape) | {"backend": backend, "dtype": str(dtype).removeprefix("torch."), "images": images}
-    row["masked"] = shape.kind == "cross"
     qkv, mask = make_inputs(shape, dtype, device, images)
+    row["masked"] = mask is not None
     expected = outputs(lambda q, k, v: reference_attention(q, k, v, mask), [t.detach().float() for t in qkv])
-    attend = make_attend(backend, mask, dtype)
+    attend = make_attend(backend, mask, dtype, is_causal=shape.kind == "causal")
     try:
         actual = outputs(attend, qkv)
     except Exception as error:  # whatever a backend says that does not run here, or not with this mask
@@ -119,26 +131,34 @@ def measure_backend(backend: str, shape: Shape, dtype: torch.dtype, device: str,
     return row
 
 
-def make_inputs(shape: Shape, dtype: torch.dtype, device: str, images: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Normalised queries, keys and values ``(B, L, H, D)``, and the mask ``(B, S)`` of captions or None."""
+def make_inputs(
+    shape: Shape, dtype: torch.dtype, device: str, images: int
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Normalised queries, keys and values ``(B, L, H, D)``, and a mask, ``(B, S)`` or ``(B, L, S)``, or None."""
     generator = torch.Generator().manual_seed(0)
     batch = images * shape.groups
     lengths = (shape.queries, shape.keys, shape.keys)
     qkv = [torch.randn(batch, n, shape.heads, shape.head_dim, generator=generator) for n in lengths]
-    mask = None
-    if shape.kind == "cross":
-        # Captions of all lengths, one token at least.
-        counts = 1 + torch.arange(batch) % shape.keys
-        mask = (torch.arange(shape.keys)[None] < counts[:, None]).to(device)
-    return [t.to(device, dtype).requires_grad_() for t in qkv], mask
+    mask = make_mask(shape, batch)
+    return [t.to(device, dtype).requires_grad_() for t in qkv], mask if mask is None else mask.to(device)
 
 
-def make_attend(backend: str, mask: torch.Tensor | None, dtype: torch.dtype) -> Attend:
-    """A backend as a function of query, key and value."""
+def make_mask(shape: Shape, batch: int) -> torch.Tensor | None:
+    """Which keys count: those of texts of all lengths, and what is before a token."""
+    if shape.kind not in ("cross", *OF_DECODERS):
+        return None
+    counts = 1 + torch.arange(batch) % shape.keys  # one token at least
+    whole = shape.kind in ("causal", "causal, cached")
+    counting = (torch.arange(shape.keys) < counts[:, None]) | whole
+    return counting if shape.kind == "cross" else causal_mask(counting, shape.queries)
+
+
+def make_attend(backend: str, mask: torch.Tensor | None, dtype: torch.dtype, is_causal: bool) -> Attend:
+    """A backend as a function of query, key and value; of causal attention it is told by name, without a mask."""
     if backend == REFERENCE:
         return lambda q, k, v: reference_attention(q, k, v, mask)
-    bias = None if mask is None else additive_mask(mask, dtype)
-    return lambda q, k, v: dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend)
+    bias = None if mask is None or is_causal else additive_mask(mask, dtype)
+    return lambda q, k, v: dispatch_attention_fn(q, k, v, attn_mask=bias, is_causal=is_causal, backend=backend)
 
 
 def outputs(attend: Attend, qkv: list[torch.Tensor]) -> list[torch.Tensor]:

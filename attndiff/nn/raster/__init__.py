@@ -1,0 +1,1 @@
+"""Images as sequences of values, and the Transformer that draws them one value after another."""
