@@ -33,6 +33,15 @@ def cpu_is_faster_in_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not is_intel())
 
 
+def describe_slow_bfloat16(device: str) -> str | None:
+    """What to say to someone who asks for bfloat16 on a device that is slower in it, as a sentence; else None."""
+    if device != "cpu" or cpu_is_faster_in_bfloat16():
+        return None
+    if cpu_computes_in_bfloat16():
+        return "this processor is faster in float32 than in bfloat16: leave the precision out"
+    return "this processor emulates bfloat16, which may take fifty times as long as float32: leave the precision out"
+
+
 def is_intel() -> bool:
     """Whether the processor is Intel's, as far as the system says so."""
     told = CPU_INFO.read_text(encoding="utf-8") if CPU_INFO.is_file() else platform.processor()

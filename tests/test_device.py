@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import settings
+from commands import attndiff
+from runs import settings, train
 
 from attndiff import device
 from attndiff.training import muon
@@ -41,6 +42,23 @@ def test_training_takes_the_faster_precision(processor, vendor, amx, avx512, fas
     assert resolve_precision(make_config(settings("x", optim__precision="auto"))) == ("bf16" if faster else "no")
     assert muon.working_precision(torch.device("cpu")) == (torch.bfloat16 if faster else torch.float32)
     assert muon.working_precision(torch.device("cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("vendor", "avx512", "said"),
+    [("AuthenticAMD", True, None), ("GenuineIntel", True, "faster in float32"), ("AuthenticAMD", False, "emulates")],
+)
+def test_who_asks_for_the_slower_precision_is_told(processor, tmp_path, capsys, vendor, avx512, said):
+    processor(vendor, False, avx512)
+    train(tmp_path / "run", optim__precision="bf16", optim__steps=1)
+    result = attndiff(
+        "sample", tmp_path / "run/pipeline", "pizza", "--precision", "bf16", "--out", tmp_path / "grid.png"
+    )
+    assert result.code == 0
+    for text, name in ((capsys.readouterr().out, "optim.precision=bf16"), (result.out, "--precision bf16")):
+        found = [line for line in text.splitlines() if line.startswith(f"{name}: this processor")]
+        assert [said in line and line.endswith("leave the precision out") for line in found] == [True] * bool(said)
+    assert device.describe_slow_bfloat16("cuda") is None
 
 
 def test_a_processor_is_known_where_no_file_tells_of_it(monkeypatch, tmp_path):

@@ -1,9 +1,9 @@
 """Runs that are compared after equal time: the time of a run is its steps times its arm's seconds a step.
 
 Seconds a step are measured first, with all arms taking turns: a busy machine then slows a run down, but takes nothing
-from the arm that happened to meet it. Every run computes on one thread in bfloat16 and ends with the learning rate at
-zero. Results are written as they come in, and what is in the file is not run again: the report that is committed is
-where a campaign goes on from, on another day and another machine.
+from the arm that happened to meet it. Every run computes on one thread, in the precision in which the processor is
+faster, and ends with the learning rate at zero. Results are written as they come in, and what is in the file is not run
+again: the report that is committed is where a campaign goes on from, on another day and another machine.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import nn
 
 from attndiff.apps.bench.memory import peak_resident
 from attndiff.apps.bench.report import describe_hardware, write_json
+from attndiff.device import cpu_is_faster_in_bfloat16
 from attndiff.training.batches import Batch, DrawnDataset, training_loader
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
@@ -93,7 +94,7 @@ class Loop:
 
     def step(self) -> float:
         """One step; its loss."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_is_faster_in_bfloat16()):
             loss = self.parts.model(self.parts.conditioning.embed(next(self.batches))).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parts.model.parameters(), self.config.optim.clip)
@@ -140,7 +141,9 @@ def train(trial: Trial, steps: int, make: Make, measure: Measure) -> dict:
             return {"error": math.inf, "steps": steps}
     memory = peak_resident() - before
     parameters = sum(p.numel() for p in parts.model.parameters())
-    return {"steps": steps, "parameters": parameters, "memory": memory, **measure(config, parts)}
+    precision = "bfloat16" if cpu_is_faster_in_bfloat16() else "float32"
+    sizes = {"steps": steps, "parameters": parameters, "memory": memory, "precision": precision}
+    return {**sizes, **measure(config, parts)}
 
 
 def forget_peak() -> None:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, patch_environment
 
-from attndiff.device import cpu_is_faster_in_bfloat16
+from attndiff.device import cpu_is_faster_in_bfloat16, describe_slow_bfloat16
 from attndiff.errors import UserError
 from attndiff.training.batches import WORKER_TIMEOUT_S
 from attndiff.training.config import TrainConfig
@@ -45,6 +45,12 @@ def resolve_precision(config: TrainConfig) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     return "bf16" if cpu_is_faster_in_bfloat16() else "no"
+
+
+def precision_notes(config: TrainConfig, device: torch.device) -> list[str]:
+    """What is to be said of the precision that was asked for, a sentence each."""
+    slow = describe_slow_bfloat16(device.type) if config.optim.precision == "bf16" else None
+    return [f"optim.precision=bf16: {slow}"] if slow else []
 
 
 def anyone(accelerator: Accelerator, what: bool) -> bool:

@@ -28,7 +28,14 @@ from attndiff.training.latents import clear_partial
 from attndiff.training.optim import lr_factor, set_lr
 from attndiff.training.parallel.layout import ParallelLayout, asked_of_launcher
 from attndiff.training.parallel.prepare import compile_module, make_gradients
-from attndiff.training.parallel.processes import agreed, anyone, ended_early, leave, make_accelerator
+from attndiff.training.parallel.processes import (
+    agreed,
+    anyone,
+    ended_early,
+    leave,
+    make_accelerator,
+    precision_notes,
+)
 from attndiff.training.parallel.zero import zero_stage
 from attndiff.training.run.hooks import EvalHooks
 from attndiff.training.run.memory import lowered, plan_within_memory, save_lowered
@@ -285,7 +292,8 @@ class Trainer:
         if self.pace is not None:
             state.length = Length(entries or [(0, plan.steps)])
             plan.steps = state.length.end(state.step)
-        for line in plan.lines(self.config, len(self.train_set)) + self.parts.notes:
+        notes = self.parts.notes + precision_notes(self.config, self.accelerator.device)
+        for line in plan.lines(self.config, len(self.train_set)) + notes:
             self.accelerator.print(line)
         main, optim, log = self.accelerator.is_main_process, self.config.optim, self.out / "log.jsonl"
         flops = 3 * plan.forward_flops

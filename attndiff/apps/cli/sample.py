@@ -49,6 +49,7 @@ def sample(
         check_output_folder(option, folder)
     height, width = parse_size(size)
     from attndiff.data.config import colour_of
+    from attndiff.device import describe_slow_bfloat16
     from attndiff.settings import check_choice
 
     check_choice("--format", file_format, ("png", "webp", "tif"))
@@ -61,6 +62,8 @@ def sample(
     request = Request(prompts or [], steps, guidance, seed, count, height, width, attention_maps is not None)
     request.check()
     pipeline = open_model(model, precision)
+    if precision == "bf16" and (said := describe_slow_bfloat16(pipeline.device.type)):
+        print(f"--precision bf16: {said}")
     rows = sample_rows(pipeline, request)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_picture(sheet(pipeline, rows, request.prompts, ground), out)
