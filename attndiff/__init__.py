@@ -11,6 +11,7 @@ _PIPELINES = {
     "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
     "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
     "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
+    "AttnDiffRasterPipeline": "attndiff.pipelines.pipeline_raster",
 }
 PIPELINES = tuple(_PIPELINES)  # classes that a folder can name
 _PUBLIC = {

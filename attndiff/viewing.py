@@ -127,9 +127,12 @@ def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot([e["images"] for e in steps], [e["loss"] for e in steps], color="0.7", linewidth=0.8, label="training")
     names = [name for name in (validations[-1] if validations else {}) if name not in ("images", "step")]
+    by_level = {name: last for name in names if (last := validations[-1][name])["per_level"]}
+    columns = 2 if by_level or not names else 1  # what does not denoise has no second one
+    figure, axes = pyplot.subplots(1, columns, figsize=(5 * columns, 4), layout="constrained", squeeze=False)
+    left, right = axes[0][0], axes[0][-1]
+    left.plot([e["images"] for e in steps], [e["loss"] for e in steps], color="0.7", linewidth=0.8, label="training")
     for name in names:
         left.plot(
             [v["images"] for v in validations],
@@ -137,12 +140,13 @@ def loss_curve(steps: list[dict], validations: list[dict], path: Path) -> None:
             marker=".",
             label=f"held out, {name}",
         )
-        last = validations[-1][name]
-        right.plot(last["noise_over_signal"], last["per_level"], marker="o", label=name)
     left.set(xlabel="images seen", ylabel="loss", yscale="log")
-    right.set(xlabel="noise over signal", ylabel="held-out error of the clean image", xscale="log", yscale="log")
     left.legend()
-    if names:
+    for name, last in by_level.items():
+        right.plot(last["noise_over_signal"], last["per_level"], marker="o", label=name)
+    if right is not left:
+        right.set(xlabel="noise over signal", ylabel="held-out error of the clean image", xscale="log", yscale="log")
+    if by_level:
         right.legend()
     figure.savefig(path, dpi=110, metadata={"Software": SOFTWARE})
     pyplot.close(figure)

@@ -8,16 +8,14 @@ Shapes: B images, C channels, A aligned channels, H and W of the images, h and w
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attndiff.alpha import is_premultiplied, premultiplied
@@ -42,19 +40,6 @@ from attndiff.pipelines.call.postprocess import to_output
 logger = logging.get_logger(__name__)
 
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
-
-
-@dataclass
-class AttnDiffPipelineOutput(BaseOutput):
-    """What a call returns.
-
-    Args:
-        images: List of pictures or arrays, array ``(B, H, W, C)`` or tensor ``(B, C, H, W)``, as ``output_type`` says.
-        attention_maps: Where each pixel looked, if it was asked for.
-    """
-
-    images: list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor
-    attention_maps: AttentionMaps | None = None
 
 
 class ImagePipeline(ConditionedPipeline):
@@ -148,6 +133,16 @@ class ImagePipeline(ConditionedPipeline):
     def student(self) -> StudentRules | None:
         """How it is sampled if it is a few-step student."""
         return StudentRules(**self.config.student) if self.config.student else None
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that it draws."""
+        return self.unet.config.out_channels if self.vae is None else self.vae.config.out_channels
+
+    @property
+    def image_side(self) -> int:
+        """Pixels a side that it draws unless told otherwise."""
+        return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
     def vae_scale_factor(self) -> int:
@@ -372,10 +367,3 @@ class ImagePipeline(ConditionedPipeline):
             latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
             latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
         return to_output(latents, self.config.data, output_type)
-
-
-def as_output(images, maps: AttentionMaps | None, return_dict: bool) -> AttnDiffPipelineOutput | tuple:
-    """What a call returns, as the output or as a tuple of what there is."""
-    if return_dict:
-        return AttnDiffPipelineOutput(images=images, attention_maps=maps)
-    return (images,) if maps is None else (images, maps)

@@ -5,9 +5,10 @@ Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C c
 
 import torch
 
-from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
+from attndiff.pipelines.base import ImagePipeline
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.options import Callback, CallOptions
+from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
 
 
 class AttnDiffPipeline(ImagePipeline):

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
+from attndiff.pipelines.base import ImagePipeline
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.images import as_mask, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
 
 
 class AttnDiffInpaintPipeline(ImagePipeline):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from attndiff.alpha import clipped, is_premultiplied
-from attndiff.pipelines.base import AttnDiffPipelineOutput, ImagePipeline, as_output
+from attndiff.pipelines.base import ImagePipeline
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.images import padded, rows_for
 from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
 from attndiff.tasks.resampling import back_project, enlarge_by
 
 DRAWING_STEPS = 6  # of a result that is drawn

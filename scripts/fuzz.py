@@ -44,6 +44,7 @@ from attndiff.errors import UserError
 from attndiff.folder.check import NETWORKS, check_index, check_network, check_weights, read_json
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
+from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.call.inputs import as_texts
 from attndiff.pipelines.call.tokenizing import tokenize
@@ -134,6 +135,7 @@ def configs(folder: Path) -> Case:
     tiny = PRESETS["tiny"]
     sound = {
         "AttentionUNet2DModel": dict(AttentionUNet2DModel(**tiny["unet"]).config),
+        "PixelTransformerModel": dict(PixelTransformerModel(**tiny["transformer"]).config),
         "ConditionEncoder": dict(ConditionEncoder(**tiny["encoder"], vocab_size=300).config),
     }
     index = {"_class_name": ["code", "AttnDiffPipeline"], "unet": ["code", "AttentionUNet2DModel"]}

@@ -10,8 +10,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from attndiff.data.tokenizer import train_tokenizer
 from attndiff.nn.encoder import ConditionEncoder
+from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.pipelines.pipeline_raster import AttnDiffRasterPipeline
 
 CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
 HIDDEN = 16
@@ -94,6 +96,15 @@ def text_pipeline(max_length: int = 8, seed: int = 0, **components):
             **components,
         )
     )
+
+
+def raster_pipeline():
+    """A pipeline of captions that draws value after value."""
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=8)
+    sizes = {"sample_size": 8, "hidden_size": 16, "num_layers": 1, "head_dim": 8, "value_size": 16, "value_layers": 1}
+    transformer = randomised(partial(PixelTransformerModel, **sizes, cross_attention_dim=HIDDEN), seed=0)
+    encoder = tiny_encoder(1, vocab_size=len(tokenizer), max_length=8)
+    return quiet(AttnDiffRasterPipeline(transformer, encoder, tokenizer, data={**RGB, "size": [8, 8]}))
 
 
 def autoguided_pipeline():

@@ -164,6 +164,7 @@ def test_public_names_are_there_before_they_are_used():
         "__version__",
         "AttnDiffInpaintPipeline",
         "AttnDiffPipeline",
+        "AttnDiffRasterPipeline",
         "AttnDiffUpscalePipeline",
         "AttentionUNet2DModel",
         "ConditionEncoder",

@@ -22,6 +22,7 @@ from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import DenoisingModel
+from attndiff.training.heads.raster import RasterModel
 from attndiff.training.heads.student import StudentModel
 from attndiff.training.parallel.once import once
 from attndiff.training.parts.given import Given, check_vae, open_given
@@ -39,6 +40,11 @@ from attndiff.training.state.learned import Learned
 
 CHANGED = "are not those that it was trained on any more"
 GONE = "could not be opened"
+# What is trained, by the name that a task has for it.
+HEADS: dict[str, Callable[[Networks, Learned], Head]] = {
+    "denoising": lambda made, learned: DenoisingModel(made.network, made.encoder, make_objective(learned.objective)),
+    "raster": lambda made, learned: RasterModel(made.network, made.encoder),
+}
 GROUNDED = (
     "what words look like was learned before step 1, and the text encoder keeps it from here on; "
     "condition.grounding_steps=0 leaves that out"
@@ -124,7 +130,7 @@ def build(
     if grounded is not None:
         learned = replace(learned, encoder=grounded, notes=[*learned.notes, GROUNDED])
         begin_grounded(networks.encoder, grounded)
-    buckets = [bucket_note(config, opened.images, networks.unet.size_multiple)] if config.data.max_aspect else []
+    buckets = [bucket_note(config, opened.images, networks.network.size_multiple)] if config.data.max_aspect else []
     if given.vae is not None:
         with held():
             opened = encoded(config, opened, given.vae)
@@ -149,7 +155,7 @@ def _put_together(
     config: TrainConfig, learned: Learned, given: Given, networks: Networks, opened: Opened | None = None
 ) -> Parts:
     keep_encoder(networks.encoder, config.optim)
-    model = DenoisingModel(networks.unet, networks.encoder, make_objective(learned.objective))
+    model = HEADS[TASKS[learned.task["name"]].head](networks, learned)
     if config.distill:
         model = StudentModel(model, config.distill)
     if config.model.lora_rank:

@@ -101,7 +101,9 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
     return {
         "metadata": _metadata(parts.task.hub_tag or prompt.hub_tag),
         "title": Path(config.out).name,
-        "summary": f"A diffusion model with an attention U-Net that {summary}, trained with attndiff.",
+        "summary": f"{parts.model.description} that {summary}, trained with attndiff.",
+        "network": (network := next(iter(parts.model.components()))),
+        "network_class": type(parts.model.components()[network]).__name__,
         "guidance": f"{config.log.guidance_scale:g}",
         "call": ", ".join(filter(None, [parts.task.call, prompt.call(shown)])),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",

@@ -52,6 +52,7 @@ class ModelConfig(Section):
 
     preset: str = "xs"
     unet: dict[str, Any] = {}
+    transformer: dict[str, Any] = {}  # of a task that draws value after value
     encoder: dict[str, Any] = {}
     init_from: str | None = None  # pipeline folder whose weights to start from
     vae: str | None = None  # folder or Hub id of a frozen AutoencoderKL in whose latents to train

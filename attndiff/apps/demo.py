@@ -52,7 +52,8 @@ def draw(
     Raises:
         UserError: If an argument is out of bounds or does not fit the model.
     """
-    check(prompt, images=images, steps=steps, guidance=guidance, seed=seed)
+    chosen = {} if steps == pipeline.own_defaults()[0] else {"steps": steps}
+    check(prompt, images=images, guidance=guidance, seed=seed, **chosen)
     conditional = prompt_of(pipeline).is_given
     prompts = [prompt] * int(images) if conditional else []
     count = 1 if conditional else int(images)
@@ -126,6 +127,7 @@ def prompt_field(pipeline: AttnDiffPipeline) -> gr.components.Component:
 def slider(name: str, value: float) -> gr.components.Component:
     """A field for a number of `LIMITS`."""
     low, high = LIMITS[name]
+    high = max(high, value)  # a model that draws patch by patch has no other number of steps than its own
     if name == "seed":
         return gr.Number(value, label=name, precision=0, minimum=low, maximum=high)
     return gr.Slider(low, high, value, step=1 if name in WHOLE else 0.1, label=name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from attndiff.apps.denoising import condition_gains, loss_gap
+from attndiff.apps.likelihood import likelihood
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.drawn import save_picture
@@ -105,10 +106,13 @@ def evaluate(
     pool = training_pool(reference)
     copies = near_copies(suspects, reference, pool)
     report["near_copies"] = copies.to_json()
-    losses = loss_gap(pipeline, reference, settings.seed)
-    if losses is not None:
-        report |= losses
-    report |= condition_gains(pipeline, reference, settings.seed, settings.by, settings.within)
+    losses = None
+    if task_of(pipeline).head == "denoising":
+        losses = loss_gap(pipeline, reference, settings.seed)
+        report |= losses or {}
+        report |= condition_gains(pipeline, reference, settings.seed, settings.by, settings.within)
+    else:
+        report |= likelihood(pipeline, reference, settings.seed)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")

@@ -82,7 +82,7 @@ def model_settings(pipeline) -> dict[str, Any]:
 def side_of(pipeline) -> int:
     """Pixels a side of a model's images."""
     size = (pipeline.config.data or {}).get("size")
-    return size[0] if size else pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return size[0] if size else pipeline.image_side
 
 
 def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
@@ -126,9 +126,7 @@ def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | 
 
 def _checked(config: DataConfig, pipeline) -> DataConfig:
     """Raise `UserError` unless the images are read in the model's size and channels."""
-    side, channels = side_of(pipeline), pipeline.unet.config.out_channels
-    if pipeline.vae is not None:
-        channels = pipeline.vae.config.out_channels
+    side, channels = side_of(pipeline), pipeline.image_channels
     mine = config.channels if isinstance(config.channels, int) else len(config.channels)
     if mine != channels:
         raise UserError(

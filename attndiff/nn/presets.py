@@ -25,6 +25,7 @@ PRESETS = {
             "cross_attention_dim": 32,
             "pooled_dim": 32,
         },
+        "transformer": {"hidden_size": 32, "num_layers": 1, "head_dim": 16, "value_size": 32, "value_layers": 1},
         "encoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
     },
     "xs": {
@@ -39,6 +40,7 @@ PRESETS = {
             "cross_attention_dim": 192,
             "pooled_dim": 192,
         },
+        "transformer": {"hidden_size": 192, "num_layers": 6, "head_dim": 32, "value_size": 96, "value_layers": 2},
         "encoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32},
     },
     "s": {
@@ -53,6 +55,7 @@ PRESETS = {
             "cross_attention_dim": 384,
             "pooled_dim": 384,
         },
+        "transformer": {"hidden_size": 384, "num_layers": 8, "head_dim": 64, "value_size": 128, "value_layers": 2},
         "encoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64},
     },
     "b": {
@@ -67,6 +70,7 @@ PRESETS = {
             "cross_attention_dim": 512,
             "pooled_dim": 512,
         },
+        "transformer": {"hidden_size": 768, "num_layers": 12, "head_dim": 64, "value_size": 192, "value_layers": 3},
         "encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64},
     },
 }

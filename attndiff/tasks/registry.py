@@ -5,10 +5,11 @@ from typing import Annotated, Union
 from pydantic import Field
 
 from attndiff.tasks.inpaint import INPAINT
+from attndiff.tasks.raster import RASTER
 from attndiff.tasks.task import GENERATE, Task
 from attndiff.tasks.upscale import UPSCALE
 
-TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT)}
+TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT, RASTER)}
 
 # What the section ``task`` of a run may be, told apart by its name.
 AnyTaskSettings = Annotated[Union[tuple(task.settings for task in TASKS.values())], Field(discriminator="name")]  # noqa: UP007

@@ -65,6 +65,7 @@ class Task:
         aligned_channels: A by C.
         learn: ``(rows, settings)`` to the settings that are measured.
         objectives: Names of those that can learn it; None for all.
+        head: Name of what is trained, a key of `attndiff.training.build.HEADS`.
         pipeline: Name of the pipeline's class in `attndiff`.
         measure: Name of the measure that scores it, or None for distances between sets of images.
         hub_tag: The Hub's name of what it does; None leaves that to the prompt.
@@ -81,6 +82,7 @@ class Task:
     aligned_channels: Callable[[int], int] = lambda channels: 0
     learn: Callable[[Iterable[Row], TaskSettings], dict] = nothing
     objectives: tuple[str, ...] | None = None
+    head: str = "denoising"
     pipeline: str = "AttnDiffPipeline"
     measure: str | None = None
     hub_tag: str | None = None

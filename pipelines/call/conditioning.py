@@ -69,9 +69,14 @@ class ConditionedPipeline(SelfContainedPipeline):
     """Encodes prompts and classes; its components are those of `attndiff.pipelines.base.ImagePipeline`."""
 
     @property
+    def network(self) -> ModelMixin | None:
+        """What is told the condition."""
+        return self.unet
+
+    @property
     def _conditional(self) -> bool:
         # Without a network, a pipeline still encodes prompts.
-        return self.unet is None or self.unet.config.cross_attention_dim is not None
+        return self.network is None or self.network.config.cross_attention_dim is not None
 
     def encode_prompt(
         self,
@@ -154,7 +159,7 @@ class ConditionedPipeline(SelfContainedPipeline):
         if not self._conditional:
             raise ValueError(f"{name}_embeds: this model is unconditional, leave them out.")
         width = self.condition_encoder.config.hidden_size if self.condition_encoder is not None else None
-        width = self.unet.config.cross_attention_dim if self.unet is not None else width
+        width = self.network.config.cross_attention_dim if self.network is not None else width
         return given_tokens(name, embeds, mask, width, rows, self._execution_device)
 
     @staticmethod

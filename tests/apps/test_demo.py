@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import attndiff
-from factories import class_pipeline, text_pipeline, unconditional_pipeline
+from factories import class_pipeline, raster_pipeline, text_pipeline, unconditional_pipeline
 
 pytest.importorskip("gradio", reason='gradio is not installed: pip install "attndiff[demo]"')
 import gradio_client
@@ -36,6 +36,18 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(address):
     return gradio_client.Client(address, verbose=False)
+
+
+def test_a_model_that_draws_value_after_value_has_one_number_of_steps():
+    pipeline = raster_pipeline()
+    page = demo.build(pipeline, "tiny").config
+    steps = next(part["props"] for part in page["components"] if part["props"].get("label") == "steps")
+    assert steps["value"] == pipeline.own_defaults()[0] <= steps["maximum"]
+    asked = {**SOUND, "steps": steps["value"]}
+    images, maps = demo.draw(pipeline, **asked)
+    assert len(images) == 2 and maps == []
+    with pytest.raises(UserError, match="num_inference_steps: this model takes 16"):
+        demo.draw(pipeline, **{**asked, "steps": 5})
 
 
 @pytest.mark.parametrize("make", [text_pipeline, class_pipeline, unconditional_pipeline])

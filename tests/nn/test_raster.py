@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from attndiff.nn.raster import model as model_module
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.raster.order import NEIGHBOURS, patch_neighbours, to_images, to_sequence, value_neighbours
-from attndiff.nn.raster.sampling import draw_patches, warpers
+from attndiff.nn.raster.sampling import draw_patches, drawn_value, warpers
 from attndiff.training.config import OptimConfig
 from attndiff.training.optim import make_optimizers, set_lr
 
@@ -85,11 +85,11 @@ def test_no_logits_depend_on_the_value_or_on_later_ones(place):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, {"channels": 1}, {"patch_size": 4}, {"channels": 4, "levels": 16}])
+@pytest.mark.parametrize("settings", [{}, {"channels": 1}, {"patch_size": 4}, {"channels": 4, "num_values": 16}])
 def test_logits_of_one_value_after_the_other_are_those_of_all(settings):
     model, condition = small(**settings), torch.randn(2, 5, CONDITION)
     told = torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
-    images = torch.randint(model.config.levels, (2, model.config.channels, 8, 8))
+    images = torch.randint(model.config.num_values, (2, model.config.channels, 8, 8))
     whole = model(images, condition, told)
     sequence, cache, key_values = (
         to_sequence(images, model.config.patch_size),
@@ -116,7 +116,7 @@ def test_logits_of_one_value_after_the_other_are_those_of_all(settings):
 @torch.no_grad()
 def test_likelihoods_of_all_images_sum_to_one():
     """All 2 ** 8 images of 2 x 2 pixels, two channels and two levels."""
-    model = small(channels=2, levels=2, sample_size=2, patch_size=1, cross_attention_dim=None)
+    model = small(channels=2, num_values=2, sample_size=2, patch_size=1, cross_attention_dim=None)
     every = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).view(256, 2, 2, 2)
     bits = model.bits_per_value(model(every), every) * 8
     assert (2.0 ** -bits.double()).sum().item() == pytest.approx(1, abs=1e-5)
@@ -125,28 +125,27 @@ def test_likelihoods_of_all_images_sum_to_one():
 
 @torch.no_grad()
 def test_samples_come_as_often_as_they_are_likely():
-    model = small(channels=1, levels=2, sample_size=2, patch_size=1, cross_attention_dim=None)
+    model = small(channels=1, num_values=2, sample_size=2, patch_size=1, cross_attention_dim=None)
     every = ((torch.arange(16)[:, None] >> torch.arange(4)) & 1).view(16, 1, 2, 2)
     likely = 2.0 ** (-4 * model.bits_per_value(model(every), every))
-    drawn = drawn_images(model, 4000, generator=torch.Generator().manual_seed(3))
+    drawn = drawn_images(model, 4000, seed=3)
     counts = (drawn.flatten(1) * 2 ** torch.arange(4)).sum(1).bincount(minlength=16)
     assert (counts / 4000 - likely).abs().max() < 4 * math.sqrt(0.25 / 4000)
 
 
-def drawn_images(model: PixelTransformerModel, batch: int, **settings) -> torch.Tensor:
-    for sequence in draw_patches(model, batch, **settings):
-        last = sequence
-    size = (model.config.sample_size,) * 2
-    return to_images(last, size, model.config.patch_size)
+def drawn_images(model: PixelTransformerModel, batch: int, seed: int = 0, **settings) -> torch.Tensor:
+    shape = batch, model.grid**2, model.values_of_patch
+    *_, last = draw_patches(model, torch.rand(shape, generator=torch.Generator().manual_seed(seed)), **settings)
+    return to_images(last, (model.config.sample_size,) * 2, model.config.patch_size)
 
 
 @torch.no_grad()
-def test_sampling_follows_seed_temperature_and_condition():
-    model, condition = small(), torch.randn(3, 5, CONDITION)
+def test_sampling_follows_seed_temperature_condition_and_guidance():
+    model, condition, null = small(), torch.randn(3, 5, CONDITION), torch.randn(3, 5, CONDITION)
     key_values = model.key_values(condition)
 
     def draw(seed: int = 0, **settings) -> torch.Tensor:
-        return drawn_images(model, 3, generator=torch.Generator().manual_seed(seed), key_values=key_values, **settings)
+        return drawn_images(model, 3, seed, **({"key_values": key_values} | settings))
 
     plain = draw()
     assert torch.equal(plain, draw()) and not torch.equal(plain, draw(seed=1))
@@ -155,13 +154,41 @@ def test_sampling_follows_seed_temperature_and_condition():
     assert torch.equal(*sure)  # nothing is left to chance
     assert torch.equal(draw(0, warp=warpers(1.0, 1e-6)), sure[0])
     assert len(warpers(1.0, 1.0)) == 0
-    other = drawn_images(model, 3, generator=torch.Generator().manual_seed(0), key_values=model.key_values(-condition))
-    assert not torch.equal(plain, other)
+    assert not torch.equal(plain, draw(key_values=model.key_values(null)))
+    both = model.key_values(torch.cat([condition, null]))
+    led = draw(key_values=both, guidance_scale=3.0)
+    assert not torch.equal(led, plain)
+    assert torch.equal(draw(key_values=model.key_values(torch.cat([condition, condition])), guidance_scale=3.0), plain)
 
 
-def test_patches_that_do_not_divide_an_image_are_refused():
+@torch.no_grad()
+def test_an_image_does_not_depend_on_those_beside_it():
+    model, condition = small(), torch.randn(3, 5, CONDITION)
+    chance = torch.rand(3, model.grid**2, model.values_of_patch)
+    *_, together = draw_patches(model, chance, model.key_values(condition))
+    *_, alone = draw_patches(model, chance[1:2], model.key_values(condition[1:2]))
+    assert torch.equal(together[1], alone[0])
+
+
+def test_values_are_drawn_where_a_distribution_passes_its_number():
+    logits = torch.tensor([[0.25, 0.5, 0.25]]).log().expand(5, -1)
+    numbers = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.9999999])
+    assert drawn_value(logits, numbers).tolist() == [0, 0, 1, 1, 2]
+    ruled_out = torch.tensor([[0.0, float("-inf")]] * 2)
+    assert drawn_value(ruled_out, torch.tensor([0.5, 0.9999999])).tolist() == [0, 0]
+
+
+def test_images_that_cannot_be_drawn_are_refused():
     with pytest.raises(ValueError, match="patches of 3 do not divide images of 8"):
         small(patch_size=3)
+    with pytest.raises(ValueError, match="values are too large: 262144 at most"):
+        small(sample_size=2**20)  # before anything of that size is made
+
+
+def test_it_compiles_without_a_break():
+    model, images, condition = small(), torch.randint(256, (2, 3, 8, 8)), torch.randn(2, 5, CONDITION)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images, condition), model(images, condition))
 
 
 def test_it_comes_back_from_its_folder(tmp_path):
@@ -201,6 +228,6 @@ def test_it_learns_what_a_condition_says_and_that_neighbours_are_alike():
             model.bits_per_value(model(images, one), images).mean()
             for one in (conditions[which], conditions[1 - which])
         ]
-        drawn = drawn_images(model, 2, generator=draws, key_values=model.key_values(conditions), warp=warpers(0.5, 0.9))
+        drawn = drawn_images(model, 2, key_values=model.key_values(conditions), warp=warpers(0.5, 0.9))
     assert bits[0] < 0.6 and bits[1] > bits[0] + 0.05
     assert torch.equal(drawn[:, :, 0, 0], grounds)

@@ -8,9 +8,10 @@ from factories import HIDDEN, RGB, quiet, randomised, tiny_encoder, tiny_schedul
 
 from attndiff.diffusion.objectives import make_objective
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.pipelines.base import ImagePipeline, as_output
+from attndiff.pipelines.base import ImagePipeline
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.call.output import as_output
 
 
 class SourcePipeline(ImagePipeline):

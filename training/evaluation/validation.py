@@ -5,7 +5,6 @@ The same images, noise and levels at every call, so that two evaluations differ 
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from attndiff.training.batches import Batch, DrawnDataset, collate_by_shape
 from attndiff.training.heads import Head
 from attndiff.training.heads.denoising import mean_of_samples
 
-LEVELS = 8
 SEED = 20
 AT_MOST = 256  # held-out images
 
@@ -29,8 +27,9 @@ class Validation:
 
     Args:
         loss: Mean training loss (the objective's own weight).
-        per_level: Mean squared error of the denoised image in [-1, 1], at each of `noise_over_signal`.
-        noise_over_signal: The levels, eight quantiles of the training distribution.
+        per_level: Mean squared error of the denoised image in [-1, 1], at each of `noise_over_signal`; empty for what
+            does not denoise.
+        noise_over_signal: The levels, eight quantiles of the training distribution; likewise.
         n: Images per level.
         of_views: The same as `per_level` of what is seen of images with alpha, by ``_on_white`` and ``_on_black``.
     """
@@ -49,6 +48,8 @@ class Validation:
     def to_json(self) -> dict:
         """Everything as JSON."""
         known = {key: value for key, value in asdict(self).items() if key != "of_views"}
+        if not self.per_level:
+            return known
         for end, errors in self.of_views.items():
             known |= {f"per_level{end}": errors, f"x0_error{end}": sum(errors) / len(errors)}
         return {**known, "x0_error": self.x0_error}
@@ -71,17 +72,16 @@ def validate(
         data: What a pipeline keeps about its data; None where samples are latents.
         doing: What the progress bar says of it.
     """
-    quantiles = [(i + 0.5) / LEVELS for i in range(LEVELS)]
-    normals = [NormalDist().inv_cdf(q) for q in quantiles]
+    normals = model.measured_at()
     n = min(AT_MOST, len(dataset))
     # The first ones would be of one kind where files lie in folders by class.
     chosen = np.linspace(0, len(dataset) - 1, n).round().astype(int).tolist()
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    seen = {"": as_they_are} | views(data)
-    sums = torch.zeros(1 + len(seen), LEVELS, dtype=torch.float64)  # on the CPU: Apple's GPUs have no float64
+    seen = {"": as_they_are} | views(data) if model.denoises else {}
+    sums = torch.zeros(1 + len(seen), len(normals), dtype=torch.float64)  # on the CPU: Apple's GPUs have no float64
     was_training = model.training
     model.eval()
-    with progress(None, doing, len(mine) * LEVELS, "image", shown=accelerator.process_index == 0) as bar:
+    with progress(None, doing, len(mine) * len(normals), "image", shown=accelerator.process_index == 0) as bar:
         for start in range(0, len(mine), 64):
             for batch in collate_by_shape([dataset[(i, SEED)] for i in mine[start : start + 64]]):
                 batch = dataset.conditioning.embed({k: v.to(accelerator.device) for k, v in batch.items()})
@@ -90,6 +90,8 @@ def validate(
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
     sums /= n
+    if not model.denoises:
+        return Validation(sums[0].mean().item(), [], [], n)
     ratios = model.noise_over_signal(torch.tensor(normals)).tolist()
     per_level, *others = sums[1:].tolist()
     return Validation(sums[0].mean().item(), per_level, ratios, n, dict(zip([*seen][1:], others, strict=True)))
@@ -103,7 +105,7 @@ def _sums(
     for normal in normals:
         with accelerator.autocast():
             measured = model.measures(batch, normal)
-        pairs = [(view(measured["denoised"]), view(batch["images"])) for view in seen]
+        pairs = [(view(measured["denoised"]), view(batch["images"])) for view in seen]  # none without views
         errors = [mean_of_samples((made - real).square()).sum() for made, real in pairs]
         columns.append(torch.stack([measured["loss"].sum(), *errors]))
         bar.update(len(measured["loss"]))

@@ -23,9 +23,13 @@ class Head(Protocol):
 
     Attributes:
         preview_steps: Of the samples that are drawn while training; None for as many as the pipeline takes.
+        denoises: Whether it makes images of noisy ones.
+        description: What it is, in words.
     """
 
     preview_steps: int | None
+    denoises: bool
+    description: str
 
     # Training
 
@@ -47,6 +51,9 @@ class Head(Protocol):
 
     # Measuring
 
+    def measured_at(self) -> list[float]:
+        """The noise levels that it is measured at, as numbers that are standard normal in training."""
+
     def measures(self, batch: Batch, normal: float) -> dict[str, torch.Tensor]:
         """What is measured on held-out samples at one noise level, without dropout of the condition.
 
@@ -55,8 +62,7 @@ class Head(Protocol):
             normal: The level, as a number that is standard normal in training.
 
         Returns:
-            ``loss (B,)``, weighted as in training, and ``denoised (B, C, H, W)``, the image that was made of the noisy
-            one.
+            ``loss (B,)``, weighted as in training, and of what makes images of noisy ones, ``denoised (B, C, H, W)``.
         """
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:

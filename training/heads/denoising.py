@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -19,6 +20,7 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.batches import Batch
 
+LEVELS = 8  # at which it is measured
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # layers that an adapter is added to
 CONDITION_KEYS = ("input_ids", "attention_mask", "class_labels", "pixel_values", "context", "context_mask")
 
@@ -33,6 +35,8 @@ class DenoisingModel(nn.Module):
     """
 
     preview_steps: int | None = 16
+    denoises = True
+    description = "A diffusion model with an attention U-Net"
     student: dict | None = None  # what a pipeline stores of a few-step student
 
     def __init__(self, unet: AttentionUNet2DModel, condition_encoder: ConditionEncoder | None, objective: Objective):
@@ -68,8 +72,7 @@ class DenoisingModel(nn.Module):
         """The network's prediction at noisy images ``x (B, C, H, W)`` of native levels ``(B,)``."""
         condition = Condition()
         if self.condition_encoder is not None:
-            streams = {key: batch[key] for key in CONDITION_KEYS if key in batch}
-            condition = Condition.encoded(self.condition_encoder, **streams, drop=batch.get("drop"))
+            condition = Condition.encoded(self.condition_encoder, **streams_of(batch), drop=batch.get("drop"))
         condition = replace(condition, aligned=batch.get("aligned"))
         scaled, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
         return self.unet(condition.beside(scaled), coordinate, **condition.arguments()).sample
@@ -93,6 +96,10 @@ class DenoisingModel(nn.Module):
         return [block for run in runs for block in run]
 
     # Measuring
+
+    def measured_at(self) -> list[float]:
+        """Standard normal numbers of eight levels, at quantiles of those trained on."""
+        return [NormalDist().inv_cdf((i + 0.5) / LEVELS) for i in range(LEVELS)]
 
     def measures(self, batch: Batch, normal: float) -> dict[str, torch.Tensor]:
         """``loss (B,)`` and ``denoised (B, C, H, W)`` of every sample at one noise level, float32."""
@@ -142,6 +149,11 @@ class DenoisingModel(nn.Module):
     def looks_at_words(self) -> bool:
         """Whether a level of the network attends to the condition's tokens."""
         return any(level.get("cross_attention") for level in self.unet.config.levels)
+
+
+def streams_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """What of a batch the condition's encoder takes."""
+    return {key: batch[key] for key in CONDITION_KEYS if key in batch}
 
 
 def mean_of_samples(x: torch.Tensor) -> torch.Tensor:

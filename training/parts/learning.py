@@ -113,7 +113,18 @@ def learn_task(config: TrainConfig, images: Rows) -> TaskSettings:
     if task.objectives is not None and objective not in task.objectives:
         can = ", ".join(task.objectives)
         raise UserError(f"objective.name {objective} does not learn task.name {task.name}; give one of {can}.")
+    if task.head == "raster":
+        check_values(config, images)
     return settings.model_copy(update=task.learn(some_rows(images), settings))
+
+
+def check_values(config: TrainConfig, images: Rows) -> None:
+    """Raise `UserError` unless a network can draw images value after value: of one shape, and of 256 values."""
+    if config.data.max_aspect or config.model.lora_rank:
+        raise UserError("task.name raster goes together with no data.max_aspect or model.lora_rank: leave it out.")
+    depth = images.describe().get("bit_depth", 8)
+    if depth != 8:
+        raise UserError(f"task.name raster draws images of 8 bits a channel, and these have {depth}: convert them.")
 
 
 def some_rows(images: Rows) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from attndiff.errors import UserError
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
+from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.tasks.registry import TASKS
 from attndiff.training.conditioning import Conditioning, make_conditioning
@@ -20,6 +21,9 @@ from attndiff.training.parts.given import Given
 from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.state.learned import Learned
 
+CLASSES = {"unet": AttentionUNet2DModel, "transformer": PixelTransformerModel}  # by their names in pipelines
+PATCHES = 16  # a side of what a Transformer draws: four times as many would cost as much more, and attention still more
+
 
 @dataclass
 class Networks:
@@ -28,13 +32,13 @@ class Networks:
     Args:
         conditioning: From captions and labels to tensors.
         encoder: Of the condition; None without one.
-        unet: The network.
+        network: What is told it.
         notes: What of an earlier model's weights could not be taken over, a sentence each.
     """
 
     conditioning: Conditioning
     encoder: ConditionEncoder | None
-    unet: AttentionUNet2DModel
+    network: AttentionUNet2DModel | PixelTransformerModel
     notes: list[str] = field(default_factory=list)
 
 
@@ -59,7 +63,8 @@ def keep_encoder(encoder: ConditionEncoder | None, optim: OptimConfig) -> None:
 
 def check_model(config: TrainConfig) -> None:
     """Raise `UserError` for a setting of ``model.unet`` or ``model.encoder`` that no network has; needs no data."""
-    check_network_settings(AttentionUNet2DModel, config.model.unet, "model.unet")
+    for name, cls in CLASSES.items():
+        check_network_settings(cls, getattr(config.model, name), f"model.{name}")
     check_network_settings(ConditionEncoder, config.model.encoder, "model.encoder")
 
 
@@ -72,38 +77,45 @@ def make_networks(config: TrainConfig, learned: Learned, given: Given) -> Networ
     conditioning = given.conditioning or make_conditioning(config.condition, learned)
     make = _new if given.source is None else _from_earlier
     networks = make(config, conditioning, learned, given)
-    _check_size(config, networks.unet, given.vae)
+    _check_size(config, networks.network, given.vae)
     if learned.encoder is not None:
         begin_grounded(networks.encoder, learned.encoder)
     return networks
 
 
+def component_of(learned: Learned) -> str:
+    """Name of the network in pipelines, presets and the section ``model``: a key of `CLASSES`."""
+    return {"denoising": "unet", "raster": "transformer"}[TASKS[learned.task["name"]].head]
+
+
 def _new(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
-    preset, channels = PRESETS[config.model.preset], _channels(learned, given.vae)
-    side = config.data.size // (1 if given.vae is None else vae_factor(given.vae))
-    settings = {"sample_size": side, **_sides(channels, learned)}
-    settings = {**preset["unet"], **settings, **config.model.unet}
+    name = component_of(learned)
     encoder = _new_encoder(config, conditioning)
-    if encoder is None:
-        settings |= {"cross_attention_dim": None, "pooled_dim": None}
-    return Networks(conditioning, encoder, _make_unet(settings, encoder))
+    settings = {**PRESETS[config.model.preset][name], **_fitting(name, config, learned, given)}
+    return Networks(conditioning, encoder, _make_network(name, {**settings, **getattr(config.model, name)}, encoder))
 
 
 def _from_earlier(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
     """Start from the weights of an earlier model; what does not fit its shapes starts anew and is listed."""
-    source, channels = given.source, _channels(learned, given.vae)
-    settings = {k: v for k, v in source.unet.config.items() if not k.startswith("_")}
-    settings |= {**_sides(channels, learned), **config.model.unet}
+    source, name = given.source, component_of(learned)
+    earlier = getattr(source, name, None)
+    if earlier is None:
+        raise UserError(
+            f"model.init_from {config.model.init_from} is of another kind than task.name {learned.task['name']} "
+            f"trains: it has no {name}."
+        )
+    settings = {k: v for k, v in earlier.config.items() if not k.startswith("_")}
+    settings |= {**_channels_of(name, learned, given), **getattr(config.model, name)}
     if conditioning.tokenizer is not None and conditioning.tokenizer is source.tokenizer:
         kept = source.condition_encoder.config
         encoder = ConditionEncoder(**{k: v for k, v in kept.items() if not k.startswith("_")})
     else:  # class embeddings are made for the new classes
         encoder = _new_encoder(config, conditioning)
-    unet = _make_unet(settings, encoder)
-    notes = load_matching(unet, source.unet.state_dict(), "unet")
+    network = _make_network(name, settings, encoder)
+    notes = load_matching(network, earlier.state_dict(), name)
     if encoder is not None and source.condition_encoder is not None:
         notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
-    return Networks(conditioning, encoder, unet, notes)
+    return Networks(conditioning, encoder, network, notes)
 
 
 def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEncoder | None:
@@ -114,12 +126,13 @@ def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEn
     return _make(ConditionEncoder, settings, "model.encoder")
 
 
-def _make_unet(settings: dict, encoder: ConditionEncoder | None) -> AttentionUNet2DModel:
+def _make_network(
+    name: str, settings: dict, encoder: ConditionEncoder | None
+) -> AttentionUNet2DModel | PixelTransformerModel:
     """The network, as wide at its condition as the encoder is."""
-    if encoder is not None:
-        hidden = encoder.config.hidden_size
-        settings = {**settings, "cross_attention_dim": hidden, "pooled_dim": hidden}
-    return _make(AttentionUNet2DModel, settings, "model.unet")
+    hidden = None if encoder is None else encoder.config.hidden_size
+    widths = ("cross_attention_dim", "pooled_dim") if name == "unet" else ("cross_attention_dim",)
+    return _make(CLASSES[name], {**settings, **dict.fromkeys(widths, hidden)}, f"model.{name}")
 
 
 def _make(cls: type, settings: dict, section: str):
@@ -131,8 +144,18 @@ def _make(cls: type, settings: dict, section: str):
         raise UserError(f"{section}: {error}") from None
 
 
-def _sides(channels: int, learned: Learned) -> dict[str, int]:
+def _fitting(name: str, config: TrainConfig, learned: Learned, given: Given) -> dict[str, int]:
+    """Size and channels of what a network is made for."""
+    side = config.data.size // (1 if given.vae is None else vae_factor(given.vae))
+    patch = {"patch_size": max(1, side // PATCHES)} if name == "transformer" else {}
+    return {"sample_size": side, **patch, **_channels_of(name, learned, given)}
+
+
+def _channels_of(name: str, learned: Learned, given: Given) -> dict[str, int]:
     """Channels that go in, those that lie beside the noisy image among them, and that come out."""
+    channels = _channels(learned, given.vae)
+    if name == "transformer":
+        return {"channels": channels}
     aligned = TASKS[learned.task["name"]].aligned_channels(channels)
     return {"in_channels": channels + aligned, "out_channels": channels}
 
@@ -142,8 +165,10 @@ def _channels(learned: Learned, vae: AutoencoderKL | None) -> int:
     return len(learned.data["channels"]) if vae is None else vae.config.latent_channels
 
 
-def _check_size(config: TrainConfig, unet: AttentionUNet2DModel, vae: AutoencoderKL | None) -> None:
-    size, multiple, factor = config.data.size, unet.size_multiple, 1 if vae is None else vae_factor(vae)
+def _check_size(
+    config: TrainConfig, made: AttentionUNet2DModel | PixelTransformerModel, vae: AutoencoderKL | None
+) -> None:
+    size, multiple, factor = config.data.size, made.size_multiple, 1 if vae is None else vae_factor(vae)
     if size % (multiple * factor):
         network = "this network" if vae is None else f"this network on this VAE ({multiple} latents of {factor} pixels)"
         raise UserError(f"data.size {size} must be a multiple of {multiple * factor} for {network}.")

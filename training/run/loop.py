@@ -136,7 +136,8 @@ class Trainer:
         place = self.config, self.accelerator, self.layout, self.clock
         plan, self.layout = plan_within_memory(self.parts.model, self.train_set, *place)
         if self.config.optim.steps is None:
-            chores = plan.chores(self.config, min(AT_MOST, len(self.held_out)))
+            held_out, levels = min(AT_MOST, len(self.held_out)), len(self.parts.model.measured_at())
+            chores = plan.chores(self.config, held_out, levels)
             self.pace = Pace(self.config, plan, chores, self.clock, self.began, self.kept)
             plan.steps = agreed(self.accelerator, self.pace.fitting(0))
         return plan

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from attndiff.clock import Clock
 from attndiff.training.batches import DrawnDataset, commonest_shape
 from attndiff.training.config import OptimConfig, TrainConfig
-from attndiff.training.evaluation.validation import LEVELS
 from attndiff.training.heads import Head
 from attndiff.training.optim import make_optimizers, set_lr
 from attndiff.training.parallel.layout import ParallelLayout
@@ -74,16 +73,17 @@ class RunPlan:
             return f"time            about {self.steps * self.step_seconds / 60:.1f} min"
         return f"time            {optim.minutes:.3g} min, to which the number of steps is corrected as the run goes"
 
-    def chores(self, config: TrainConfig, held_out: int) -> dict[str, float]:
+    def chores(self, config: TrainConfig, held_out: int, levels: int) -> dict[str, float]:
         """Estimated seconds of what a run does beside its steps, by name, from those of a forward pass.
 
         Args:
             config: The settings.
             held_out: Images of a validation.
+            levels: At which each is measured.
         """
         forward = self.pass_seconds / (3 * config.optim.batch_size)  # a third of forward and backward, of one image
         prompts = len(config.log.prompts) or EXAMPLES
-        validated = LEVELS * held_out  # by each of the raw and averaged weights
+        validated = levels * held_out  # by each of the raw and averaged weights
         return {
             "validate": forward * validated * (1 + len(config.optim.ema)),
             "sample": forward * CALLS * 2 * prompts,

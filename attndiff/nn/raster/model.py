@@ -21,6 +21,7 @@ from attndiff.nn.decoder import KeyValue, TransformerDecoder
 from attndiff.nn.raster.order import NEIGHBOURS, patch_neighbours, to_sequence, value_neighbours
 from attndiff.nn.rope import axial_angles
 
+LARGEST = 2**18  # values of an image, which are drawn one after another
 SEEN = 16  # channels of a value as the decoder of patches sees it
 
 
@@ -39,7 +40,7 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         channels: C.
         sample_size: H and W of the images.
         patch_size: Side of a patch; divides ``sample_size``.
-        levels: V, values that a channel can have.
+        num_values: V, values that a channel can have.
         hidden_size: D.
         num_layers: Blocks of the decoder of patches.
         head_dim: Channels per attention head; a multiple of 8.
@@ -49,7 +50,7 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         dropout: Dropout probability inside blocks.
 
     Raises:
-        ValueError: If patches do not divide the image.
+        ValueError: If patches do not divide the image, or it has more than `LARGEST` values.
     """
 
     _supports_gradient_checkpointing = True
@@ -63,7 +64,7 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         channels: int = 3,
         sample_size: int = 32,
         patch_size: int = 2,
-        levels: int = 256,
+        num_values: int = 256,
         hidden_size: int = 192,
         num_layers: int = 6,
         head_dim: int = 32,
@@ -75,16 +76,25 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         super().__init__()
         if sample_size % patch_size:
             raise ValueError(f"patches of {patch_size} do not divide images of {sample_size}: choose another size.")
+        if channels * sample_size**2 > LARGEST:
+            raise ValueError(
+                f"images of {channels} x {sample_size} x {sample_size} values are too large: {LARGEST} at most."
+            )
         values = patch_size * patch_size * channels
-        self.patch_embedding = nn.Embedding(levels + 1, SEEN)  # one more for what is outside
+        self.patch_embedding = nn.Embedding(num_values + 1, SEEN)  # one more for what is outside
         self.patch_in = nn.Linear(len(NEIGHBOURS) * values * SEEN, hidden_size)
         self.patch_decoder = TransformerDecoder(hidden_size, num_layers, head_dim, cross_attention_dim, dropout)
         self.patch_out = nn.Linear(hidden_size, value_size)
-        self.value_embeddings = nn.ModuleList(nn.Embedding(levels + 1, value_size) for _ in range(len(NEIGHBOURS) + 1))
+        self.value_embeddings = nn.ModuleList(
+            nn.Embedding(num_values + 1, value_size) for _ in range(len(NEIGHBOURS) + 1)
+        )
         self.place_embedding = nn.Parameter(torch.randn(values, value_size) * 0.02)
         self.value_decoder = TransformerDecoder(value_size, value_layers, head_dim, dropout=dropout)
-        self.head = nn.Linear(value_size, levels)
+        self.head = nn.Linear(value_size, num_values)
         self.head_of_neighbours = nn.Linear(value_size, len(NEIGHBOURS))
+        # No buffers: they follow from the sizes, and a folder holds nothing but weights.
+        self.places_of_patches = patch_neighbours(self.grid, self.grid)  # (N, J)
+        self.places_of_values = value_neighbours(channels, sample_size, sample_size, patch_size)  # (N, K, J)
         for table in (self.patch_embedding, *self.value_embeddings):
             nn.init.normal_(table.weight, std=0.02 if table is not self.patch_embedding else 1.0)
         for layer in (self.head, self.head_of_neighbours):
@@ -99,6 +109,11 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         return self.config.sample_size // self.config.patch_size
 
     @property
+    def size_multiple(self) -> int:
+        """The side of its images, which it knows no others of."""
+        return self.config.sample_size
+
+    @property
     def values_of_patch(self) -> int:
         """K."""
         return self.config.patch_size**2 * self.config.channels
@@ -106,7 +121,7 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
     @property
     def absent(self) -> int:
         """What stands for a value that is not there."""
-        return self.config.levels
+        return self.config.num_values
 
     # The two decoders, over all of an image or a step
 
@@ -194,11 +209,10 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
 
     def neighbours_of_patches(self, sequence: torch.Tensor, patches: slice = slice(None)) -> torch.Tensor:
         """Values of the neighbours of some patches ``(B, N, J, K)``, of sequences ``(B, N, K)``."""
-        table = patch_neighbours(self.grid, self.grid)[patches].to(sequence.device)
+        table = self.places_of_patches[patches].to(sequence.device)
         return F.pad(sequence, (0, 0, 0, 1), value=self.absent)[:, table]
 
     def neighbours_of_values(self, sequence: torch.Tensor, patches: slice = slice(None)) -> torch.Tensor:
         """Values of the neighbours of the values of some patches ``(B, N, K, J)``, of sequences ``(B, N, K)``."""
-        config = self.config
-        table = value_neighbours(config.channels, config.sample_size, config.sample_size, config.patch_size)
-        return F.pad(sequence.flatten(1), (0, 1), value=self.absent)[:, table[patches].to(sequence.device)]
+        table = self.places_of_values[patches].to(sequence.device)
+        return F.pad(sequence.flatten(1), (0, 1), value=self.absent)[:, table]

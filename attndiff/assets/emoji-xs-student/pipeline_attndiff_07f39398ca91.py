@@ -3377,9 +3377,14 @@ class ConditionedPipeline(SelfContainedPipeline):
     """Encodes prompts and classes; its components are those of `attndiff.pipelines.base.ImagePipeline`."""
 
     @property
+    def network(self) -> ModelMixin | None:
+        """What is told the condition."""
+        return self.unet
+
+    @property
     def _conditional(self) -> bool:
         # Without a network, a pipeline still encodes prompts.
-        return self.unet is None or self.unet.config.cross_attention_dim is not None
+        return self.network is None or self.network.config.cross_attention_dim is not None
 
     def encode_prompt(
         self,
@@ -3462,7 +3467,7 @@ class ConditionedPipeline(SelfContainedPipeline):
         if not self._conditional:
             raise ValueError(f"{name}_embeds: this model is unconditional, leave them out.")
         width = self.condition_encoder.config.hidden_size if self.condition_encoder is not None else None
-        width = self.unet.config.cross_attention_dim if self.unet is not None else width
+        width = self.network.config.cross_attention_dim if self.network is not None else width
         return given_tokens(name, embeds, mask, width, rows, self._execution_device)
 
     @staticmethod
@@ -3871,19 +3876,6 @@ logger = logging.get_logger(__name__)
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
 
-@dataclass
-class AttnDiffPipelineOutput(BaseOutput):
-    """What a call returns.
-
-    Args:
-        images: List of pictures or arrays, array ``(B, H, W, C)`` or tensor ``(B, C, H, W)``, as ``output_type`` says.
-        attention_maps: Where each pixel looked, if it was asked for.
-    """
-
-    images: list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor
-    attention_maps: AttentionMaps | None = None
-
-
 class ImagePipeline(ConditionedPipeline):
     """Sample images with a denoising network.
 
@@ -3975,6 +3967,16 @@ class ImagePipeline(ConditionedPipeline):
     def student(self) -> StudentRules | None:
         """How it is sampled if it is a few-step student."""
         return StudentRules(**self.config.student) if self.config.student else None
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that it draws."""
+        return self.unet.config.out_channels if self.vae is None else self.vae.config.out_channels
+
+    @property
+    def image_side(self) -> int:
+        """Pixels a side that it draws unless told otherwise."""
+        return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
     def vae_scale_factor(self) -> int:
@@ -4199,6 +4201,27 @@ class ImagePipeline(ConditionedPipeline):
             latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
             latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
         return to_output(latents, self.config.data, output_type)
+
+
+# attndiff.pipelines.call.output
+
+"""What a call returns."""
+
+
+
+
+
+@dataclass
+class AttnDiffPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    Args:
+        images: List of pictures or arrays, array ``(B, H, W, C)`` or tensor ``(B, C, H, W)``, as ``output_type`` says.
+        attention_maps: Where each pixel looked, if it was asked for.
+    """
+
+    images: list[Image.Image] | list[np.ndarray] | np.ndarray | torch.Tensor
+    attention_maps: AttentionMaps | None = None
 
 
 def as_output(images, maps: AttentionMaps | None, return_dict: bool) -> AttnDiffPipelineOutput | tuple:
