@@ -17,6 +17,7 @@ LATE = "decoded at the first visit"  # the variant whose images count as too man
 VARIANTS = {  # what each adds to `settings`
     "plain": {},
     "two loader workers": {"optim": {"workers": 2}},
+    "drawn value after value": {"task": {"name": "raster"}, "model": {"transformer": {"patch_size": 4}}},
     "accumulation and dropout": {"optim": {"micro_batch": 2}, "model": {"unet": {"dropout": 0.2}}},
     LATE: {"optim": {"workers": 2}},
 }
@@ -42,7 +43,7 @@ def settings(images: Path, out: Path, variant: str) -> dict:
     if variant == TIMED:
         values["optim"] |= {"steps": None, "minutes": 2, "least_steps": 6}
     for section, more in VARIANTS.get(variant, {}).items():
-        values[section] = {**values[section], **more}
+        values[section] = {**values.get(section, {}), **more}
     return values
 
 
