@@ -12,7 +12,7 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.raster.order import to_images
 from attndiff.nn.raster.sampling import draw_patches, warpers
-from attndiff.pipelines.call.checks import check_choice, check_generators, check_guidance, check_numbers
+from attndiff.pipelines.call.checks import check_choice, check_generators, check_numbers
 from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition, GivenCondition
 from attndiff.pipelines.call.lock import CallLock
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
@@ -167,7 +167,6 @@ class AttnDiffRasterPipeline(ConditionedPipeline):
 def _check_drawing(scale: float, count: int, temperature: float, top_p: float, output_type: str) -> None:
     """Raise ValueError unless numbers and output type can be, in any model of this kind."""
     check_numbers(1, scale, (0.0, 1.0), count)
-    check_guidance(scale)
     check_choice("output_type", [output_type], OUTPUTS)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be above 0, such as 0.7, not {temperature!r}.")

@@ -174,8 +174,20 @@ def test_values_are_drawn_where_a_distribution_passes_its_number():
     logits = torch.tensor([[0.25, 0.5, 0.25]]).log().expand(5, -1)
     numbers = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.9999999])
     assert drawn_value(logits, numbers).tolist() == [0, 0, 1, 1, 2]
+    short = torch.zeros(1, 3)
+    assert drawn_value(short, torch.ones(1)).tolist() == [2]  # as where rounding leaves the sum below the number
+    first_two = torch.tensor([[0.0, 0.0, float("-inf")]])
+    assert drawn_value(first_two, torch.ones(1)).tolist() == [1]
     ruled_out = torch.tensor([[0.0, float("-inf")]] * 2)
     assert drawn_value(ruled_out, torch.tensor([0.5, 0.9999999])).tolist() == [0, 0]
+
+
+def test_it_can_be_made_where_weights_take_no_memory():
+    """As opening a folder does, to count what should be in it."""
+    with torch.device("meta"):
+        model = PixelTransformerModel(sample_size=12, **SMALL)  # a size that no other test makes
+    assert model.head.weight.is_meta and model.places_of_values.device.type == "cpu"
+    assert model.places_of_values.shape == (36, 12, 4) and model.places_of_values.max() == 12 * 12 * 3
 
 
 def test_images_that_cannot_be_drawn_are_refused():

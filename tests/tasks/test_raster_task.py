@@ -71,6 +71,9 @@ def test_every_door_gives_the_same_images(run, pipeline, tmp_path):
     opened = attndiff.load(again)
     opened.set_progress_bar_config(disable=True)
     assert np.array_equal(ours, opened(**given, generator=seeds(2), output_type="np").images)
+    opened = "import attndiff; attndiff.load"
+    fresh = [sys.executable, "-c", f"{opened}({str(run / 'pipeline')!r})"]  # nothing is there from the training
+    assert subprocess.run(fresh, cwd=HELPER.parent, capture_output=True).returncode == 0
     code = (
         "import sys, numpy, torch; sys.modules['attndiff'] = None\n"
         "from diffusers import DiffusionPipeline\n"

@@ -70,10 +70,7 @@ class DenoisingModel(nn.Module):
 
     def predict(self, x: torch.Tensor, level: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's prediction at noisy images ``x (B, C, H, W)`` of native levels ``(B,)``."""
-        condition = Condition()
-        if self.condition_encoder is not None:
-            condition = Condition.encoded(self.condition_encoder, **streams_of(batch), drop=batch.get("drop"))
-        condition = replace(condition, aligned=batch.get("aligned"))
+        condition = replace(condition_of(self.condition_encoder, batch), aligned=batch.get("aligned"))
         scaled, coordinate = self.objective.scale_input(x, level), self.objective.coordinate(level)
         return self.unet(condition.beside(scaled), coordinate, **condition.arguments()).sample
 
@@ -151,9 +148,12 @@ class DenoisingModel(nn.Module):
         return any(level.get("cross_attention") for level in self.unet.config.levels)
 
 
-def streams_of(batch: Batch) -> dict[str, torch.Tensor]:
-    """What of a batch the condition's encoder takes."""
-    return {key: batch[key] for key in CONDITION_KEYS if key in batch}
+def condition_of(encoder: ConditionEncoder | None, batch: Batch) -> Condition:
+    """What an encoder makes of a batch, dropped where the batch says so; nothing without an encoder."""
+    if encoder is None:
+        return Condition()
+    streams = {key: batch[key] for key in CONDITION_KEYS if key in batch}
+    return Condition.encoded(encoder, **streams, drop=batch.get("drop"))
 
 
 def mean_of_samples(x: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,11 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 import attndiff
-from attndiff.condition import Condition
 from attndiff.errors import UserError
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.training.batches import Batch
-from attndiff.training.heads.denoising import streams_of
+from attndiff.training.heads.denoising import condition_of
 
 
 class RasterModel(nn.Module):
@@ -40,9 +39,7 @@ class RasterModel(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Bits per value of every image, ``(B,)`` float32."""
         values = self.values_of(batch["images"])
-        condition = Condition()
-        if self.condition_encoder is not None:
-            condition = Condition.encoded(self.condition_encoder, **streams_of(batch), drop=batch.get("drop"))
+        condition = condition_of(self.condition_encoder, batch)
         return self.transformer.bits_per_value(self.transformer(values, condition.tokens, condition.mask), values)
 
     def values_of(self, images: torch.Tensor) -> torch.Tensor:

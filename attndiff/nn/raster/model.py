@@ -95,8 +95,8 @@ class PixelTransformerModel(ModelMixin, ConfigMixin, AttentionMixin):
         # No buffers: they follow from the sizes, and a folder holds nothing but weights.
         self.places_of_patches = patch_neighbours(self.grid, self.grid)  # (N, J)
         self.places_of_values = value_neighbours(channels, sample_size, sample_size, patch_size)  # (N, K, J)
-        for table in (self.patch_embedding, *self.value_embeddings):
-            nn.init.normal_(table.weight, std=0.02 if table is not self.patch_embedding else 1.0)
+        for table in self.value_embeddings:
+            nn.init.normal_(table.weight, std=0.02)
         for layer in (self.head, self.head_of_neighbours):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

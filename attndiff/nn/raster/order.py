@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H rows, W columns, N patches, K values of a patch, J neighbours.
 """
 
-from functools import cache
-
 import numpy as np
 import torch
 
@@ -25,17 +23,16 @@ def to_images(sequence: torch.Tensor, size: tuple[int, int], patch: int) -> torc
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-@cache
 def value_neighbours(channels: int, height: int, width: int, patch: int) -> torch.Tensor:
     """Where in the order the neighbours of every value stand, ``(N, K, J)``; those not drawn before it are at N * K."""
     total = channels * height * width
-    places = torch.arange(total).view(1, -1, patch * patch * channels)
+    # On the CPU even where a network is made on the meta device, as it is to look through a folder.
+    places = torch.arange(total, device="cpu").view(1, -1, patch * patch * channels)
     places = to_images(places, (height, width), patch)[0].numpy()  # (C, H, W)
     found = torch.from_numpy(np.stack([_beside(places, total, *by) for by in NEIGHBOURS], axis=-1))  # (C, H, W, J)
     return torch.stack([to_sequence(one[None], patch)[0] for one in found.unbind(-1)], dim=-1)
 
 
-@cache
 def patch_neighbours(rows: int, columns: int) -> torch.Tensor:
     """The neighbours of every patch, ``(N, J)``; those outside of the image are N."""
     total = rows * columns

@@ -74,6 +74,7 @@ def draw_patches(
 
 def drawn_value(logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     """Values ``(B,)`` int64 of the distributions of logits ``(B, V)``, by uniform numbers ``(B,)``."""
-    passed = logits.softmax(-1).cumsum(-1) <= chance[:, None].float()
     likely = logits.isfinite()  # what has been ruled out is not drawn for a rounding either
-    return torch.where(likely, ~passed, False).int().argmax(-1)
+    reached = likely & (logits.softmax(-1).cumsum(-1) > chance[:, None].float())
+    last = logits.shape[-1] - 1 - likely.flip(-1).int().argmax(-1)  # where rounding leaves the sum below the number
+    return torch.where(reached.any(-1), reached.int().argmax(-1), last)
