@@ -70,7 +70,7 @@ def test_a_processor_is_known_where_no_file_tells_of_it(monkeypatch, tmp_path):
 
 
 def test_muon_computes_in_the_faster_precision(processor, monkeypatch):
-    """Emulated bfloat16 takes fifty times as long as float32, and Muon half of a small step."""
+    """Emulated bfloat16 takes many times as long as float32."""
     seen = []
     found = muon.orthogonalised
     monkeypatch.setattr(muon, "orthogonalised", lambda x, *rest: seen.append(x.dtype) or found(x, *rest))
