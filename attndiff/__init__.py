@@ -12,6 +12,7 @@ _PIPELINES = {
     "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
     "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
     "AttnDiffRasterPipeline": "attndiff.pipelines.pipeline_raster",
+    "AttnDiffCaptionPipeline": "attndiff.pipelines.pipeline_caption",
 }
 PIPELINES = tuple(_PIPELINES)  # classes that a folder can name
 _PUBLIC = {

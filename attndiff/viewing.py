@@ -10,6 +10,7 @@ from attndiff.drawn import SOFTWARE
 
 CELL = 96
 GAP = 6
+LINE = 80  # letters of a text beside an image
 CHECK = 8  # pixels a side of the squares of a checkered ground
 LIGHT, DARK = 255, 204  # their greys
 
@@ -111,6 +112,36 @@ def contact_sheet(
             picture = enlarge(image, cell, window, ground)
             offset = [(cell - side) // 2 for side in picture.size]
             sheet.paste(picture, (left + column * (cell + GAP) + GAP + offset[0], y + offset[1]))
+    return sheet
+
+
+def captioned_sheet(
+    images: list, texts: dict[str, list[str]], cell: int = CELL, window: Window = None, ground: str | None = None
+) -> Image.Image:
+    """Images below each other, each with texts beside it.
+
+    Args:
+        images: Samples.
+        texts: By the label of each kind, one an image.
+        cell: Side of an image's cell in pixels.
+        window: As of `as_picture`.
+        ground: As of `laid_on`.
+    """
+    font = ImageFont.load_default(12)
+    left = cell + 2 * GAP
+    right = left + max(int(font.getlength(label)) for label in texts) + 2 * GAP
+    blocks = [[(label, textwrap.wrap(of[i], LINE) or [""]) for label, of in texts.items()] for i in range(len(images))]
+    heights = [max(cell, 15 * sum(len(lines) for _, lines in block)) + GAP for block in blocks]
+    sheet = Image.new("RGB", (right + 7 * LINE, sum(heights) + GAP), "white")
+    draw, y = ImageDraw.Draw(sheet), GAP
+    for image, block, height in zip(images, blocks, heights, strict=True):
+        sheet.paste(enlarge(image, cell, window, ground), (GAP, y))
+        line = y
+        for label, lines in block:
+            draw.text((left, line), label, "dimgray", font)
+            draw.multiline_text((right, line), "\n".join(lines), "black", font, spacing=3)
+            line += 15 * len(lines)
+        y += height
     return sheet
 
 

@@ -15,6 +15,7 @@ from attndiff.nn.raster.sampling import draw_patches, warpers
 from attndiff.pipelines.call.checks import check_choice, check_generators, check_numbers
 from attndiff.pipelines.call.conditioning import ConditionedPipeline, EncodedCondition, GivenCondition
 from attndiff.pipelines.call.lock import CallLock
+from attndiff.pipelines.call.offloading import to_its_device
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
 from attndiff.pipelines.call.postprocess import to_output
 
@@ -153,6 +154,7 @@ class AttnDiffRasterPipeline(ConditionedPipeline):
         """Images ``(B, C, H, W)`` in [-1, 1]."""
         condition = encoded.positive if scale == 1 else encoded.positive.join(encoded.negative)
         key_values = mask = None
+        to_its_device(self.transformer)
         if condition.tokens is not None:
             key_values, mask = self.transformer.key_values(condition.tokens), condition.token_mask
         patches = draw_patches(self.transformer, chance, key_values, mask, scale, warpers(temperature, top_p))

@@ -42,6 +42,7 @@ from attndiff.diffusion.compatibility import default_scheduler
 from attndiff.diffusion.objectives import make_objective
 from attndiff.errors import UserError
 from attndiff.folder.check import NETWORKS, check_index, check_network, check_weights, read_json
+from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.raster.model import PixelTransformerModel
@@ -136,6 +137,7 @@ def configs(folder: Path) -> Case:
     sound = {
         "AttentionUNet2DModel": dict(AttentionUNet2DModel(**tiny["unet"]).config),
         "PixelTransformerModel": dict(PixelTransformerModel(**tiny["transformer"]).config),
+        "TextDecoderModel": dict(TextDecoderModel(300, **tiny["text_decoder"]).config),
         "ConditionEncoder": dict(ConditionEncoder(**tiny["encoder"], vocab_size=300).config),
     }
     index = {"_class_name": ["code", "AttnDiffPipeline"], "unet": ["code", "AttentionUNet2DModel"]}

@@ -9,10 +9,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from attndiff.data.tokenizer import train_tokenizer
+from attndiff.diffusion.features import feature_channels
+from attndiff.diffusion.objectives import make_objective
+from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
+from attndiff.pipelines.pipeline_caption import AttnDiffCaptionPipeline
 from attndiff.pipelines.pipeline_raster import AttnDiffRasterPipeline
 
 CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
@@ -105,6 +109,16 @@ def raster_pipeline():
     transformer = randomised(partial(PixelTransformerModel, **sizes, cross_attention_dim=HIDDEN), seed=0)
     encoder = tiny_encoder(1, vocab_size=len(tokenizer), max_length=8)
     return quiet(AttnDiffRasterPipeline(transformer, encoder, tokenizer, data={**RGB, "size": [8, 8]}))
+
+
+def caption_pipeline():
+    """A pipeline that writes captions, looking at patches and through a denoising network."""
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=8)
+    sizes = {"hidden_size": 16, "num_layers": 1, "head_dim": 8, "cross_attention_dim": HIDDEN, "max_length": 8}
+    decoder = randomised(partial(TextDecoderModel, len(tokenizer), **sizes), seed=0, scale=0.3)
+    unet, objective = tiny_unet(), make_objective({"name": "flow"})
+    encoder = tiny_encoder(1, image_channels=3, image_patch_size=4, context_dim=feature_channels(unet))
+    return quiet(AttnDiffCaptionPipeline(decoder, encoder, tokenizer, unet, objective.to_config(), data=RGB))
 
 
 def autoguided_pipeline():

@@ -162,6 +162,7 @@ def test_public_names_are_there_before_they_are_used():
     names, version = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
     public = {
         "__version__",
+        "AttnDiffCaptionPipeline",
         "AttnDiffInpaintPipeline",
         "AttnDiffPipeline",
         "AttnDiffRasterPipeline",

@@ -21,6 +21,7 @@ from attndiff.tasks.task import Sample, Task, TaskSettings
 from attndiff.training.conditioning import Conditioning
 from attndiff.training.config import TrainConfig
 from attndiff.training.heads import Head
+from attndiff.training.heads.captioning import CaptioningModel
 from attndiff.training.heads.denoising import DenoisingModel
 from attndiff.training.heads.raster import RasterModel
 from attndiff.training.heads.student import StudentModel
@@ -44,6 +45,9 @@ GONE = "could not be opened"
 HEADS: dict[str, Callable[[Networks, Learned], Head]] = {
     "denoising": lambda made, learned: DenoisingModel(made.network, made.encoder, make_objective(learned.objective)),
     "raster": lambda made, learned: RasterModel(made.network, made.encoder),
+    "captioning": lambda made, learned: CaptioningModel(
+        made.network, made.encoder, made.conditioning.tokenizer.bos_token_id, made.denoiser
+    ),
 }
 GROUNDED = (
     "what words look like was learned before step 1, and the text encoder keeps it from here on; "

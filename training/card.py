@@ -75,7 +75,8 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         "notes": parts.notes,
         "training": _training(config, parts, state),
         "config": write_yaml(_without_places(config.model_dump(mode="json"))).strip(),
-        "losses": _losses(validation),
+        "losses": _losses(validation, parts.model.unit),
+        "writes": parts.task.makes == "captions",
         "student": _student(config),
         "memory": memory,
         "neighbours": neighbours,
@@ -96,6 +97,7 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
     """Sentences that depend on the kind of model."""
     prompt = parts.conditioning.prompt
     summary, shown = parts.task.summary or prompt.summary, grid_prompts(parts, config.log.prompts, 1)[0]
+    writes = parts.task.makes == "captions"
     others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
     variants = ", ".join(f'`variant="{name}"`' for name in others)
     return {
@@ -105,9 +107,9 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
         "network": (network := next(iter(parts.model.components()))),
         "network_class": type(parts.model.components()[network]).__name__,
         "guidance": f"{config.log.guidance_scale:g}",
-        "call": ", ".join(filter(None, [parts.task.call, prompt.call(shown)])),
+        "call": parts.task.call if writes else ", ".join(filter(None, [parts.task.call, prompt.call(shown)])),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
-        "limit_condition": prompt.limit(parts.conditioning.tokenizer, parts.learned.class_names),
+        "limit_condition": None if writes else prompt.limit(parts.conditioning.tokenizer, parts.learned.class_names),
         "started_anew": config.model.init_from is None,
         "multiple": parts.model.size_multiple * (1 if parts.vae is None else vae_factor(parts.vae)),
         "measured_on": "image, pixels in [-1, 1]" if parts.vae is None else "latents",
@@ -181,7 +183,7 @@ def _visits(seen: int, images: int) -> str:
     return f"{seen} ({seen / max(1, images):.1f} visits to each)"
 
 
-def _losses(validation: dict) -> dict | None:
+def _losses(validation: dict, unit: str) -> dict | None:
     """Held-out losses by weights and level, formatted; None if none were measured."""
     measured = {name: v for name, v in validation.items() if isinstance(v, dict) and "per_level" in v}
     if not measured:
@@ -191,6 +193,7 @@ def _losses(validation: dict) -> dict | None:
     levels = zip(first["noise_over_signal"], columns, strict=True)
     return {
         "n": first["n"],
+        "unit": unit,
         "by_weights": [(name, f"{v['loss']:.4f}") for name, v in measured.items()],
         "levels": [(f"{level:.3f}", [f"{error:.5f}" for error in errors]) for level, errors in levels],
     }
@@ -253,8 +256,8 @@ def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:
 
 
 def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
-    """Draw samples over their nearest training images; the distances, or None where there are no images."""
-    if parts.images is None:
+    """Draw samples over their nearest training images; the distances, or None where there are none of one or other."""
+    if parts.images is None or parts.task.makes != "images":
         return None
     prompts = grid_prompts(parts, config.log.prompts)
     samples = sample_row(parts, prompts, config.log.guidance_scale, "Sampling for the card")

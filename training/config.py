@@ -53,12 +53,14 @@ class ModelConfig(Section):
     preset: str = "xs"
     unet: dict[str, Any] = {}
     transformer: dict[str, Any] = {}  # of a task that draws value after value
+    text_decoder: dict[str, Any] = {}  # of a task that writes captions
     encoder: dict[str, Any] = {}
     init_from: str | None = None  # pipeline folder whose weights to start from
     vae: str | None = None  # folder or Hub id of a frozen AutoencoderKL in whose latents to train
+    features: str | None = None  # pipeline folder of a denoising model: what it sees in an image, captions are told
     lora_rank: int | None = Field(None, ge=1)  # train an adapter of this rank on init_from instead of all weights
 
-    _expand = field_validator("init_from", "vae", mode="before")(expand_setting)
+    _expand = field_validator("init_from", "vae", "features", mode="before")(expand_setting)
 
 
 class ObjectiveConfig(Section):

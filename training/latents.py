@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
@@ -85,10 +85,10 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def freeze(vae: AutoencoderKL) -> AutoencoderKL:
-    """The autoencoder without gradients, on this process's device."""
-    vae.register_to_config(_name_or_path="")  # where it was opened from does not belong into the exported folder
-    return vae.to(PartialState().device).eval().requires_grad_(False)
+def freeze(network: ModelMixin) -> ModelMixin:
+    """A network without gradients, on this process's device."""
+    network.register_to_config(_name_or_path="")  # where it was opened from does not belong into the exported folder
+    return network.to(PartialState().device).eval().requires_grad_(False)
 
 
 def check_channels(vae: AutoencoderKL, images: ImageSet) -> None:

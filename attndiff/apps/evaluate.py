@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from attndiff.apps.captioning.evaluation import evaluate_captions
 from attndiff.apps.denoising import condition_gains, loss_gap
 from attndiff.apps.likelihood import likelihood
 from attndiff.data.subset import Subset
@@ -82,6 +83,8 @@ def evaluate(
     """
     n = reference.count(n)
     _check_columns(pipeline, reference, settings, n)
+    if task_of(pipeline).makes == "captions":
+        return evaluate_captions(pipeline, reference, settings.seed, n, pictures)
     if task_of(pipeline).measure is not None:
         return _restoration(pipeline, reference, settings, n, pictures)
     prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
@@ -226,7 +229,7 @@ def _draw(samples: torch.Tensor, data: dict, losses: dict[str, dict] | None, fol
         level_curves(levels, curves, folder / "error_by_noise.png")
 
 
-COLUMNS = (*CONTROLS, "other_captions", "other_classes")
+COLUMNS = (*CONTROLS, "other_captions", "other_classes", "commonest_caption", "shuffled_images")
 
 
 def as_text(report: dict[str, dict]) -> str:
@@ -237,10 +240,16 @@ def as_text(report: dict[str, dict]) -> str:
     for name, entry in judging.items():
         controls = entry.get("controls", {})
         beside = [f"{controls[control]:.4g}" if control in controls else "" for control in spoilt]
-        rows.append((name, _number(entry), f"{entry['floor']:.5g}", *beside, str(entry["n"]), entry["extractor"]))
+        rows.append((name, _number(entry), _floor(entry), *beside, str(entry["n"]), entry["extractor"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]) for row in rows]
     return "\n".join([*lines, *_sentences(report)])
+
+
+def _floor(entry: dict) -> str:
+    """What a value is to be compared with; what that is of, where it is not real images."""
+    of = f" ({entry['floor_of']})" if "floor_of" in entry else ""
+    return f"{entry['floor']:.5g}{of}"
 
 
 def _number(entry: dict) -> str:

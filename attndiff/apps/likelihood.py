@@ -34,6 +34,7 @@ def likelihood(pipeline, reference: Reference, seed: int) -> dict[str, dict]:
         "n": n,
         "extractor": "the model's own likelihood, beside a lossless WebP file of the same images",
         "floor": webp_bits(test),
+        "floor_of": "lossless WebP",
     }
     if not reference.halves:
         entry["training"] = _bits(pipeline, train)

@@ -17,6 +17,7 @@ from attndiff.lens.record import AttentionMaps
 from attndiff.pipelines.call.checks import check_numbers
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.tasks.prompts import prompt_of
+from attndiff.tasks.registry import task_of
 from attndiff.viewing import as_picture, contact_sheet, window_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -74,6 +75,12 @@ def open_model(model: str | Path, precision: str = "fp32") -> AttnDiffPipeline:
         precision: A key of `PRECISIONS`.
     """
     return load_quietly(model, dtype=PRECISIONS[precision]).to(best_device())
+
+
+def check_draws(pipeline, name: str) -> None:
+    """Raise `UserError` unless a model draws images; ``name`` is what messages call it."""
+    if task_of(pipeline).makes != "images":
+        raise UserError(f"{name} writes captions of images: give it a folder of them with attndiff caption.")
 
 
 def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[SampledRow]:

@@ -18,12 +18,15 @@ import attndiff  # its names of pipelines
 from attndiff.errors import UserError
 from attndiff.folder.index import INDEX, VERSION_KEY, check_format, stored_class
 from attndiff.folder.weights import SHARD_FILE, shard_indexes, shards_of
+from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.level import Level
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 
-NETWORKS = {cls.__name__: cls for cls in (AttentionUNet2DModel, ConditionEncoder, PixelTransformerModel)}
+NETWORKS = {
+    cls.__name__: cls for cls in (AttentionUNet2DModel, ConditionEncoder, PixelTransformerModel, TextDecoderModel)
+}
 LIBRARIES = ("diffusers", "transformers")
 MOST = 2**20  # of any whole number in a config
 LONGEST = 32  # entries of any list in one

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -167,6 +168,14 @@ def _remember(cache: Cache, layer: int, key: torch.Tensor, value: torch.Tensor) 
     return key.transpose(1, 2), value.transpose(1, 2)
 
 
+class TiedEmbedding(nn.Embedding):
+    """Embeds tokens, and reads them from channels (arXiv 1608.05859); offloading hooks wrap nothing but a call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``(B, L, C)`` of tokens ``(B, L)``, or logits ``(B, L, V)`` of channels ``(B, L, C)``."""
+        return F.linear(x, self.weight.to(x.dtype)) if x.is_floating_point() else super().forward(x)
+
+
 @dataclass
 class TextDecoderOutput(BaseOutput):
     """``logits (B, L, V)``: of the token after each."""
@@ -182,8 +191,6 @@ class TextDecoderModel(ModelMixin, ConfigMixin, AttentionMixin):
     >>> model(ids, encoder_hidden_states=torch.randn(1, 16, 32)).logits.shape
     torch.Size([1, 3, 100])
 
-    The embedding of tokens also reads them (arXiv 1608.05859).
-
     Args:
         vocab_size: V.
         hidden_size: Channels.
@@ -192,6 +199,8 @@ class TextDecoderModel(ModelMixin, ConfigMixin, AttentionMixin):
         cross_attention_dim: Channels of the condition tokens, or None without a condition.
         max_length: Tokens of a text at most.
         dropout: Dropout probability of embeddings and inside blocks.
+        token_dropout: Probability of a whole token to be left out of what later ones see (arXiv 1511.06349, section
+            3.1): without what was said before, it is the condition that has to be looked at.
     """
 
     _supports_gradient_checkpointing = True
@@ -209,11 +218,12 @@ class TextDecoderModel(ModelMixin, ConfigMixin, AttentionMixin):
         cross_attention_dim: int | None = None,
         max_length: int = 48,
         dropout: float = 0.0,
+        token_dropout: float = 0.0,
     ):
         super().__init__()
-        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.embedding = TiedEmbedding(vocab_size, hidden_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.drop_embedding = nn.Dropout(dropout)
+        self.drop_embedding, self.drop_tokens = nn.Dropout(dropout), nn.Dropout1d(token_dropout)
         self.decoder = TransformerDecoder(hidden_size, num_layers, head_dim, cross_attention_dim, dropout)
 
     def key_values(self, encoder_hidden_states: torch.Tensor) -> list[KeyValue]:
@@ -253,7 +263,7 @@ class TextDecoderModel(ModelMixin, ConfigMixin, AttentionMixin):
             raise ValueError(f"this decoder takes {takes}.")
         counting = None if attention_mask is None else attention_mask.bool()
         told = None if encoder_attention_mask is None else encoder_attention_mask.bool()
-        x = self.drop_embedding(self.embedding(input_ids))  # (B, L, C)
+        x = self.drop_tokens(self.drop_embedding(self.embedding(input_ids)))  # (B, L, C)
         x = self.decoder(x, counting, key_values, told, past_key_values)
-        logits = x @ self.embedding.weight.T.to(x.dtype)
+        logits = self.embedding(x)
         return TextDecoderOutput(logits) if return_dict else (logits,)

@@ -26,6 +26,7 @@ PRESETS = {
             "pooled_dim": 32,
         },
         "transformer": {"hidden_size": 32, "num_layers": 1, "head_dim": 16, "value_size": 32, "value_layers": 1},
+        "text_decoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
         "encoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
     },
     "xs": {
@@ -41,6 +42,7 @@ PRESETS = {
             "pooled_dim": 192,
         },
         "transformer": {"hidden_size": 192, "num_layers": 6, "head_dim": 32, "value_size": 96, "value_layers": 2},
+        "text_decoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32, "dropout": 0.1},
         "encoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32},
     },
     "s": {
@@ -56,6 +58,7 @@ PRESETS = {
             "pooled_dim": 384,
         },
         "transformer": {"hidden_size": 384, "num_layers": 8, "head_dim": 64, "value_size": 128, "value_layers": 2},
+        "text_decoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64, "dropout": 0.1},
         "encoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64},
     },
     "b": {
@@ -71,6 +74,7 @@ PRESETS = {
             "pooled_dim": 512,
         },
         "transformer": {"hidden_size": 768, "num_layers": 12, "head_dim": 64, "value_size": 192, "value_layers": 3},
+        "text_decoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, "dropout": 0.1},
         "encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64},
     },
 }

@@ -1,13 +1,16 @@
-"""Axial rotary positions: each attention head rotates a part of its channels by row and a part by column.
+"""Positions: axial rotary ones, by which each attention head rotates a part of its channels, and waves over an image.
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
 Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F rotated pairs.
 """
 
+import math
+
 import torch
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
+WAVES = 8  # of `place_waves`
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -56,3 +59,19 @@ def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
     x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
+
+
+def place_waves(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Where in an image every place of a grid is, ``(height * width, WAVES)`` float32 in [-1, 1].
+
+    Cosines and sines of half a turn and of one over the rows, and likewise over the columns (arXiv 1706.03762, section
+    3.5, with the image for the longest wave): rotary positions tell tokens only how far they are from each other.
+    """
+    axes = []
+    for length in (height, width):
+        centre = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length
+        angles = math.pi * centre[:, None] * torch.tensor([1.0, 2.0], device=device)  # (length, 2)
+        axes.append(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (length, 4)
+    rows, columns = axes
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)

@@ -4,12 +4,13 @@ from typing import Annotated, Union
 
 from pydantic import Field
 
+from attndiff.tasks.caption import CAPTIONING
 from attndiff.tasks.inpaint import INPAINT
 from attndiff.tasks.raster import RASTER
 from attndiff.tasks.task import GENERATE, Task
 from attndiff.tasks.upscale import UPSCALE
 
-TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT, RASTER)}
+TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT, RASTER, CAPTIONING)}
 
 # What the section ``task`` of a run may be, told apart by its name.
 AnyTaskSettings = Annotated[Union[tuple(task.settings for task in TASKS.values())], Field(discriminator="name")]  # noqa: UP007

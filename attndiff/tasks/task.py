@@ -57,6 +57,7 @@ class Task:
     Args:
         name: As ``task.name`` has it.
         settings: Class of its settings.
+        makes: What comes out of it.
         columns: What it reads of a row.
         make_sample: ``(row, generator, settings)`` to what it adds to a training sample: ``aligned (A, H, W)``, and
             whatever replaces ``images`` or weighs pixels.
@@ -76,6 +77,7 @@ class Task:
 
     name: str
     settings: type[TaskSettings]
+    makes: Literal["images", "captions"] = "images"
     columns: tuple[Column, ...] = (IMAGE,)
     make_sample: Callable[[Row, np.random.Generator, TaskSettings], Sample] = nothing
     given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing

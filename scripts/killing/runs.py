@@ -18,6 +18,10 @@ VARIANTS = {  # what each adds to `settings`
     "plain": {},
     "two loader workers": {"optim": {"workers": 2}},
     "drawn value after value": {"task": {"name": "raster"}, "model": {"transformer": {"patch_size": 4}}},
+    "captions of images": {
+        "task": {"name": "caption"},
+        "model": {"text_decoder": {"dropout": 0.1, "token_dropout": 0.3}},
+    },
     "accumulation and dropout": {"optim": {"micro_batch": 2}, "model": {"unet": {"dropout": 0.2}}},
     LATE: {"optim": {"workers": 2}},
 }

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 from commands import attndiff
-from factories import class_pipeline, raster_pipeline, text_pipeline, unconditional_pipeline
+from factories import caption_pipeline, class_pipeline, raster_pipeline, text_pipeline, unconditional_pipeline
 
 pytest.importorskip("gradio", reason='gradio is not installed: pip install "attndiff[demo]"')
 import gradio_client
+from PIL import Image
 
 from attndiff.apps import demo
+from attndiff.apps.captioning import page
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import prompt_of
 
 SOUND = {"prompt": "red apple", "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "attention": False}
+SEARCH = {"beams": 2, "draws": False, "temperature": 1.0, "seed": 0}
 SECRET = "nobody's business"
 
 
@@ -48,6 +51,24 @@ def test_a_model_that_draws_value_after_value_has_one_number_of_steps():
     assert len(images) == 2 and maps == []
     with pytest.raises(UserError, match="num_inference_steps: this model takes 16"):
         demo.draw(pipeline, **{**asked, "steps": 5})
+
+
+def test_a_model_that_writes_has_a_page_and_writes():
+    pipeline, picture = caption_pipeline(), Image.new("RGB", (40, 20), "red")
+    assert page.build_writing(pipeline, "tiny").config["title"] == "tiny"
+    caption, looked = page.write(pipeline, picture, beams=2, draws=False, temperature=1.0, seed=0)
+    assert caption == pipeline(picture, num_beams=2).captions[0] and looked.width > 192
+    drawn = [page.write(pipeline, picture, 4, True, 2.0, seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+    wrong = {"image: give one": {"picture": None}, "beams: give a number from 1 to 16": {"beams": 0}}
+    wrong |= {"temperature: give a number": {"temperature": "hot"}, "at most 4096 pixels": {"picture": large()}}
+    for sentence, change in wrong.items():
+        with pytest.raises(UserError, match=sentence):
+            page.write(**{"pipeline": pipeline, "picture": picture, **SEARCH, **change})
+
+
+def large() -> Image.Image:
+    return Image.new("1", (5000, 3))
 
 
 @pytest.mark.parametrize("make", [text_pipeline, class_pipeline, unconditional_pipeline])

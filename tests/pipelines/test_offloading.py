@@ -3,7 +3,8 @@
 import pytest
 import torch
 from accelerate import cpu_offload
-from factories import class_pipeline, tiny_encoder, tiny_unet
+from accelerate.hooks import ModelHook, add_hook_to_module
+from factories import caption_pipeline, class_pipeline, raster_pipeline, tiny_encoder, tiny_unet
 
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 
@@ -32,6 +33,46 @@ def test_sequential_offloading_changes_nothing():
             cpu_offload(module, execution_device=torch.device("cpu"))
         assert torch.equal(run_unet(unet), expected)
         assert torch.equal(encoder(class_labels=labels).tokens, tokens)
+
+
+def test_networks_called_by_their_parts_are_offloaded_too():
+    """Sequentially on this device: every weight is there only while what owns it is called."""
+    writing, drawing = caption_pipeline(), raster_pipeline()
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    captions = writing(images).captions
+    chance = torch.Generator().manual_seed(0)
+    drawn = drawing("red apple", generator=chance, output_type="pt").images
+    for module in (writing.text_decoder, writing.condition_encoder, writing.unet, drawing.transformer):
+        cpu_offload(module, execution_device=torch.device("cpu"))
+    assert writing(images).captions == captions and any(captions)
+    assert torch.equal(drawing("red apple", generator=chance.manual_seed(0), output_type="pt").images, drawn)
+
+
+def test_a_whole_network_is_brought_before_its_parts_are_called():
+    """As `enable_model_cpu_offload` hooks it: on the way to its first use, once."""
+    brought = []
+
+    class Bringing(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            brought.append(module)
+            return args, kwargs
+
+    writing, drawing = caption_pipeline(), raster_pipeline()
+    asked = {writing.text_decoder: writing, drawing.transformer: drawing}
+    for module in asked:
+        add_hook_to_module(module, Bringing())
+        module.key_values = _only_after(brought, module, module.key_values)
+    writing(torch.rand(1, 3, 16, 16))
+    drawing("red apple")
+    assert {id(module) for module in brought} == {id(module) for module in asked}
+
+
+def _only_after(brought: list, module: torch.nn.Module, call):
+    def checked(*args):
+        assert any(one is module for one in brought)
+        return call(*args)
+
+    return checked
 
 
 def test_prompts_can_be_encoded_without_the_network():

@@ -1,4 +1,4 @@
-"""Sample grids while training: the same prompts and noise from the raw weights and from an average."""
+"""Samples while training: the same prompts and noise, or images, by the raw weights and by an average."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +10,17 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from attndiff.alpha import is_premultiplied, premultiplied
+from attndiff.data.columns import CAPTION
+from attndiff.data.subset import Subset
 from attndiff.drawn import save_picture
 from attndiff.metrics.near_copies import as_image
 from attndiff.progress import SETTINGS
-from attndiff.tasks.task import GENERATE, nothing
+from attndiff.tasks.task import GENERATE, as_given, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
 from attndiff.training.parts.learning import EXAMPLES, examples
 from attndiff.training.state.averages import PowerEMA
-from attndiff.viewing import contact_sheet, window_of
+from attndiff.viewing import captioned_sheet, contact_sheet, window_of
 
 
 def make_pipeline(parts: Parts) -> DiffusionPipeline:
@@ -80,19 +82,48 @@ def sample_row(parts: Parts, prompts: list, guidance_scale: float, doing: str | 
 
 
 def save_grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float, path: Path) -> None:
-    """Write a grid with a row from the raw weights and one from the longest average."""
-    chosen = grid_prompts(parts, prompts)
+    """Write what the raw weights make and what the longest average does, beside each other."""
     was_training = parts.model.training
     parts.model.eval()
+    writes = parts.task.makes == "captions"
+    sheet = _captions(parts, ema) if writes else _grid(parts, ema, prompts, guidance_scale)
+    parts.model.train(was_training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(sheet, path)
+
+
+def _grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float) -> Image.Image:
+    """A row of samples from the raw weights and one from the longest average."""
+    chosen = grid_prompts(parts, prompts)
     rows = _given_rows(parts, len(chosen))
     rows["raw"] = sample_row(parts, chosen, guidance_scale)
     longest = max(ema.averages)
     with swapped(parts.model, ema, longest):
         rows[f"average {longest:g}"] = sample_row(parts, chosen, guidance_scale)
-    parts.model.train(was_training)
-    path.parent.mkdir(parents=True, exist_ok=True)
     captions = [str(p) if p is not None else "" for p in chosen]
-    save_picture(contact_sheet(rows, captions, window=window_of(parts.learned.data)), path)
+    return contact_sheet(rows, captions, window=window_of(parts.learned.data))
+
+
+def _captions(parts: Parts, ema: PowerEMA) -> Image.Image:
+    """Held-out images, each with its own caption and those of the raw weights and the longest average."""
+    chosen, longest = examples(parts.validation), max(ema.averages)
+    texts = {"real": [row[CAPTION.name][0] for row in chosen], "raw": write_captions(parts, chosen)}
+    with swapped(parts.model, ema, longest):
+        texts[f"average {longest:g}"] = write_captions(parts, chosen)
+    return captioned_sheet(as_pictures(parts, chosen), texts, window=window_of(parts.learned.data))
+
+
+def as_pictures(parts: Parts, images: Subset) -> list:
+    """Images as they are shown."""
+    return [as_image(one, parts.learned.data) for one in images.tensor()]
+
+
+def write_captions(parts: Parts, images: Subset) -> list[str]:
+    """What the model being trained writes of images."""
+    pipe = make_pipeline(parts)
+    pipe.set_progress_bar_config(disable=True)
+    given = as_given(images.tensor(), is_premultiplied(parts.learned.data))
+    return pipe(given).captions
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:

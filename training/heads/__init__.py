@@ -25,11 +25,13 @@ class Head(Protocol):
         preview_steps: Of the samples that are drawn while training; None for as many as the pipeline takes.
         denoises: Whether it makes images of noisy ones.
         description: What it is, in words.
+        unit: Of its loss.
     """
 
     preview_steps: int | None
     denoises: bool
     description: str
+    unit: str
 
     # Training
 

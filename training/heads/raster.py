@@ -3,21 +3,19 @@
 Shapes: B images, C channels, H rows, W columns, V levels.
 """
 
-from pathlib import Path
-
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 import attndiff
-from attndiff.errors import UserError
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.training.batches import Batch
 from attndiff.training.heads.denoising import condition_of
+from attndiff.training.heads.without_noise import HeadWithoutNoise
 
 
-class RasterModel(nn.Module):
+class RasterModel(HeadWithoutNoise):
     """The `Head` that learns the likelihood of images; its loss is bits per value.
 
     Args:
@@ -25,16 +23,12 @@ class RasterModel(nn.Module):
         condition_encoder: The condition's encoder, or None for unconditional models.
     """
 
-    preview_steps: int | None = None
-    denoises = False
     description = "A Transformer that draws an image value after value and"
+    unit = 'Bits per value ("bits per dimension")'
 
     def __init__(self, transformer: PixelTransformerModel, condition_encoder: ConditionEncoder | None):
         super().__init__()
         self.transformer, self.condition_encoder = transformer, condition_encoder
-
-    def set_progress(self, share: float) -> None:
-        """Be told before a step what share of the run is done; nothing depends on it here."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Bits per value of every image, ``(B,)`` float32."""
@@ -65,24 +59,6 @@ class RasterModel(nn.Module):
             runs.append(self.condition_encoder.blocks)
         return [block for run in runs for block in run]
 
-    # Measuring
-
-    def measured_at(self) -> list[float]:
-        """One number that stands for no level: there is no noise."""
-        return [0.0]
-
-    def measures(self, batch: Batch, normal: float) -> dict[str, torch.Tensor]:
-        """``loss (B,)``, bits per value, which no ``normal`` changes."""
-        return {"loss": self({**batch, "drop": torch.zeros_like(batch["drop"])})}
-
-    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
-        """None but zero, ``(B,)``."""
-        return torch.zeros_like(normal)
-
-    def noise_over_signal(self, normal: torch.Tensor) -> torch.Tensor:
-        """Likewise."""
-        return torch.zeros_like(normal)
-
     # What becomes of it
 
     def components(self, plain: bool = False) -> dict[str, nn.Module]:
@@ -94,19 +70,7 @@ class RasterModel(nn.Module):
         """A pipeline around the networks, which are shared with it."""
         return getattr(attndiff, name)(**self.components(), **others)
 
-    def add_adapter(self, rank: int) -> None:
-        """Refuse: adapters are added to denoising networks only."""
-        raise UserError("model.lora_rank goes together with no task.name raster: leave it out.")
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write none."""
-
     @property
     def size_multiple(self) -> int:
         """The side of its images, which it knows no others of."""
         return self.transformer.size_multiple
-
-    @property
-    def looks_at_words(self) -> bool:
-        """Its attention is not drawn."""
-        return False

@@ -53,6 +53,7 @@ def reason_against(config: TrainConfig) -> str | None:
     """Why a run cannot have a contrast, None if it can."""
     reasons = {
         "has a condition that is no text (condition.kind)": config.condition.kind != "text",
+        "reads no captions, but writes them (task.name)": config.task.name == "caption",
         "goes on from another model (model.init_from)": config.model.init_from is not None,
         "learns from a stream (data.stream), which gives an image only once": config.data.stream,
     }

@@ -115,6 +115,8 @@ def learn_task(config: TrainConfig, images: Rows) -> TaskSettings:
         raise UserError(f"objective.name {objective} does not learn task.name {task.name}; give one of {can}.")
     if task.head == "raster":
         check_values(config, images)
+    if task.makes == "captions":
+        check_writing(config)
     return settings.model_copy(update=task.learn(some_rows(images), settings))
 
 
@@ -125,6 +127,18 @@ def check_values(config: TrainConfig, images: Rows) -> None:
     depth = images.describe().get("bit_depth", 8)
     if depth != 8:
         raise UserError(f"task.name raster draws images of 8 bits a channel, and these have {depth}: convert them.")
+
+
+def check_writing(config: TrainConfig) -> None:
+    """Raise `UserError` unless the settings are those of something that writes."""
+    condition = config.condition
+    if condition.kind != "text":
+        raise UserError("task.name caption learns from captions: set condition.kind=text.")
+    if condition.pretrained or config.model.lora_rank or config.data.max_aspect:
+        raise UserError(
+            "task.name caption goes together with no condition.pretrained, model.lora_rank or data.max_aspect: leave "
+            "it out."
+        )
 
 
 def some_rows(images: Rows) -> Iterator[Row]:

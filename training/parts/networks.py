@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import AutoencoderKL
 
+from attndiff.diffusion.features import feature_channels
+from attndiff.diffusion.objectives import Objective
 from attndiff.errors import UserError
+from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.raster.model import PixelTransformerModel
@@ -21,8 +24,11 @@ from attndiff.training.parts.given import Given
 from attndiff.training.settings.networks import check_network_settings
 from attndiff.training.state.learned import Learned
 
-CLASSES = {"unet": AttentionUNet2DModel, "transformer": PixelTransformerModel}  # by their names in pipelines
-PATCHES = 16  # a side of what a Transformer draws: four times as many would cost as much more, and attention still more
+# By their names in pipelines.
+CLASSES = {"unet": AttentionUNet2DModel, "transformer": PixelTransformerModel, "text_decoder": TextDecoderModel}
+COMPONENTS = {"denoising": "unet", "raster": "transformer", "captioning": "text_decoder"}  # of heads
+PATCHES = 16  # a side of what a Transformer sees: four times as many would cost as much more, and attention still more
+Network = AttentionUNet2DModel | PixelTransformerModel | TextDecoderModel
 
 
 @dataclass
@@ -34,12 +40,14 @@ class Networks:
         encoder: Of the condition; None without one.
         network: What is told it.
         notes: What of an earlier model's weights could not be taken over, a sentence each.
+        denoiser: A frozen network whose features of an image are seen, and what it predicts.
     """
 
     conditioning: Conditioning
     encoder: ConditionEncoder | None
-    network: AttentionUNet2DModel | PixelTransformerModel
+    network: Network
     notes: list[str] = field(default_factory=list)
+    denoiser: tuple[AttentionUNet2DModel, Objective] | None = None
 
 
 def begin_grounded(encoder: ConditionEncoder, weights: dict[str, torch.Tensor]) -> None:
@@ -77,7 +85,7 @@ def make_networks(config: TrainConfig, learned: Learned, given: Given) -> Networ
     conditioning = given.conditioning or make_conditioning(config.condition, learned)
     make = _new if given.source is None else _from_earlier
     networks = make(config, conditioning, learned, given)
-    _check_size(config, networks.network, given.vae)
+    _check_size(config, size_multiple(networks), given.vae)
     if learned.encoder is not None:
         begin_grounded(networks.encoder, learned.encoder)
     return networks
@@ -85,14 +93,15 @@ def make_networks(config: TrainConfig, learned: Learned, given: Given) -> Networ
 
 def component_of(learned: Learned) -> str:
     """Name of the network in pipelines, presets and the section ``model``: a key of `CLASSES`."""
-    return {"denoising": "unet", "raster": "transformer"}[TASKS[learned.task["name"]].head]
+    return COMPONENTS[TASKS[learned.task["name"]].head]
 
 
 def _new(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
     name = component_of(learned)
-    encoder = _new_encoder(config, conditioning)
+    encoder = _image_encoder(config, learned, given) if is_seen(name) else _new_encoder(config, conditioning)
     settings = {**PRESETS[config.model.preset][name], **_fitting(name, config, learned, given)}
-    return Networks(conditioning, encoder, _make_network(name, {**settings, **getattr(config.model, name)}, encoder))
+    network = _make_network(name, {**settings, **getattr(config.model, name)}, encoder)
+    return Networks(conditioning, encoder, network, denoiser=given.denoiser)
 
 
 def _from_earlier(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
@@ -115,7 +124,7 @@ def _from_earlier(config: TrainConfig, conditioning: Conditioning, learned: Lear
     notes = load_matching(network, earlier.state_dict(), name)
     if encoder is not None and source.condition_encoder is not None:
         notes += load_matching(encoder, source.condition_encoder.state_dict(), "condition_encoder")
-    return Networks(conditioning, encoder, network, notes)
+    return Networks(conditioning, encoder, network, notes, given.denoiser)
 
 
 def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEncoder | None:
@@ -126,9 +135,23 @@ def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEn
     return _make(ConditionEncoder, settings, "model.encoder")
 
 
-def _make_network(
-    name: str, settings: dict, encoder: ConditionEncoder | None
-) -> AttentionUNet2DModel | PixelTransformerModel:
+def is_seen(name: str) -> bool:
+    """Whether a network of this name is told an image rather than a prompt."""
+    return name == "text_decoder"
+
+
+def _image_encoder(config: TrainConfig, learned: Learned, given: Given) -> ConditionEncoder:
+    """Of the image's patches, and of what a denoising network sees in it."""
+    streams = {
+        "image_channels": _channels(learned, None),
+        "image_patch_size": max(1, config.data.size // PATCHES),
+        "context_dim": None if given.denoiser is None else feature_channels(given.denoiser[0]),
+    }
+    settings = {**PRESETS[config.model.preset]["encoder"], **streams, **config.model.encoder}
+    return _make(ConditionEncoder, settings, "model.encoder")
+
+
+def _make_network(name: str, settings: dict, encoder: ConditionEncoder | None) -> Network:
     """The network, as wide at its condition as the encoder is."""
     hidden = None if encoder is None else encoder.config.hidden_size
     widths = ("cross_attention_dim", "pooled_dim") if name == "unet" else ("cross_attention_dim",)
@@ -145,14 +168,19 @@ def _make(cls: type, settings: dict, section: str):
 
 
 def _fitting(name: str, config: TrainConfig, learned: Learned, given: Given) -> dict[str, int]:
-    """Size and channels of what a network is made for."""
+    """Size and channels, or tokens, of what a network is made for."""
+    if is_seen(name):
+        return _channels_of(name, learned, given)
     side = config.data.size // (1 if given.vae is None else vae_factor(given.vae))
     patch = {"patch_size": max(1, side // PATCHES)} if name == "transformer" else {}
     return {"sample_size": side, **patch, **_channels_of(name, learned, given)}
 
 
 def _channels_of(name: str, learned: Learned, given: Given) -> dict[str, int]:
-    """Channels that go in, those that lie beside the noisy image among them, and that come out."""
+    """Channels that go in, those that lie beside the noisy image among them, and that come out; of texts, tokens."""
+    if is_seen(name):
+        tokenizer = learned.tokenizer if given.conditioning is None else given.conditioning.tokenizer
+        return {"vocab_size": len(tokenizer), "max_length": tokenizer.model_max_length}
     channels = _channels(learned, given.vae)
     if name == "transformer":
         return {"channels": channels}
@@ -165,10 +193,18 @@ def _channels(learned: Learned, vae: AutoencoderKL | None) -> int:
     return len(learned.data["channels"]) if vae is None else vae.config.latent_channels
 
 
-def _check_size(
-    config: TrainConfig, made: AttentionUNet2DModel | PixelTransformerModel, vae: AutoencoderKL | None
-) -> None:
-    size, multiple, factor = config.data.size, made.size_multiple, 1 if vae is None else vae_factor(vae)
+def size_multiple(networks: Networks) -> int:
+    """Of the sides of images: that of the network which they go into."""
+    encoder, seen_by = networks.encoder, networks.network
+    if networks.denoiser is not None:
+        seen_by = networks.denoiser[0]
+    elif isinstance(seen_by, TextDecoderModel):
+        return encoder.config.image_patch_size
+    return seen_by.size_multiple
+
+
+def _check_size(config: TrainConfig, multiple: int, vae: AutoencoderKL | None) -> None:
+    size, factor = config.data.size, 1 if vae is None else vae_factor(vae)
     if size % (multiple * factor):
         network = "this network" if vae is None else f"this network on this VAE ({multiple} latents of {factor} pixels)"
         raise UserError(f"data.size {size} must be a multiple of {multiple * factor} for {network}.")

@@ -7,6 +7,7 @@ import typer
 
 import attndiff
 from attndiff.apps.cli.bench import bench
+from attndiff.apps.cli.caption import caption
 from attndiff.apps.cli.demo import demo
 from attndiff.apps.cli.distill import distill
 from attndiff.apps.cli.doctor import doctor
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, sample, train, distill, evaluate, doctor, export, push, demo, bench):
+for command in (quickstart, sample, train, distill, caption, evaluate, doctor, export, push, demo, bench):
     app.command()(command)
 
 

@@ -13,13 +13,16 @@ def demo(
     from attndiff.errors import UserError
 
     try:
+        from attndiff.apps.captioning.page import build_writing
         from attndiff.apps.demo import build, serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise UserError('the demo needs gradio: pip install "attndiff[demo]".') from None
     from attndiff.apps.sample import open_model
+    from attndiff.tasks.registry import task_of
 
-    page = build(open_model(model), model)
+    pipeline = open_model(model)
+    page = (build_writing if task_of(pipeline).makes == "captions" else build)(pipeline, model)
     print(f"{serve(page, port)} (Ctrl-C ends it)", flush=True)
     page.block_thread()

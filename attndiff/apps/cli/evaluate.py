@@ -66,13 +66,15 @@ def evaluate(
     from attndiff.apps.evaluate import evaluate as measure
     from attndiff.apps.sample import Request, open_model
     from attndiff.metrics.reference import model_settings, open_reference
+    from attndiff.tasks.registry import task_of
     from attndiff.words import take_words
 
     Request([], steps, guidance, seed).check()
     pipeline = open_model(model)
     if pipeline.tokenizer is not None:
         take_words(pipeline.tokenizer)  # held-out captions have words of their own
-    settings = EvaluationSettings(*pipeline.own_defaults(steps, guidance), seed, by, within)
+    draws = task_of(pipeline).makes == "images"
+    settings = EvaluationSettings(*(pipeline.own_defaults(steps, guidance) if draws else (1, 1.0)), seed, by, within)
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")

@@ -56,12 +56,13 @@ def sample(
     check_choice("--precision", precision, ("fp32", "bf16"))
     if ground is not None:
         colour_of(ground, "--ground")
-    from attndiff.apps.sample import Request, open_model, sample_rows, save_attention, save_images, sheet
+    from attndiff.apps.sample import Request, check_draws, open_model, sample_rows, save_attention, save_images, sheet
     from attndiff.drawn import save_picture
 
     request = Request(prompts or [], steps, guidance, seed, count, height, width, attention_maps is not None)
     request.check()
     pipeline = open_model(model, precision)
+    check_draws(pipeline, model)
     if precision == "bf16" and (said := describe_slow_bfloat16(pipeline.device.type)):
         print(f"--precision bf16: {said}")
     rows = sample_rows(pipeline, request)

@@ -235,7 +235,7 @@ class Condition:
 
 # attndiff.nn.rope
 
-"""Axial rotary positions: each attention head rotates a part of its channels by row and a part by column.
+"""Positions: axial rotary ones, by which each attention head rotates a part of its channels, and waves over an image.
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
@@ -243,7 +243,9 @@ Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F 
 """
 
 
+
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
+WAVES = 8  # of `place_waves`
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -292,6 +294,22 @@ def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
     x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
+
+
+def place_waves(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Where in an image every place of a grid is, ``(height * width, WAVES)`` float32 in [-1, 1].
+
+    Cosines and sines of half a turn and of one over the rows, and likewise over the columns (arXiv 1706.03762, section
+    3.5, with the image for the longest wave): rotary positions tell tokens only how far they are from each other.
+    """
+    axes = []
+    for length in (height, width):
+        centre = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length
+        angles = math.pi * centre[:, None] * torch.tensor([1.0, 2.0], device=device)  # (length, 2)
+        axes.append(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (length, 4)
+    rows, columns = axes
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)
 
 
 # attndiff.nn.routing
@@ -997,7 +1015,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         super().__init__()
         self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
         self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
-        patch_dim = (image_channels or 0) * image_patch_size**2
+        patch_dim = (image_channels or 0) * image_patch_size**2 + WAVES
         self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
         self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
         self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
@@ -1103,7 +1121,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             )
         x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
         x = x.permute(0, 2, 3, 1, 4, 5)
-        return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]
+        grid, x = x.shape[1:3], x.flatten(3).flatten(1, 2)  # (B, rows * cols, channels * side * side)
+        places = place_waves(*grid, x.device).to(x.dtype).expand(len(x), -1, -1)
+        return self.patch_embedding(torch.cat([x, places], dim=-1).to(self.patch_embedding.weight.dtype)), grid
 
 
 # attndiff.diffusion.conditioned

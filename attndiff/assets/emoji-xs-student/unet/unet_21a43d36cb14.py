@@ -1,16 +1,19 @@
-"""ConditionEncoder, in one file that needs torch, diffusers and transformers only.
+"""AttentionUNet2DModel, in one file that needs torch, diffusers and transformers only.
 
 SPDX-License-Identifier: Apache-2.0
 """
 
+import math
 import torch
 import torch.nn.functional as F
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -18,12 +21,13 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils import logging
 from torch import nn
 
 
 # attndiff.nn.rope
 
-"""Axial rotary positions: each attention head rotates a part of its channels by row and a part by column.
+"""Positions: axial rotary ones, by which each attention head rotates a part of its channels, and waves over an image.
 
 RoFormer (arXiv 2104.09864, Eq. 34) applied per axis as in HDiT (arXiv 2401.11605, section 4.2).
 
@@ -31,7 +35,9 @@ Shapes: B batch, N kinds of sequence, L tokens, H heads, D channels per head, F 
 """
 
 
+
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
+WAVES = 8  # of `place_waves`
 
 
 def axial_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -80,6 +86,22 @@ def rotate(x: torch.Tensor, by: Rotation) -> torch.Tensor:
     x = x.unflatten(0, (-1, cos.shape[0]))  # (B, N, L, H, D)
     first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(0, 1)
+
+
+def place_waves(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Where in an image every place of a grid is, ``(height * width, WAVES)`` float32 in [-1, 1].
+
+    Cosines and sines of half a turn and of one over the rows, and likewise over the columns (arXiv 1706.03762, section
+    3.5, with the image for the longest wave): rotary positions tell tokens only how far they are from each other.
+    """
+    axes = []
+    for length in (height, width):
+        centre = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length
+        angles = math.pi * centre[:, None] * torch.tensor([1.0, 2.0], device=device)  # (length, 2)
+        axes.append(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (length, 4)
+    rows, columns = axes
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)
 
 
 # attndiff.nn.routing
@@ -688,207 +710,621 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
     return x.flatten(3, 4).flatten(1, 2)
 
 
-# attndiff.nn.encoder
+# attndiff.nn.kinds.window_attention
 
-"""The condition encoder: one Transformer that turns text, a class label or image patches into tokens for the U-Net.
+"""Attention inside windows, and in every other block on the dilated grids that join them (MaxViT, arXiv 2204.01697).
 
-Shapes: B batch, S condition tokens, T text tokens, C hidden channels.
+Shapes: B batch, H rows, W columns, C channels, N windows of an image, L pixels of a window, F rotated pairs.
 """
 
 
 
 
+def window_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows, then dilated grids, of about ``window`` pixels a side; ``max_tokens`` does not matter."""
+    return [Windows(height, width, window, dilated) for dilated in (False, True)]
+
+
+class Windows(Arrangement):
+    """Neighbouring pixels, or with ``dilated`` every n-th pixel of the n windows of an axis (MaxViT, Fig. 3).
+
+    Where windows do not divide the image, it is padded at both ends, so that every window is at least half full and no
+    dilated grid has more than one row and one column of padding.
+
+    Args:
+        height: H.
+        width: W.
+        at_most: Side of a window, or a little less, by `window_side`.
+        dilated: Take pixels as far from each other as there are windows.
+    """
+
+    kind = "window"
+
+    def __init__(self, height: int, width: int, at_most: int, dilated: bool):
+        self.height, self.width, self.dilated = height, width, dilated
+        self.window = rows, cols = window_side(height, at_most), window_side(width, at_most)
+        self.counts = down, across = -(-height // rows), -(-width // cols)
+        self.sequences, self.length = down * across, rows * cols
+        self.padded_size = down * rows, across * cols
+        self.top, self.left = (down * rows - height) // 2, (across * cols - width) // 2
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether windows do not divide the image."""
+        return self.padded_size != (self.height, self.width)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B * N, L, C)``."""
+        if self.is_padded:
+            bottom, right = (self.padded_size[0] - self.height - self.top, self.padded_size[1] - self.width - self.left)
+            x = F.pad(x, (0, 0, self.left, right, self.top, bottom))
+        return split_windows(x, self.window, self.dilated)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B * N, L, C)`` to ``(B, H, W, C)``."""
+        x = join_windows(x, self.padded_size, self.window, self.dilated)
+        return x[:, self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(N, L, F)``, those of the whole image's grid."""
+        angles = axial_angles(self.height, self.width, head_dim, device)
+        return self.split(angles.unflatten(0, (1, self.height, self.width)))
+
+    def pixels(self, device: torch.device) -> torch.Tensor | None:
+        """``(N, L)`` bool, false for padding; None without any."""
+        if not self.is_padded:
+            return None
+        ones = torch.ones(1, self.height, self.width, 1, dtype=torch.uint8, device=device)
+        return self.split(ones)[..., 0].bool()
+
+
+def window_side(side: int, at_most: int) -> int:
+    """Side of the windows along ``side`` pixels.
+
+    The largest divisor of ``side`` that is no greater than ``at_most``, if it is at least half of that: no padding.
+    Else that of the fewest windows that cover ``side``, as small as they may be, so that little is padded.
+    """
+    divisor = next(d for d in range(min(side, at_most), 0, -1) if side % d == 0)
+    if divisor > 1 and 2 * divisor >= at_most:
+        return divisor
+    count = -(-side // at_most)
+    return -(-side // count)
+
+
+def split_windows(x: torch.Tensor, window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """``(B, H, W, C)`` to ``(B * windows, rows * columns, C)``; rows and columns divide H and W."""
+    rows, cols = window
+    if dilated:
+        x = x.unflatten(2, (cols, -1)).unflatten(1, (rows, -1))  # (B, rows, nh, cols, nw, C)
+        x = x.permute(0, 2, 4, 1, 3, 5)
+    else:
+        x = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows))  # (B, nh, rows, nw, cols, C)
+        x = x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(0, 2)
+
+
+def join_windows(x: torch.Tensor, size: tuple[int, int], window: tuple[int, int], dilated: bool) -> torch.Tensor:
+    """The inverse of ``split_windows``: back to ``(B, H, W, C)``."""
+    (height, width), (rows, cols) = size, window
+    x = x.unflatten(1, (rows, cols)).unflatten(0, (-1, height // rows, width // cols))  # (B, nh, nw, rows, cols, C)
+    x = x.permute(0, 3, 1, 4, 2, 5) if dilated else x.permute(0, 1, 3, 2, 4, 5)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+# attndiff.nn.kinds.coarse_window_attention
+
+"""Attention at two scales in one softmax: inside windows, and from every pixel to a coarse grid of the whole image.
+
+Shapes: B batch, H rows, W columns, C channels, M cells of the coarse grid, F rotated pairs.
+"""
+
+
+
+MOST_CELLS = 8  # a side
+
+
+def coarse_window_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows, then dilated grids, as `window_arrangements` has them, each with the coarse grid beside it."""
+    return [CoarseWindows(height, width, window, dilated) for dilated in (False, True)]
+
+
+class CoarseWindows(Windows):
+    """`Windows` whose pixels attend to the means of all cells of the image too.
+
+    Args:
+        height: H.
+        width: W.
+        at_most: Side of a window, or a little less, by `window_side`.
+        dilated: Take pixels as far from each other as there are windows.
+    """
+
+    kind = "window_coarse"
+
+    def __init__(self, height: int, width: int, at_most: int, dilated: bool):
+        super().__init__(height, width, at_most, dilated)
+        self.cell = rows, cols = cell_side(height), cell_side(width)
+        self.shared_length = -(-height // rows) * -(-width // cols)
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B, M, C)``, the mean of each cell, row by row; cells at the end may be smaller."""
+        cells = F.avg_pool2d(x.permute(0, 3, 1, 2), self.cell, ceil_mode=True, count_include_pad=False)
+        return cells.flatten(2).transpose(1, 2)
+
+    def shared_angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(1, M, F)``, those of the centres of the cells: angles grow evenly, so that their mean is the centre's."""
+        angles = axial_angles(self.height, self.width, head_dim, device)
+        return self.shared(angles.unflatten(0, (1, self.height, self.width)))
+
+
+def cell_side(side: int) -> int:
+    """Pixels of a cell along ``side`` pixels: two at least, or the grid would repeat the pixels."""
+    return min(side, max(2, -(-side // MOST_CELLS)))
+
+
+# attndiff.nn.kinds.global_attention
+
+"""Attention of every pixel to every other, as long as there are not too many.
+
+Shapes: B batch, H rows, W columns, C channels, F rotated pairs.
+"""
+
+
+
+logger = logging.get_logger(__name__)
+
+
+def global_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """The whole image, or beyond ``max_tokens`` pixels windows of about ``window`` a side, with a warning."""
+    if height * width <= max_tokens:
+        return [WholeImage(height, width)]
+    windows = window_arrangements(height, width, window, max_tokens)
+    if not torch.compiler.is_compiling():
+        rows, columns = windows[0].window
+        logger.warning_once(
+            f"A level made for {max_tokens} tokens of global attention got {height * width} and attends in windows of "
+            f"{rows} x {columns}; structure across the image may suffer."
+        )
+    return windows
+
+
+class WholeImage(Arrangement):
+    """All pixels as one sequence, row by row."""
+
+    kind = "global"
+    sequences = 1
+
+    def __init__(self, height: int, width: int):
+        self.height, self.width, self.length = height, width, height * width
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C)`` to ``(B, H * W, C)``."""
+        return x.flatten(1, 2)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, H * W, C)`` to ``(B, H, W, C)``."""
+        return x.unflatten(1, (self.height, self.width))
+
+    def angles(self, head_dim: int, device: torch.device) -> torch.Tensor:
+        """``(1, H * W, F)``."""
+        return axial_angles(self.height, self.width, head_dim, device)[None]
+
+
+# attndiff.nn.kinds.routed_attention
+
+"""Attention of every window to the few whole windows that fit it best (BiFormer, arXiv 2303.08810)."""
+
+
+ROUTES = 2
+
+
+def routed_arrangements(height: int, width: int, window: int, max_tokens: int) -> list[Arrangement]:
+    """Windows of about ``window`` pixels a side, in every block; ``max_tokens`` does not matter."""
+    return [RoutedWindows(height, width, window)]
+
+
+class RoutedWindows(Windows):
+    """`Windows` that attend to `ROUTES` windows of their image, which may or may not be they themselves.
+
+    Args:
+        height: H, rows of the image.
+        width: W, its columns.
+        at_most: Side of a window, or a little less, by `window_side`.
+    """
+
+    kind = "routed"
+
+    def __init__(self, height: int, width: int, at_most: int):
+        super().__init__(height, width, at_most, dilated=False)
+        self.routes = min(ROUTES, self.sequences)
+
+
+# attndiff.nn.level
+
+"""A level of the network, and the kinds of self-attention that it may have."""
+
+
+
+# Gives the arrangements that the blocks of a level take in turn, for a height, a width, and a level's ``window`` and
+# ``max_tokens``; None where pixels do not attend to each other.
+AttentionKind = Callable[[int, int, int, int], list[Arrangement]]
+ATTENTION_KINDS: dict[str, AttentionKind | None] = {
+    "none": None,
+    "window": window_arrangements,
+    "window_coarse": coarse_window_arrangements,
+    "routed": routed_arrangements,
+    "global": global_arrangements,
+}
+SIDES = ("encoder", "decoder")
+
 
 @dataclass
-class ConditionOutput(BaseOutput):
-    """What the U-Net attends to.
+class Level:
+    """One resolution of the network; ``levels`` is a list of these, highest resolution first.
 
     Args:
-        tokens: ``(B, S, C)``.
-        mask: ``(B, S)`` bool, true for tokens that count.
-        pooled: ``(B, C)``, the mean of the tokens that count.
+        width: Channels; a multiple of ``head_dim`` where the level attends.
+        depth: Blocks on the way down, and as many on the way up; the last level has them once.
+        attention: Kind of self-attention, a key of `ATTENTION_KINDS`: ``"none"``; ``"window"``, in windows and in every
+            other block in the dilated grids that join them; ``"window_coarse"``, the same with a coarse grid of the
+            whole image, 8 x 8 at most, in the same softmax; ``"routed"``, of every window to the two windows that fit
+            it best; ``"global"``, of every pixel to every other.
+        cross_attention: Whether the pixels attend to the condition tokens. A level with neither kind of attention is
+            made of convolution blocks, any other of transformer blocks.
+        max_tokens: Pixels up to which ``"global"`` attention is global; larger images attend in windows, with a
+            warning.
+        window: Side of an attention window in pixels of this level; where it does not divide the image, windows are a
+            little smaller, down to half.
+        gated: Every pixel sets how much of what each head of self-attention gives it counts, from none to twice.
+        noise_temperature: The noise level, and what is pooled of the condition, set how sharply each head of
+            self-attention looks.
+        attention_side: Which of its blocks have self-attention: those on the way down, ``"encoder"``, on the way up,
+            ``"decoder"``, or ``"both"``. The others are as with ``attention`` ``"none"``. The last level has no sides.
+
+    Raises:
+        ValueError: If the kind or the side is unknown, the level has no channels, or a setting of self-attention is
+            given to a level that has none.
     """
 
-    tokens: torch.Tensor
-    # None is never seen: offloading hooks rebuild an output as type(output)(dict), which asks for defaults.
-    mask: torch.Tensor | None = None
-    pooled: torch.Tensor | None = None
+    width: int
+    depth: int = 2
+    attention: str = "none"
+    cross_attention: bool = False
+    max_tokens: int = 1024
+    window: int = 8
+    gated: bool = False
+    noise_temperature: bool = False
+    attention_side: str = "both"
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION_KINDS:
+            *names, last = map(repr, ATTENTION_KINDS)
+            raise ValueError(f"levels: attention must be {', '.join(names)} or {last}, not {self.attention!r}.")
+        if self.width < 1 or self.depth < 0:
+            raise ValueError(f"levels: width {self.width} and depth {self.depth} must be positive.")
+        if self.attention_side not in ("both", *SIDES):
+            raise ValueError(
+                f"levels: attention_side must be 'both', 'encoder' or 'decoder', not {self.attention_side!r}."
+            )
+        if not self.self_attention and (self.gated or self.noise_temperature or self.attention_side != "both"):
+            raise ValueError(
+                "levels: gated, noise_temperature and attention_side are of self-attention, and attention is "
+                f"{self.attention!r}: choose a kind of attention, or leave them out."
+            )
+
+    @property
+    def self_attention(self) -> bool:
+        """Whether pixels attend to each other."""
+        return ATTENTION_KINDS[self.attention] is not None
+
+    @property
+    def attends(self) -> bool:
+        """Whether pixels attend to anything, which makes its blocks transformer blocks."""
+        return self.self_attention or self.cross_attention
+
+    def on(self, side: str) -> "Level":
+        """What its blocks on one of the `SIDES` are made of."""
+        if self.attention_side in ("both", side):
+            return self
+        return replace(self, attention="none", gated=False, noise_temperature=False, attention_side="both")
+
+    def arrangements(self, height: int, width: int) -> list[Arrangement]:
+        """The arrangements that the blocks of a level with self-attention take in turn, at one size in its pixels."""
+        return ATTENTION_KINDS[self.attention](height, width, self.window, self.max_tokens)
 
 
-def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean ``(B, C)`` of the tokens ``(B, S, C)`` that count by ``mask (B, S)``."""
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * weights).sum(1) / weights.sum(1)
+# attndiff.nn.unet
+
+"""The network: an hourglass of convolution blocks where resolution is high and transformer blocks where it is low.
+
+Shapes: B batch, C channels, H rows, W columns, S condition tokens. Images enter and leave as ``(B, C, H, W)``.
+"""
 
 
-class EncoderBlock(nn.Module):
-    """Pre-norm self-attention and gated feed-forward over condition tokens."""
 
-    def __init__(self, dim: int, head_dim: int, dropout: float = 0.0):
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class AttentionUNet2DOutput(BaseOutput):
+    """``sample (B, out_channels, H, W)``: the network's prediction."""
+
+    sample: torch.Tensor
+
+
+@dataclass
+class Stage:
+    """A run of blocks at one resolution.
+
+    Args:
+        name: Of its list of blocks in the network, such as ``"down_blocks.0"``.
+        level: Its level; 0 has the highest resolution.
+        spec: What the level is made of on its side of the network.
+        blocks: Its blocks.
+    """
+
+    name: str
+    level: int
+    spec: Level
+    blocks: nn.ModuleList
+
+    def named_blocks(self) -> list[tuple[str, nn.Module]]:
+        """Blocks by the names that they have in the network, such as ``"down_blocks.0.1"``."""
+        return [(f"{self.name}.{i}", block) for i, block in enumerate(self.blocks)]
+
+
+@dataclass
+class BlockInputs:
+    """What blocks take beside the pixels in one call of the network.
+
+    Args:
+        scales: ``(B, scale_size)`` by name of the block.
+        keys: Keys and values of the condition, 2 x ``(B, S, heads, head_dim)``, by name of the block.
+        mask: Of the condition, ``(B, 1, 1, S)`` additive.
+        sequences: By level, what its blocks take in turn; nothing without self-attention.
+    """
+
+    scales: dict[str, torch.Tensor]
+    keys: dict[str, KeyValue]
+    mask: torch.Tensor | None
+    sequences: list[list[Sequences]]
+
+
+class NoiseEmbedding(nn.Module):
+    """Sines and cosines of the noise coordinate, then a linear layer (arXiv 2006.09011, technique 2)."""
+
+    def __init__(self, dim: int, n_freqs: int = 64):
         super().__init__()
-        self.norm_attn = nn.LayerNorm(dim, bias=False)
-        self.attn = Attention(dim, head_dim, dropout=dropout)
-        self.norm_ff = nn.LayerNorm(dim, bias=False)
-        self.ff = FeedForward(dim, dropout)
+        self.n_freqs = n_freqs
+        self.proj = nn.Linear(2 * n_freqs, dim)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        x = x + self.attn(self.norm_attn(x), attention_mask=mask, rotation=rotation)
-        return x + self.ff(self.norm_ff(x))
+    def forward(self, noise_level: torch.Tensor) -> torch.Tensor:
+        # From a quarter turn to 32 turns over the range of +-1.7 that ln(sigma) / 4 covers.
+        octaves = torch.linspace(-2.0, 4.0, self.n_freqs, device=noise_level.device, dtype=torch.float32)
+        angles = math.pi * noise_level.float()[:, None] * octaves.exp2()  # (B, n_freqs)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.proj(waves.to(self.proj.weight.dtype))
 
 
-class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
-    """Transformer encoder over up to four streams of condition tokens, each with its own embedding and learned null.
+class AttentionUNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+    """Denoising U-Net with self- and cross-attention at several scales; the architecture is the list ``levels``.
 
-    Of images, for one:
-
-    >>> encoder = ConditionEncoder(hidden_size=32, num_layers=1, head_dim=16, image_channels=3, image_patch_size=4)
-    >>> told = encoder(pixel_values=torch.rand(2, 3, 16, 16) * 2 - 1)
-    >>> told.tokens.shape, told.mask.shape, told.pooled.shape
-    (torch.Size([2, 16, 32]), torch.Size([2, 16]), torch.Size([2, 32]))
-
-    Streams that are configured but not given count as dropped: their learned null token stands for them.
+    It predicts what its objective defines from a noisy image, one continuous noise coordinate and condition tokens.
+    It knows nothing of schedulers: `attndiff.diffusion.objectives` scales its input and interprets its output.
 
     Args:
-        hidden_size: Channels of the tokens.
-        num_layers: Transformer blocks.
+        sample_size: Side of the training images in pixels; other sizes work where the levels divide them.
+        in_channels: Channels of the input, spatially aligned conditions included.
+        out_channels: Channels of the prediction.
+        patch_size: Pixels per side that the stem folds into channels.
+        levels: Dicts with the fields of `Level`, highest resolution first.
         head_dim: Channels per attention head; a multiple of 8.
-        vocab_size: Size of the tokenizer's vocabulary, or None without text.
-        max_length: Text tokens at most.
-        num_classes: Number of classes, or None without labels.
-        image_channels: Channels of a condition image, or None without one.
-        image_patch_size: Side of its square patches in pixels.
-        context_dim: Channels of a frozen pretrained encoder's hidden states, or None without one.
+        embedding_dim: Channels of the noise (and pooled condition) embedding.
+        cross_attention_dim: Channels of the condition tokens, or None without any.
+        pooled_dim: Channels of the pooled condition, or None without one.
         dropout: Dropout probability inside blocks.
-        grounded: Whether it has learned words from images before a network learned to draw by it, which would make it
-            forget them in minutes: training leaves such an encoder as it is, unless told otherwise.
+        seamless: Convolutions wrap around the borders, for tileable textures.
+
+    Raises:
+        ValueError: If a width does not fit ``head_dim``, or a level is none (see `Level`).
     """
 
-    _no_split_modules = ["EncoderBlock"]
-    _repeated_blocks = ["EncoderBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "embedding"]
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ConvBlock", "TransformerBlock"]
+    _repeated_blocks = ["ConvBlock", "TransformerBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "stem", "head", "embedding", "modulation"]
 
     @register_to_config
     def __init__(
         self,
-        hidden_size: int = 192,
-        num_layers: int = 3,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch_size: int = 2,
+        levels: list[dict] | None = None,
         head_dim: int = 32,
-        vocab_size: int | None = None,
-        max_length: int = 24,
-        num_classes: int | None = None,
-        image_channels: int | None = None,
-        image_patch_size: int = 4,
-        context_dim: int | None = None,
+        embedding_dim: int = 256,
+        cross_attention_dim: int | None = None,
+        pooled_dim: int | None = None,
         dropout: float = 0.0,
-        grounded: bool = False,
+        seamless: bool = False,
     ):
         super().__init__()
-        self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
-        self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
-        patch_dim = (image_channels or 0) * image_patch_size**2
-        self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
-        self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
-        self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
-        for table in (self.text_embedding, self.class_embedding):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
-        self.blocks = nn.ModuleList(EncoderBlock(hidden_size, head_dim, dropout) for _ in range(num_layers))
-        self.norm_out = nn.LayerNorm(hidden_size, bias=False)
+        specs = [Level(**level) for level in levels or [{"width": 64}, {"width": 128, "attention": "global"}]]
+        if specs[-1].attention_side != "both":
+            raise ValueError("levels: the last one is neither encoder nor decoder; leave out its attention_side.")
+        self.level_specs = specs
+        widths = [spec.width for spec in specs]
+        self.stem = Conv3x3(in_channels * patch_size**2, widths[0], seamless=seamless)
+        self.noise_embedding = NoiseEmbedding(embedding_dim)
+        self.pooled_embedding = nn.Linear(pooled_dim, embedding_dim, bias=False) if pooled_dim else None
+
+        def stage(spec: Level) -> nn.ModuleList:
+            return nn.ModuleList(self._block(spec) for _ in range(spec.depth))
+
+        self.down_blocks = nn.ModuleList(stage(spec.on("encoder")) for spec in specs[:-1])
+        self.downsamplers = nn.ModuleList(Downsample(a, b) for a, b in zip(widths, widths[1:]))
+        self.mid_block = stage(specs[-1])
+        self.upsamplers = nn.ModuleList(Upsample(b, a) for a, b in zip(widths, widths[1:]))
+        self.up_blocks = nn.ModuleList(stage(spec.on("decoder")) for spec in specs[:-1])
+        self.norm_out = nn.LayerNorm(widths[0], bias=False)
+        self.head = Conv3x3(widths[0], out_channels * patch_size**2, seamless=seamless)
+        nn.init.zeros_(self.head.weight)
+
+        # One matmul makes the scales of all blocks, in the order of execution.
+        self.scale_sizes = {name: block.scale_size for stage in self.stages() for name, block in stage.named_blocks()}
+        self.modulation = nn.Linear(embedding_dim, sum(self.scale_sizes.values()))
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.gradient_checkpointing = False
+
+    def _block(self, spec: Level) -> nn.Module:
+        config = self.config
+        if not spec.attends:
+            return ConvBlock(spec.width, config.dropout, config.seamless)
+        context = config.cross_attention_dim if spec.cross_attention else None
+        return TransformerBlock(
+            spec.width,
+            config.head_dim,
+            spec.self_attention,
+            context,
+            config.dropout,
+            spec.gated,
+            spec.noise_temperature,
+        )
+
+    def stages(self) -> list[Stage]:
+        """Every run of blocks, in the order of execution."""
+        specs = self.level_specs
+        last = len(specs) - 1
+        down, up = (
+            [Stage(f"{name}.{i}", i, specs[i].on(side), blocks) for i, blocks in enumerate(self.get_submodule(name))]
+            for name, side in zip(("down_blocks", "up_blocks"), SIDES)
+        )
+        return [*down, Stage("mid_block", last, specs[last], self.mid_block), *reversed(up)]
+
+    def cross_attending(self) -> dict[str, int]:
+        """Names of the blocks that attend to the condition, and the level of each, in the order of execution."""
+        return {
+            name: stage.level
+            for stage in self.stages()
+            if stage.spec.cross_attention and self.config.cross_attention_dim
+            for name, _ in stage.named_blocks()
+        }
+
+    def grid_size(self, level: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that a level has of an image of ``height`` and ``width``."""
+        stride = self.config.patch_size * 2**level
+        return height // stride, width // stride
 
     @property
-    def streams(self) -> list[str]:
-        """Names of the configured streams, in the order of their tokens."""
-        modules = {
-            "text": self.text_embedding,
-            "class": self.class_embedding,
-            "image": self.patch_embedding,
-            "context": self.context_embedding,
-        }
-        return [name for name, module in modules.items() if module is not None]
+    def size_multiple(self) -> int:
+        """Heights and widths must be multiples of this many pixels."""
+        return self.config.patch_size * 2 ** (len(self.level_specs) - 1)
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        class_labels: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        context: torch.Tensor | None = None,
-        context_mask: torch.Tensor | None = None,
-        drop: torch.Tensor | None = None,
-        batch_size: int | None = None,
+        sample: torch.Tensor | None,
+        noise_level: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        pooled_projections: torch.Tensor | None = None,
+        condition_cache: list[KeyValue] | None = None,
+        return_condition_cache: bool = False,
         return_dict: bool = True,
-    ) -> ConditionOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode a batch of conditions.
+    ) -> AttentionUNet2DOutput | tuple[torch.Tensor] | list[KeyValue]:
+        """Predict from a noisy image.
 
         Args:
-            input_ids: Text tokens ``(B, T)``, int64.
-            attention_mask: ``(B, T)``, nonzero for tokens that count.
-            class_labels: ``(B,)``, int64 in ``[0, num_classes)``.
-            pixel_values: Condition images ``(B, image_channels, H, W)`` in [-1, 1].
-            context: Hidden states of a pretrained encoder ``(B, S, context_dim)``.
-            context_mask: ``(B, S)``, nonzero for states that count.
-            drop: ``(B,)`` bool, true where the condition is replaced by the learned null (classifier-free guidance,
-                arXiv 2207.12598).
-            batch_size: Number of rows where no stream is given at all, to get the null condition.
-            return_dict: Return `ConditionOutput` rather than a tuple.
+            sample: ``(B, in_channels, H, W)``, about unit variance; H and W multiples of `size_multiple`.
+            noise_level: ``(B,)`` or scalar, the noise coordinate ``ln(sigma) / 4``, sigma = noise over signal.
+            encoder_hidden_states: Condition tokens ``(B, S, cross_attention_dim)``.
+            encoder_attention_mask: ``(B, S)`` bool, true for tokens that count.
+            pooled_projections: Pooled condition ``(B, pooled_dim)``.
+            condition_cache: What an earlier call with ``return_condition_cache`` gave for these tokens, used instead
+                of them: keys and values never depend on the noise level.
+            return_condition_cache: Only compute that cache from ``encoder_hidden_states`` and return it. It is a mode
+                of ``forward`` because offloading hooks wrap nothing else.
+            return_dict: Return `AttentionUNet2DOutput` rather than a tuple.
 
         Raises:
-            ValueError: If a stream is given that the encoder was not configured for.
+            ValueError: If the size is not a multiple of `size_multiple`, or the cache is of another network.
         """
-        given = {
-            "text": (input_ids, attention_mask),
-            "class": (class_labels, None),
-            "image": (pixel_values, None),
-            "context": (context, context_mask),
-        }
-        for name, (content, _) in given.items():
-            if content is not None and name not in self.streams:
-                raise ValueError(f"this model has no {name} condition; it was made with: {', '.join(self.streams)}.")
-        batch = next((c.shape[0] for c, _ in given.values() if c is not None), batch_size)
-        parts = [self._stream(i, name, *given[name], drop, batch) for i, name in enumerate(self.streams)]
-        tokens, mask, angles = (torch.cat(column, dim=1) for column in zip(*parts))
-
-        additive, rotation = additive_mask(mask, tokens.dtype), cos_sin(angles)
-        for block in self.blocks:
-            tokens = block(tokens, additive, rotation)
-        tokens = self.norm_out(tokens)
-        pooled = pool_tokens(tokens, mask)
-        return ConditionOutput(tokens, mask, pooled) if return_dict else (tokens, mask, pooled)
-
-    def _stream(self, index, name, content, mask, drop, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings ``(B, S, C)``, mask ``(B, S)`` and rotary angles ``(B, S, F)`` of one stream, nulls put in."""
-        null = self.null_embedding[index]
-        head_dim, device = self.config.head_dim, null.device
-        if content is None:
-            content = null.expand(batch, 1, -1)
-            return content, torch.ones(batch, 1, dtype=torch.bool, device=device), self._angles(batch, 1)
-        if name == "text":
-            tokens, angles = self.text_embedding(content), None
-        elif name == "class":
-            tokens, angles = self.class_embedding(content)[:, None], None
-        elif name == "image":
-            tokens, (rows, cols) = self._patches(content)
-            angles = axial_angles(rows, cols, head_dim, device).expand(batch, -1, -1)
-        else:
-            tokens, angles = self.context_embedding(content.to(self.context_embedding.weight.dtype)), None
-        length = tokens.shape[1]
-        mask = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.bool()
-        if drop is not None:
-            first = torch.arange(length, device=device) == 0
-            tokens = torch.where(drop[:, None, None], null.to(tokens.dtype), tokens)
-            mask = torch.where(drop[:, None], first, mask)
-        return tokens, mask, self._angles(batch, length) if angles is None else angles
-
-    def _angles(self, batch: int, length: int) -> torch.Tensor:
-        return sequence_angles(length, self.config.head_dim, self.null_embedding.device).expand(batch, -1, -1)
-
-    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Patch embeddings ``(B, rows * cols, C)`` of images ``(B, channels, H, W)``, and the grid's size."""
-        side = self.config.image_patch_size
-        if pixels.shape[-2] % side or pixels.shape[-1] % side:
+        if return_condition_cache:
+            return self._condition_cache(encoder_hidden_states)
+        height, width = sample.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
             raise ValueError(
-                f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}."
+                f"height {height} and width {width} must be multiples of {self.size_multiple} for this network."
             )
-        x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
-        x = x.permute(0, 2, 3, 1, 4, 5)
-        return self.patch_embedding(x.flatten(3).flatten(1, 2).to(self.patch_embedding.weight.dtype)), x.shape[1:3]
+        if condition_cache is None and encoder_hidden_states is not None:
+            condition_cache = self._condition_cache(encoder_hidden_states)
+        x = self.stem(space_to_depth(sample.permute(0, 2, 3, 1), self.config.patch_size))  # (B, H, W, C)
+        inputs = BlockInputs(
+            scales=self._scales(noise_level, pooled_projections, sample.shape[0]),
+            keys={} if condition_cache is None else self._keys(condition_cache),
+            mask=None if encoder_attention_mask is None else additive_mask(encoder_attention_mask, sample.dtype),
+            sequences=[self._sequences(level, height, width, x) for level in range(len(self.level_specs))],
+        )
+        stages, last = self.stages(), len(self.down_blocks)
+        skips = []
+        for stage, down in zip(stages[:last], self.downsamplers):
+            x = self._run(stage, x, inputs)
+            skips.append(x)
+            x = down(x)
+        x = self._run(stages[last], x, inputs)
+        for stage in stages[last + 1 :]:
+            x = self.upsamplers[stage.level](x, skips.pop())
+            x = self._run(stage, x, inputs)
+        x = depth_to_space(self.head(self.norm_out(x)), self.config.patch_size).permute(0, 3, 1, 2)
+        return AttentionUNet2DOutput(sample=x) if return_dict else (x,)
+
+    def _condition_cache(self, tokens: torch.Tensor) -> list[KeyValue]:
+        """Keys and values, 2 x ``(B, S, heads, head_dim)``, of the `cross_attending` blocks."""
+        tokens = tokens.to(self.dtype)
+        return [self.get_submodule(name).cross_attn.key_value(tokens) for name in self.cross_attending()]
+
+    def _keys(self, cache: list[KeyValue]) -> dict[str, KeyValue]:
+        """The same by name of the block."""
+        names = self.cross_attending()
+        if len(cache) != len(names):
+            raise ValueError(
+                f"condition_cache has {len(cache)} entries for {len(names)} blocks with cross-attention: pass what "
+                "this network gave with return_condition_cache."
+            )
+        return dict(zip(names, cache))
+
+    def _scales(self, noise_level: torch.Tensor, pooled: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
+        """Each block's modulation ``(B, scale_size)`` by its name.
+
+        Args:
+            noise_level: ``(B,)``, ``(1,)`` or scalar.
+            pooled: ``(B, pooled_dim)`` or None.
+            batch: B.
+        """
+        emb = self.noise_embedding(noise_level.reshape(-1).expand(batch))  # (B, embedding_dim)
+        if self.pooled_embedding is not None and pooled is not None:
+            emb = emb + self.pooled_embedding(pooled.to(self.pooled_embedding.weight.dtype))
+        scales = self.modulation(F.silu(emb)).split(list(self.scale_sizes.values()), dim=-1)
+        return dict(zip(self.scale_sizes, scales))
+
+    def _sequences(self, level: int, height: int, width: int, like: torch.Tensor) -> list[Sequences]:
+        """What the blocks of a level take in turn at an image's size, for as many images as ``like (B, H, W, C)``."""
+        spec = self.level_specs[level]
+        if not spec.self_attention or not spec.depth:
+            return []
+        arrangements = spec.arrangements(*self.grid_size(level, height, width))
+        return [make_sequences(arrangement, len(like), self.config.head_dim, like) for arrangement in arrangements]
+
+    def _run(self, stage: Stage, x: torch.Tensor, inputs: BlockInputs) -> torch.Tensor:
+        """Apply the blocks of a stage to ``x (B, H, W, C)``, H and W of its level."""
+        in_turn = inputs.sequences[stage.level] or [None]
+        for i, (name, block) in enumerate(stage.named_blocks()):
+            attention = (in_turn[i % len(in_turn)], inputs.keys.get(name), inputs.mask) if stage.spec.attends else ()
+            x = self._call(block, x, inputs.scales[name], *attention)
+        return x
+
+    def _call(self, block: nn.Module, *args) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)

@@ -1,0 +1,1 @@
+"""How well captions say what the real ones do."""

@@ -1,0 +1,110 @@
+"""What a model writes of held-out images, beside what could be said without looking, and by looking less.
+
+Shapes: N images, C channels, H rows, W columns; values in [-1, 1].
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from attndiff.data.columns import CAPTION
+from attndiff.data.rows import Rows
+from attndiff.data.subset import Subset, spread_over
+from attndiff.errors import UserError
+from attndiff.metrics.captions.texts import agreement_of_texts, copied_share, distinct_share
+from attndiff.metrics.neighbours import nearest_images
+from attndiff.tasks.task import as_given
+
+POOL = 5000  # training images at most among which nearest ones are looked for
+COMPARED = 32  # pixels a side at which they are compared
+BATCH = 64
+NEAREST = "the caption of the nearest of {} training images"
+
+
+def captions_of(rows: Rows) -> list[list[str]]:
+    """All captions of every image."""
+    return [row[CAPTION.name] for row in rows]
+
+
+def write_all(pipeline, images: Subset, alpha: bool, search: dict | None = None) -> list[str]:
+    """A caption of every image.
+
+    Args:
+        pipeline: An `AttnDiffCaptionPipeline`.
+        images: In its size and channels.
+        alpha: Whether their colour is multiplied by alpha.
+        search: Further arguments of the call.
+
+    Raises:
+        UserError: If these are wrong.
+    """
+    try:
+        return pipeline(as_given(images.tensor(), alpha), **(search or {})).captions
+    except ValueError as error:  # how a pipeline refuses arguments
+        raise UserError(str(error)) from None
+
+
+def commonest_caption(train: Rows) -> str:
+    """The training caption that most images have, the first of them by the alphabet: said without looking."""
+    counts = Counter(caption for captions in captions_of(train) for caption in captions)
+    most = max(counts.values())
+    return min(caption for caption, count in counts.items() if count == most)
+
+
+def captions_of_nearest(test: Subset, pool: Subset) -> list[str]:
+    """For every image the caption of the training image that is nearest to it in its pixels."""
+    samples, reference = (_small(images.tensor()) for images in (test, pool))
+    nearest = nearest_images(samples, reference)[0][:, 0].tolist()
+    return [pool[i][CAPTION.name][0] for i in nearest]
+
+
+def _small(images: torch.Tensor) -> torch.Tensor:
+    """``(N, C, H, W)`` at `COMPARED` pixels a side at most."""
+    size = [min(COMPARED, side) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="area")
+
+
+def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: int) -> dict[str, dict]:
+    """Measures by name.
+
+    Each has ``value``; ``floor``, what the captions of nearest training images reach; ``controls`` with what the
+    commonest caption reaches for all, and what the captions do once they are dealt out to other images; of images
+    with several captions, ``human``, what the first reaches by the others.
+
+    Args:
+        written: One caption an image.
+        test: The images.
+        train: Those that were trained on.
+        seed: Of the dealing out.
+    """
+    real, n = captions_of(test), len(written)
+    pool = spread_over(train, min(POOL, len(train)))
+    others = np.random.default_rng(seed).permutation(n)
+    ways = {
+        "value": agreement_of_texts(written, real),
+        "floor": agreement_of_texts(captions_of_nearest(test, pool), real),
+        "commonest_caption": agreement_of_texts([commonest_caption(train)] * n, real),
+        "shuffled_images": agreement_of_texts([written[i] for i in others], real),
+    }
+    human = {}
+    if all(len(captions) > 1 for captions in real):
+        human = agreement_of_texts([captions[0] for captions in real], [captions[1:] for captions in real])
+    how = NEAREST.format(len(pool))
+    report = {}
+    for name, value in ways["value"].items():
+        controls = {way: ways[way][name] for way in ("commonest_caption", "shuffled_images")}
+        entry = {"value": value, "floor": ways["floor"][name], "floor_of": "nearest image's", "n": n}
+        entry |= {"extractor": how, "controls": controls}
+        report[name] = {**entry, "human": human[name]} if human else entry
+    known = [caption for captions in captions_of(train) for caption in captions]
+    firsts = [captions[0] for captions in real]
+    report["distinct_captions"] = _share(distinct_share(written), distinct_share(firsts), n)
+    report["copied_captions"] = _share(copied_share(written, known), copied_share(firsts, known), n)
+    return report
+
+
+def _share(value: float, real: float, n: int) -> dict:
+    return {"value": value, "floor": real, "n": n, "extractor": "the real captions"}

@@ -1,0 +1,93 @@
+"""What captions of sprites say, and how frames are divided."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sprite_attributes import agreement, said_by
+from sprite_frames import FIXED, OF_TRAINING, SIDE, divide, frames_of
+
+CAPTION = "an olive orc man with green bunches hair, a beard, white cape, plate armour, red pants and brown shoes {}"
+
+
+def test_a_caption_is_read_column_by_column():
+    said = said_by(CAPTION.format("walks with a great bow towards us"))
+    assert said == {
+        "skin_colour": "olive",
+        "kind": "orc man",
+        "hair_colour": "green",
+        "hair_style": "bunches",
+        "facial": "a beard",
+        "cape": "white cape",
+        "torso": "plate armour",
+        "legs": "red pants",
+        "feet": "brown shoes",
+        "weapon": "great bow",
+        "action": "walk",
+        "direction": "down",
+    }
+    assert said_by("a skeleton with blue robe and metal boots casts a spell to the left") == {
+        "kind": "skeleton",
+        "torso": "blue robe",
+        "feet": "metal boots",
+        "action": "cast",
+        "direction": "left",
+    }
+    assert said_by("") == {} and said_by("walks") == {"action": "walk"}
+
+
+def test_what_is_hidden_and_said_rightly_counts_neither_way():
+    real = "a pale man with red shirt, red pants and black shoes walks away from us"
+    shown = {"skin_colour", "kind", "torso", "legs"}
+    whole = agreement([real], [real], [shown])["all"]
+    assert (whole.right, whole.said, whole.visible, whole.f1) == (4, 4, 4, 1.0)
+    wrong = "a pale man with red shirt, red pants and metal boots walks away from us"
+    assert agreement([wrong], [real], [shown])["all"].f1 == pytest.approx(8 / 9)  # boots that are not there
+    half = "a dark man with red shirt and black shoes walks away from us"
+    found = agreement([half], [real], [shown])
+    assert (found["all"].right, found["all"].said, found["all"].visible) == (2, 3, 4)
+    assert (found["torso"].f1, found["legs"].f1, found["skin_colour"].f1) == (1.0, 0.0, 0.0)
+    assert "action" not in found
+
+
+def clip(character: int, hair: str | None, torso: str, shown: list[int]) -> dict:
+    """A clip whose frame n has n for its grey, and the parts that are shown in it."""
+    frames, parts = np.zeros((SIDE, 8 * SIDE), np.uint8), np.zeros((SIDE, 8 * SIDE), np.uint8)
+    for n in range(8):
+        frames[:, n * SIDE : (n + 1) * SIDE] = n
+    parts[0, FIXED * SIDE : FIXED * SIDE + len(shown)] = shown
+    files = [io.BytesIO(), io.BytesIO()]
+    for array, file in zip((frames, parts), files, strict=True):
+        Image.fromarray(array).save(file, "PNG")
+    columns = dict.fromkeys(("facial", "legs", "feet", "head", "cape", "weapon", "hair_style"))
+    known = {"skin_colour": "pale", "kind": "man", "torso": torso, "hair_colour": hair, "frames": 8}
+    said = {"clip_id": f"{character}", "caption": "x", "action": "walk", "direction": "up", "licence": "", "author": ""}
+    return {
+        "character_id": character,
+        "strip": files[0].getvalue(),
+        "parts": files[1].getvalue(),
+        **columns,
+        **known,
+        **said,
+    }
+
+
+def test_a_frame_says_what_it_shows():
+    (row,) = frames_of([clip(0, "red", "white shirt", [1, 3])], train=False)
+    assert set(row["visible"].split()) == {"skin_colour", "kind", "hair_colour"}
+    image = Image.open(io.BytesIO(row["image"]["bytes"]))
+    assert image.size == (SIDE, SIDE) and image.getpixel((0, 0))[0] == FIXED == row["frame"]
+    assert len(list(frames_of([clip(0, "red", "white shirt", [1])], train=True))) == OF_TRAINING
+
+
+def test_withheld_pairs_and_tested_characters_are_not_trained_on():
+    colours, torsos = "abcdef", "uvwxyz"
+    clips = [clip(i, colours[i % 6], torsos[i // 6 % 6], [1]) for i in range(216)]
+    parts = divide(clips)
+    pair = {(c["hair_colour"], c["torso"]) for c in parts["test"] if c["held_out"] == "pair"}
+    assert len(pair) == 12 and not pair & {(c["hair_colour"], c["torso"]) for c in parts["train"]}
+    tested = {c["character_id"] for c in parts["test"]}
+    assert not tested & {c["character_id"] for c in parts["train"]}
+    assert sum(c["held_out"] == "character" for c in parts["test"]) == 60
+    assert len(parts["train"]) + len(parts["test"]) == len(clips)
