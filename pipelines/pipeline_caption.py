@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attndiff.alpha import is_premultiplied, premultiplied
 from attndiff.condition import Condition
-from attndiff.diffusion.features import image_streams
+from attndiff.diffusion.features import features_grid, image_streams
 from attndiff.diffusion.objectives import make_objective
 from attndiff.folder.self_contained import SelfContainedPipeline
 from attndiff.lens.words_seen import words_seen
@@ -194,7 +194,7 @@ class AttnDiffCaptionPipeline(SelfContainedPipeline):
         height, width = images.shape[-2:]
         side = self.condition_encoder.config.image_patch_size
         patches = [(height // side, width // side)] if "image" in self.condition_encoder.streams else []
-        return patches if self.unet is None else [*patches, self.unet.grid_size(0, height, width)]
+        return patches if self.unet is None else [*patches, features_grid(self.unet, height, width)]
 
     def _write(self, start: torch.Tensor, seen: Condition, search: dict[str, Any]) -> torch.Tensor:
         """Tokens of a caption of each image, ``(B, L)`` int64, padded at the end."""

@@ -84,7 +84,7 @@ def evaluate(
     n = reference.count(n)
     _check_columns(pipeline, reference, settings, n)
     if task_of(pipeline).makes == "captions":
-        return evaluate_captions(pipeline, reference, settings.seed, n, pictures)
+        return evaluate_captions(pipeline, reference, settings.seed, n, pictures, settings.by)
     if task_of(pipeline).measure is not None:
         return _restoration(pipeline, reference, settings, n, pictures)
     prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
@@ -203,7 +203,8 @@ def _check_columns(pipeline, reference: Reference, settings: EvaluationSettings,
         if name is None:
             continue
         reference.check_column(name, argument)
-        if not prompt.is_given or task_of(pipeline).measure is not None:
+        writes = task_of(pipeline).makes == "captions" and argument == "--by"
+        if not prompt.is_given or (task_of(pipeline).measure is not None and not writes):
             raise UserError(
                 f"{argument} {name}: what it divides is measured of models that draw captions or classes; leave it out."
             )

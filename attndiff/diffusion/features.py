@@ -1,6 +1,6 @@
 """What a denoising network sees in an image: the outputs of its decoder at little noise (arXiv 2112.03126).
 
-Shapes: B images, C channels, H and W of an image, h and w of the network's finest level, N = h * w places, F features.
+Shapes: B images, C channels, H and W of an image, h and w of a level, N = h * w places, F features.
 """
 
 import math
@@ -27,9 +27,14 @@ def feature_channels(unet: AttentionUNet2DModel) -> int:
     return sum(stage.spec.width for stage in decoder_stages(unet))
 
 
+def features_grid(unet: AttentionUNet2DModel, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the features of an image: those of the finest level but one, a quarter as many tokens."""
+    return unet.grid_size(min(1, len(unet.level_specs) - 1), height, width)
+
+
 @torch.no_grad()
 def decoder_features(unet: AttentionUNet2DModel, objective: Objective, images: torch.Tensor) -> torch.Tensor:
-    """Features of images, ``(B, N, F)``: those of all levels, normalised over channels, enlarged to the finest, joined.
+    """Features of images, ``(B, N, F)``: of all levels, normalised over channels, on the grid of `features_grid`.
 
     Args:
         unet: The network, told no condition.
@@ -46,9 +51,9 @@ def decoder_features(unet: AttentionUNet2DModel, objective: Objective, images: t
     finally:
         for handle in handles:
             handle.remove()
-    size = seen[stages[-1].name].shape[1:3]
+    size = features_grid(unet, *images.shape[-2:])
     each = [F.layer_norm(one.float(), one.shape[-1:]).permute(0, 3, 1, 2) for one in seen.values()]  # (B, F, h, w)
-    return torch.cat([F.interpolate(one, size=size) for one in each], dim=1).flatten(2).transpose(1, 2)
+    return torch.cat([F.interpolate(one, size=size, mode="area") for one in each], dim=1).flatten(2).transpose(1, 2)
 
 
 def _keep(seen: dict[str, torch.Tensor], name: str, block: nn.Module, args: tuple, output: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.metrics.captions.cider import cider_d
 from attndiff.metrics.captions.measure import measure_captions
-from attndiff.metrics.captions.texts import agreement_of_texts, as_words, copied_share, distinct_share
+from attndiff.metrics.captions.texts import agreement_of_texts, as_words, copied_share, distinct_share, parts_f1
 
 WORDS = ["cat", "dog", "red", "blue", "sits", "runs", "on", "the", "a", "mat", "hat"]
 
@@ -44,7 +44,7 @@ def test_a_caption_that_is_the_real_one_has_the_highest_score_of_runs_that_are_t
     texts = [captions[0] for captions in real]
     assert cider_d([as_words(text) for text in texts], as_all_words(real)) == pytest.approx([10.0] * 3)
     scores = agreement_of_texts(texts, real)
-    assert scores == pytest.approx({"cider_d": 10.0, "bleu_4": 1.0, "rouge_l": 1.0, "exact": 1.0})
+    assert scores == pytest.approx({"cider_d": 10.0, "bleu_4": 1.0, "rouge_l": 1.0, "parts": 1.0, "exact": 1.0})
 
 
 def test_rare_words_count_more_and_other_lengths_less():
@@ -63,6 +63,7 @@ def test_nothing_written_scores_nothing():
         "cider_d": 0.0,
         "bleu_4": 0.0,
         "rouge_l": 0.0,
+        "parts": 0.0,
         "exact": 0.0,
     }
 
@@ -78,6 +79,12 @@ def test_scores_are_those_of_the_reference_implementation():
     assert ours == pytest.approx(list(each)) and agreement_of_texts(written, real)["cider_d"] == pytest.approx(total)
     four = bleu.Bleu(4).compute_score(*theirs, verbose=0)[0][3]
     assert agreement_of_texts(written, real)["bleu_4"] == pytest.approx(four, rel=1e-4)
+
+
+def test_parts_stand_between_commas():
+    assert parts_f1("Star, mdi filled", ["heart, mdi  filled"]) == 0.5
+    assert parts_f1("star", ["star, mdi filled", "heart"]) == pytest.approx(2 / 3)
+    assert parts_f1("a, a, a", ["a"]) == 1.0 and parts_f1("", [""]) == 0.0
 
 
 def test_shares_are_of_words():

@@ -218,7 +218,7 @@ def test_features_alone_can_be_seen(denoiser, tmp_path):
     pipe = attndiff.load(tmp_path / "run/pipeline")
     assert pipe.condition_encoder.streams == ["context"]
     output = pipe(drawing("red", "on the left"), output_attention_maps=True)
-    assert output.attention_maps[0].shape[1:] == (8, 8)  # the network's finest level
+    assert output.attention_maps[0].shape[1:] == (4, 4)  # the network's finest level but one
 
 
 @pytest.mark.parametrize(
@@ -298,11 +298,13 @@ def test_what_draws_is_told_from_what_writes(run):
 
 def test_it_is_measured_beside_what_needs_no_looking(run, tmp_path):
     squares = run.parent / "squares"
-    asked = ["--data", squares, "caption_column=text", "--n", 30, "--json", tmp_path / "found.json"]
+    asked = ["--data", squares, "caption_column=text", "--n", 30, "--json", tmp_path / "found.json", "--by", "text"]
     assert command("evaluate", run / "pipeline", *asked, "--pictures", tmp_path / "pictures").code == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["exact"]["value"] > 0.8 and found["cider_d"]["value"] > 5
     assert found["exact"]["controls"]["shuffled_images"] < 0.4
     assert found["exact"]["controls"]["commonest_caption"] < 0.4
     assert found["copied_captions"]["value"] > 0.8
+    of_kinds = [entry for name, entry in found.items() if name.startswith("exact_of_a ")]
+    assert sum(entry["n"] for entry in of_kinds) == 30
     assert (tmp_path / "pictures/captions.png").is_file()

@@ -20,8 +20,9 @@ def agreement_of_texts(captions: Sequence[str], real: Sequence[Sequence[str]]) -
     """Scores by name, of all captions together.
 
     ``cider_d`` in [0, 10], see `cider_d`; ``bleu_4`` in [0, 1], of the corpus, runs of up to four words (Papineni et
-    al., ACL 2002); ``rouge_l`` in [0, 1], the F1 of the longest common sequence of words (Lin, 2004), the best over an
-    image's captions; ``exact``, the share of captions with all words of a real one in its order.
+    al., ACL 2002). The others in [0, 1], the best over an image's captions: ``rouge_l``, the F1 of the longest common
+    sequence of words (Lin, 2004); ``parts``, that of what stands between commas, such as a thing and its style;
+    ``exact``, the share of captions with all words of a real one in its order.
 
     Args:
         captions: One an image.
@@ -35,8 +36,20 @@ def agreement_of_texts(captions: Sequence[str], real: Sequence[Sequence[str]]) -
         "cider_d": sum(cider_d(ours, theirs)) / len(ours),
         "bleu_4": float(bleu_score(one, several, n_gram=4)),
         "rouge_l": float(rouge),
+        "parts": sum(map(parts_f1, captions, real)) / len(one),
         "exact": sum(text in each for text, each in zip(one, several, strict=True)) / len(one),
     }
+
+
+def parts_f1(caption: str, real: Sequence[str]) -> float:
+    """F1 in [0, 1] of what stands between commas in a caption, the best over the real ones."""
+    ours = _parts(caption)
+    return max(2 * len(ours & theirs) / max(1, len(ours) + len(theirs)) for theirs in map(_parts, real))
+
+
+def _parts(caption: str) -> set[str]:
+    """What stands between commas, as words."""
+    return {" ".join(words) for part in caption.split(",") if (words := as_words(part))}
 
 
 def distinct_share(captions: Sequence[str]) -> float:
