@@ -35,6 +35,7 @@ from of_words.measure import judge_once, measure
 from of_words.report import TODAY, write_report
 from of_words.vectors import save_word_vectors
 
+from attndiff.device import cpu_is_faster_in_bfloat16
 from attndiff.nn.presets import PRESETS
 from attndiff.training.build import Parts, build, build_without_data
 from attndiff.training.config import TrainConfig, load_config
@@ -130,7 +131,9 @@ def contrast(trial: Trial, config: TrainConfig, parts: Parts, steps: int) -> Non
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     left_out = config.condition.word_dropout or 0.0
     place = encoder, parts.images, parts.conditioning, config.optim, config.seed
-    towers = GroundingLoop(*place, left_out=left_out).run(max(1, round(steps * arm.minutes / GROUND_MINUTES)))
+    towers = GroundingLoop(*place, half=cpu_is_faster_in_bfloat16(), left_out=left_out).run(
+        max(1, round(steps * arm.minutes / GROUND_MINUTES))
+    )
     if not arm.grounded:
         encoder.load_state_dict(before)
     if arm.frozen:
@@ -151,7 +154,8 @@ def contrast_steps(make: Callable, trial: Trial) -> int:
     """Steps of a contrast that take `GROUND_MINUTES` of one thread."""
     torch.set_num_threads(1)
     config, parts = make(trial, None)
-    loop = GroundingLoop(parts.model.condition_encoder, parts.images, parts.conditioning, config.optim, 0)
+    place = parts.model.condition_encoder, parts.images, parts.conditioning, config.optim, 0
+    loop = GroundingLoop(*place, half=cpu_is_faster_in_bfloat16())
     times = []
     for _ in range(12):
         start = time.process_time()

@@ -111,7 +111,7 @@ class GroundingLoop:
         optim: OptimConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        half: bool = True,
+        half: bool = False,
         left_out: float = 0.0,
     ):
         self.images, self.conditioning, self.seed = images, conditioning, seed

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from attndiff.data.columns import CAPTION
 from attndiff.data.rows import Rows
 from attndiff.data.subset import Subset
+from attndiff.device import cpu_is_faster_in_bfloat16
 from attndiff.metrics.denoising.caption_gain import gain_of, told_errors
 from attndiff.metrics.denoising.told import tells
 from attndiff.metrics.retrieval import (
@@ -87,7 +88,7 @@ def measure(config: TrainConfig, parts: Parts, work: Path) -> dict:
     parts.model.eval()
     pipeline, rows = make_pipeline(parts), chosen_rows(parts)
     found = {}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_is_faster_in_bfloat16()):
         for kind, some in rows.items():
             errors = told_errors(tells(pipeline), parts.model.objective, some, parts.conditioning.prompt, "style")[""]
             found[f"gain_{kind}"] = entry(gain_of(errors))
