@@ -227,7 +227,7 @@ class LatentSet(Rows):
 
     def mirror(self, row: Row, name: str) -> Any:
         """Of the mirrored image, the latents that it has."""
-        return self._view(row.index, 1) if name == IMAGE.name else row[name]
+        return self._view(row.index, 1) if name == IMAGE.name else super().mirror(row, name)
 
     def by_shape(self) -> dict[Shape, np.ndarray]:
         return {self.shape[1:]: np.arange(len(self))}

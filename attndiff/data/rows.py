@@ -8,6 +8,7 @@ import numpy as np
 
 from attndiff.data.columns import Column
 from attndiff.data.geometry import Shape, mirrored
+from attndiff.data.sides import of_mirrored
 
 
 class Rows(ABC):
@@ -69,7 +70,10 @@ class Rows(ABC):
 
     def mirror(self, row: "Row", name: str) -> Any:
         """The value of a column in the mirrored row."""
-        return mirrored(row[name]) if self.column(name).is_planar else row[name]
+        column = self.column(name)
+        if column.kind == "text":
+            return [of_mirrored(text) for text in row[name]]
+        return mirrored(row[name]) if column.is_planar else row[name]
 
 
 class Row(Mapping):
