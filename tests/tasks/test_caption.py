@@ -212,6 +212,16 @@ def test_a_denoising_network_is_looked_through_and_goes_along(denoiser, tmp_path
     assert attndiff.load(tmp_path / "more/pipeline").unet is not None
 
 
+def test_what_draws_does_not_begin_as_what_writes(denoiser, tmp_path):
+    """Although the latter has a network that denoises."""
+    train(tmp_path / "run", **CAPTION, model__features=str(denoiser), optim__steps=1)
+    begun = {"preset": "tiny", "init_from": str(tmp_path / "run/pipeline")}
+    with pytest.raises(UserError, match=r"is of another kind than task\.name generate trains"):
+        build(make_config(settings("x", model__=begun)))
+    refused = command("distill", tmp_path / "run/pipeline", "--data", "emoji32", "--out", tmp_path / "fast")
+    assert refused.code == 2 and "takes no noise away" in refused.err
+
+
 def test_features_alone_can_be_seen(denoiser, tmp_path):
     alone = {"image_channels": None}
     train(tmp_path / "run", **CAPTION, model__features=str(denoiser), model__encoder=alone, optim__steps=1)
@@ -227,7 +237,7 @@ def test_features_alone_can_be_seen(denoiser, tmp_path):
         ({"condition__kind": "none"}, "task.name caption learns from captions: set condition.kind=text"),
         ({"condition__": {"kind": "text", "grounding_steps": 5}}, "this run reads no captions, but writes them"),
         ({"model__features": "emoji-xs-missing"}, "no such folder"),
-        ({"model__init_from": "emoji-xs"}, "is of another kind .*: it has no text_decoder"),
+        ({"model__init_from": "emoji-xs"}, "is of another kind .*: what is gone on with is a text_decoder"),
         ({"model__text_decoder": {"hiden_size": 3}}, "unknown key model.text_decoder.hiden_size; did you mean hidden"),
         ({"data__": {**FOOD, "size": 17}, "model__encoder": {"image_patch_size": 2}}, "must be a multiple of 2"),
         ({"data__": {**FOOD, "size": 16, "max_aspect": 4.0}}, "goes together with no condition.pretrained"),

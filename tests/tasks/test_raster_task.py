@@ -63,6 +63,13 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(run, tmp_path):
     assert losses(rest) == losses(run)[3:] and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
+    earlier = {"model__": {"preset": "tiny", "init_from": str(run / "pipeline")}}
+    parts = build(make_config(settings(tmp_path / "more", **RASTER, **earlier)))
+    theirs = attndiff.load(run / "pipeline").transformer.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in parts.model.transformer.state_dict().items())
+
+
 def test_every_door_gives_the_same_images(run, pipeline, tmp_path):
     given = {"prompt": PROMPTS, "guidance_scale": 2.0}
     ours = pipeline(**given, generator=seeds(2), output_type="np").images
@@ -174,7 +181,10 @@ def test_likelihood_is_that_of_the_head(run, pipeline):
             "goes together with no data.max_aspect or model.lora_rank",
         ),
         ({"data__": {**FOOD, "stream": True, "validation": None}}, "goes together with no model.vae, distill or"),
-        ({"model__init_from": "emoji-xs"}, "model.init_from emoji-xs is of another kind .*: it has no transformer"),
+        (
+            {"model__init_from": "emoji-xs"},
+            "model.init_from emoji-xs is of another kind .*: what is gone on with is a transformer",
+        ),
         ({"model__transformer": {"hiden_size": 3}}, "unknown key model.transformer.hiden_size; did you mean hidden"),
         ({"model__transformer": {"patch_size": 3}}, "model.transformer: patches of 3 do not divide images of 16"),
     ],

@@ -49,7 +49,7 @@ def open_given(config: TrainConfig) -> Given:
             f"model.init_from {config.model.init_from} is of an earlier version, whose colour was not multiplied by "
             "alpha, as that of images is now: train anew from random weights."
         )
-    if config.distill and source.config.student:
+    if config.distill and source.config.get("student"):
         raise UserError(f"model.init_from {config.model.init_from} is a student already; distil its teacher.")
     words = take_words(source.tokenizer) if source is not None and source.tokenizer is not None else set()
     denoiser = open_denoiser(config, source)

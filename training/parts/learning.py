@@ -159,7 +159,7 @@ def learn_objective(config: TrainConfig, given: Given, images: Rows, task: dict)
     Raises:
         UserError: If the settings are no objective's.
     """
-    earlier = (given.source.config.objective if given.source is not None else None) or {}
+    earlier = (given.source.config.get("objective") if given.source is not None else None) or {}
     settings = {**earlier, **config.objective.model_dump()}
     if settings.get("sigma_data") is None:
         settings["sigma_data"] = standard_deviation(images, task)

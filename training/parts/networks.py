@@ -16,7 +16,7 @@ from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
-from attndiff.tasks.registry import TASKS
+from attndiff.tasks.registry import TASKS, task_of
 from attndiff.training.conditioning import Conditioning, make_conditioning
 from attndiff.training.config import OptimConfig, TrainConfig
 from attndiff.training.latents import vae_factor
@@ -107,12 +107,12 @@ def _new(config: TrainConfig, conditioning: Conditioning, learned: Learned, give
 def _from_earlier(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
     """Start from the weights of an earlier model; what does not fit its shapes starts anew and is listed."""
     source, name = given.source, component_of(learned)
-    earlier = getattr(source, name, None)
-    if earlier is None:
+    if COMPONENTS[task_of(source).head] != name:
         raise UserError(
             f"model.init_from {config.model.init_from} is of another kind than task.name {learned.task['name']} "
-            f"trains: it has no {name}."
+            f"trains: what is gone on with is a {name}."
         )
+    earlier = getattr(source, name)
     settings = {k: v for k, v in earlier.config.items() if not k.startswith("_")}
     settings |= {**_channels_of(name, learned, given), **getattr(config.model, name)}
     if conditioning.tokenizer is not None and conditioning.tokenizer is source.tokenizer:

@@ -39,10 +39,13 @@ def distill(
     began = time.perf_counter()
     from attndiff.apps.sample import open_model
     from attndiff.errors import UserError
+    from attndiff.tasks.registry import task_of
 
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of them.")
     teacher = open_model(model)
+    if task_of(teacher).head != "denoising":
+        raise UserError(f"{model} takes no noise away, and few-step students are made of what does.")
     if teacher.config.student:
         raise UserError(f"{model} is a few-step student already; distil the model it was made of.")
     if guidance is None:
