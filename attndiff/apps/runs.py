@@ -58,11 +58,17 @@ def summary(trainer: Trainer, folder: Path) -> list[str]:
     """Where the result of a run is, and the next command to type."""
     last = read_log(trainer.out / "log.jsonl")[1][-1]
     best = best_weights(last)
-    prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
-    command = ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]
     return [
         f"pipeline folder: {folder}",
         f"best weights:    {best}, held-out loss {last[best]['loss']:.4f} at step {last['step']}",
         f"loss curve:      {trainer.out / 'loss_curve.png'}",
-        f"next:            {shlex.join(command)}",
+        f"next:            {shlex.join(next_command(trainer, folder))}",
     ]
+
+
+def next_command(trainer: Trainer, folder: Path) -> list[str]:
+    """What a model is tried with."""
+    if trainer.parts.task.makes == "captions":
+        return ["attndiff", "caption", str(folder), "FOLDER"]
+    prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
+    return ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]

@@ -12,7 +12,8 @@ import torch
 from commands import attndiff as command
 from doors import HELPER
 from PIL import Image
-from runs import FOOD, cut, losses, settings, train, weights
+from places import ROOT
+from runs import FOOD, TORCHRUN, close, cut, losses, settings, train, weights
 
 import attndiff
 from attndiff.errors import UserError
@@ -96,6 +97,29 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tmp_path):
     ours, theirs = weights(rest), weights(tmp_path / "whole")
     assert losses(rest) == losses(tmp_path / "whole")[3:]
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_other_micro_batches_change_nothing(tmp_path):
+    train(tmp_path / "whole", **CAPTION)
+    train(tmp_path / "parts", **CAPTION, optim__micro_batch=2)
+    assert close(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_two_processes_train_as_one(tmp_path):
+    train(tmp_path / "one", **CAPTION, optim__steps=3)
+    (tmp_path / "two.yaml").write_text(json.dumps(settings(tmp_path / "two", **CAPTION, optim__steps=3)))
+    script = [ROOT / "training/train.py", tmp_path / "two.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*TORCHRUN, *script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert close(tmp_path / "two", tmp_path / "one")
+
+
+def test_the_next_command_is_the_one_that_writes(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(settings(tmp_path / "run", **CAPTION, optim__steps=1)))
+    done = command("train", config.rename(tmp_path / "config.yaml"))
+    assert done.code == 0 and f"attndiff caption {tmp_path / 'run/pipeline'} FOLDER" in done.out, done.err
 
 
 def test_memory_can_be_saved(tmp_path):
@@ -241,6 +265,7 @@ def test_features_alone_can_be_seen(denoiser, tmp_path):
         ({"model__text_decoder": {"hiden_size": 3}}, "unknown key model.text_decoder.hiden_size; did you mean hidden"),
         ({"data__": {**FOOD, "size": 17}, "model__encoder": {"image_patch_size": 2}}, "must be a multiple of 2"),
         ({"data__": {**FOOD, "size": 16, "max_aspect": 4.0}}, "goes together with no condition.pretrained"),
+        ({"log__evaluate_every": 3}, "measures samples, and task.name caption draws none"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_sentence(changes, sentence):

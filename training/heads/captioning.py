@@ -56,7 +56,9 @@ class CaptioningModel(HeadWithoutNoise):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Nats per token of every caption, ``(B,)`` float32; of smoothed labels while training."""
         ids, counting = without_padding(batch["input_ids"], batch["attention_mask"].bool())
-        seen = Condition.encoded(self.condition_encoder, **self.seen_in(batch["images"]))
+        # No image is left out, but the learned null takes part: DistributedDataParallel waits for every gradient.
+        all_there = torch.zeros_like(batch["drop"])
+        seen = Condition.encoded(self.condition_encoder, **self.seen_in(batch["images"]), drop=all_there)
         logits = self.text_decoder(ids, encoder_hidden_states=seen.tokens, encoder_attention_mask=seen.mask).logits
         targets = following(ids, counting, self.end)
         smoothing = SMOOTHING if self.training else 0.0

@@ -139,6 +139,8 @@ def check_writing(config: TrainConfig) -> None:
             "task.name caption goes together with no condition.pretrained, model.lora_rank or data.max_aspect: leave "
             "it out."
         )
+    if config.log.evaluate_every:
+        raise UserError("log.evaluate_every measures samples, and task.name caption draws none: leave it out.")
 
 
 def some_rows(images: Rows) -> Iterator[Row]:
