@@ -81,8 +81,13 @@ def test_a_run_goes_on_from_the_checkpoint_of_any_step(tmp_path):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
-def test_dropout_inside_the_network_and_accumulation_resume_bit_identical(tmp_path):
-    changes = {"model__unet": {"dropout": 0.3}, "optim__micro_batch": 4, "log__validate_every": 6}
+@pytest.mark.parametrize(
+    ("section", "dropped"),
+    [("model__unet", "dropout"), ("model__encoder", "dropout"), ("model__encoder", "token_dropout")],
+)
+def test_dropout_inside_the_networks_and_accumulation_resume_bit_identical(tmp_path, section, dropped):
+    changes = {section: {dropped: 0.3}, "optim__micro_batch": 4, "log__validate_every": 6}
+    changes |= {"condition__grounding_steps": 0}  # which would have the encoder stay as it is, without dropout
     train(tmp_path / "whole", **changes)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
@@ -93,7 +98,7 @@ def test_dropout_inside_the_network_and_accumulation_resume_bit_identical(tmp_pa
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     mine, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    train(tmp_path / "none", **changes | {"model__unet": {"dropout": 0.0}})
+    train(tmp_path / "none", **changes | {section: {dropped: 0.0}})
     assert losses(tmp_path / "none")[1:] != losses(tmp_path / "whole")[1:]
 
 

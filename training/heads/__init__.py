@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from attndiff.training.batches import Batch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+def draws_dropout(module: nn.Module) -> bool:
+    """Whether a training pass of a module drops anything at random."""
+    return any(isinstance(part, _DropoutNd) and part.p > 0 for part in module.modules())
 
 
 class Head(Protocol):

@@ -16,6 +16,7 @@ from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.batches import Batch
+from attndiff.training.heads import draws_dropout
 from attndiff.training.heads.without_noise import HeadWithoutNoise
 
 SMOOTHING = 0.1  # of labels (arXiv 1512.00567, section 7), while training
@@ -73,9 +74,8 @@ class CaptioningModel(HeadWithoutNoise):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the network drops activations."""
-        decoder, encoder = self.text_decoder.config, self.condition_encoder.config
-        return bool(decoder.dropout or decoder.token_dropout or encoder.dropout)
+        """Whether decoder or encoder drop activations."""
+        return draws_dropout(self)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Compute the decoder's activations again in the backward pass, or keep them."""

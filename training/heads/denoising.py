@@ -19,6 +19,7 @@ from attndiff.diffusion.paths import LOG_RATIO_LIMIT
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.training.batches import Batch
+from attndiff.training.heads import draws_dropout
 
 LEVELS = 8  # at which it is measured
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]  # layers that an adapter is added to
@@ -77,8 +78,8 @@ class DenoisingModel(nn.Module):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the network drops activations."""
-        return bool(self.unet.config.dropout)
+        """Whether network or encoder drop activations."""
+        return draws_dropout(self)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Compute the network's activations again in the backward pass, or keep them."""

@@ -11,6 +11,7 @@ import attndiff
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.training.batches import Batch
+from attndiff.training.heads import draws_dropout
 from attndiff.training.heads.denoising import condition_of
 from attndiff.training.heads.without_noise import HeadWithoutNoise
 
@@ -43,8 +44,8 @@ class RasterModel(HeadWithoutNoise):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the network drops activations."""
-        return bool(self.transformer.config.dropout)
+        """Whether network or encoder drop activations."""
+        return draws_dropout(self)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Compute the network's activations again in the backward pass, or keep them."""

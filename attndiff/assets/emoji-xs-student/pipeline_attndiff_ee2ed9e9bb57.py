@@ -989,6 +989,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         image_patch_size: Side of its square patches in pixels.
         context_dim: Channels of a frozen pretrained encoder's hidden states, or None without one.
         dropout: Dropout probability inside blocks.
+        token_dropout: Probability of a whole token to be left out of what is encoded (of patches, arXiv 2208.07220).
         grounded: Whether it has learned words from images before a network learned to draw by it, which would make it
             forget them in minutes: training leaves such an encoder as it is, unless told otherwise.
     """
@@ -1010,6 +1011,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         image_patch_size: int = 4,
         context_dim: int | None = None,
         dropout: float = 0.0,
+        token_dropout: float = 0.0,
         grounded: bool = False,
     ):
         super().__init__()
@@ -1018,6 +1020,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         patch_dim = (image_channels or 0) * image_patch_size**2 + WAVES
         self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
         self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
+        self.drop_tokens = nn.Dropout1d(token_dropout)
         self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
         for table in (self.text_embedding, self.class_embedding):
             if table is not None:
@@ -1101,7 +1104,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             angles = axial_angles(rows, cols, head_dim, device).expand(batch, -1, -1)
         else:
             tokens, angles = self.context_embedding(content.to(self.context_embedding.weight.dtype)), None
-        length = tokens.shape[1]
+        tokens, length = self.drop_tokens(tokens), tokens.shape[1]
         mask = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.bool()
         if drop is not None:
             first = torch.arange(length, device=device) == 0
