@@ -230,7 +230,7 @@ def _draw(samples: torch.Tensor, data: dict, losses: dict[str, dict] | None, fol
         level_curves(levels, curves, folder / "error_by_noise.png")
 
 
-COLUMNS = (*CONTROLS, "other_captions", "other_classes", "commonest_caption", "shuffled_images")
+COLUMNS = (*CONTROLS, "other_captions", "other_classes", "best_template", "shuffled_images")
 
 
 def as_text(report: dict[str, dict]) -> str:

@@ -8,7 +8,7 @@
 The first command takes frames out of clips, see `sprite_frames`, and the last compares what a model writes of frames
 of characters that it was not trained on with their captions, attribute by attribute: of an attribute that a caption
 names, only where it has at least a pixel in the frame's part map. Beside it what the caption of the nearest training
-frame says, what the commonest caption says of all, and what the model's captions say once they are dealt out to other
+frame says, what one caption says of all, and what the model's captions say once they are dealt out to other
 frames. Frames whose pair of hair colour and torso no training character has are scored apart, too, and each direction.
 """
 
@@ -27,7 +27,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset, spread_over
 from attndiff.drawn import save_picture
-from attndiff.metrics.captions.measure import POOL, captions_of_nearest, commonest_caption, measure_captions, write_all
+from attndiff.metrics.captions.measure import POOL, best_template, captions_of_nearest, measure_captions, write_all
 from attndiff.metrics.reference import model_settings
 from attndiff.training.card import hardware
 
@@ -47,7 +47,7 @@ def score(model: str, frames: Path, json_file: Path, picture: Path | None) -> No
     ways = {
         "model": written,
         "nearest_training_frame": captions_of_nearest(test, pool),
-        "commonest_caption": [commonest_caption(train)] * len(test),
+        "best_template": [best_template(train)] * len(test),
         "shuffled_images": others,
     }
     found = {

@@ -93,7 +93,7 @@ def test_shares_are_of_words():
 
 
 def test_what_needs_no_looking_stands_beside(tmp_path):
-    """Grey squares whose caption is their grey: the nearest image says it, the commonest caption mostly not."""
+    """Grey squares whose caption is their grey: the nearest image says it, one caption for all mostly not."""
     for i in range(24):
         Image.fromarray(np.full((8, 8, 3), 10 * (i // 2), np.uint8)).save(tmp_path / f"{i:02d}.png")
         (tmp_path / f"{i:02d}.txt").write_text(f"grey number {'abcdefghijkl'[i // 2]}")
@@ -103,7 +103,7 @@ def test_what_needs_no_looking_stands_beside(tmp_path):
     found = measure_captions([*written[:-1], "grey number z"], test, train, seed=0)
     exact = found["exact"]
     assert exact["value"] == pytest.approx(11 / 12) and exact["floor"] == 1.0 and exact["n"] == 12
-    assert exact["controls"]["commonest_caption"] == pytest.approx(1 / 12)
+    assert exact["controls"]["best_template"] == pytest.approx(1 / 12)
     assert exact["controls"]["shuffled_images"] < 0.5
     assert found["distinct_captions"]["value"] == 1.0 and found["copied_captions"]["value"] == pytest.approx(11 / 12)
     assert "human" not in exact

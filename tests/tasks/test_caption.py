@@ -338,7 +338,7 @@ def test_it_is_measured_beside_what_needs_no_looking(run, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["exact"]["value"] > 0.8 and found["cider_d"]["value"] > 5
     assert found["exact"]["controls"]["shuffled_images"] < 0.4
-    assert found["exact"]["controls"]["commonest_caption"] < 0.4
+    assert found["exact"]["controls"]["best_template"] < 0.4
     assert found["copied_captions"]["value"] > 0.8
     of_kinds = [entry for name, entry in found.items() if name.startswith("exact_of_a ")]
     assert sum(entry["n"] for entry in of_kinds) == 30

@@ -12,7 +12,7 @@ Words = list[str]
 Runs = Counter[tuple[str, ...]]
 
 
-def cider_d(captions: Sequence[Words], real: Sequence[Sequence[Words]]) -> list[float]:
+def cider_d(captions: Sequence[Words], real: Sequence[Sequence[Words]], rarity: "Rarity | None" = None) -> list[float]:
     """Scores of captions, each in [0, 10].
 
     How rare a run of words is, is counted over the images whose captions these are: scores of other images, or of
@@ -21,8 +21,9 @@ def cider_d(captions: Sequence[Words], real: Sequence[Sequence[Words]]) -> list[
     Args:
         captions: As words, one an image.
         real: The real captions of each image, one or several.
+        rarity: Of runs of words; that among these images by default.
     """
-    rarity = Rarity(real)
+    rarity = rarity or Rarity(real)
     return [
         SCALE * sum(_similarity(caption, other, rarity) for other in others) / len(others)
         for caption, others in zip(captions, real, strict=True)

@@ -14,13 +14,14 @@ from attndiff.data.columns import CAPTION
 from attndiff.data.rows import Rows
 from attndiff.data.subset import Subset, spread_over
 from attndiff.errors import UserError
-from attndiff.metrics.captions.texts import agreement_of_texts, copied_share, distinct_share
+from attndiff.metrics.captions.cider import Rarity, cider_d
+from attndiff.metrics.captions.texts import agreement_of_texts, as_words, copied_share, distinct_share
 from attndiff.metrics.neighbours import nearest_images
 from attndiff.tasks.task import as_given
 
 POOL = 5000  # training images at most among which nearest ones are looked for
 COMPARED = 32  # pixels a side at which they are compared
-BATCH = 64
+TEMPLATES = 100
 NEAREST = "the caption of the nearest of {} training images"
 
 
@@ -47,11 +48,25 @@ def write_all(pipeline, images: Subset, alpha: bool, search: dict | None = None)
         raise UserError(str(error)) from None
 
 
-def commonest_caption(train: Rows) -> str:
-    """The training caption that most images have, the first of them by the alphabet: said without looking."""
+def best_template(train: Rows) -> str:
+    """The training caption that would do best for all images: said without looking.
+
+    Of `TEMPLATES` captions, the commonest and others from all over the set, that with the highest CIDEr-D on as many
+    training images, leaving out those whose own caption it is.
+    """
+    real = captions_of(spread_over(train, min(TEMPLATES, len(train))))
     counts = Counter(caption for captions in captions_of(train) for caption in captions)
-    most = max(counts.values())
-    return min(caption for caption, count in counts.items() if count == most)
+    candidates = [caption for caption, _ in counts.most_common(TEMPLATES // 2)]
+    candidates += [captions[0] for captions in real[: TEMPLATES // 2]]
+    words = [[as_words(caption) for caption in captions] for captions in real]
+    rarity = Rarity(words)
+
+    def score(template: str) -> float:
+        own = as_words(template)
+        others = [captions for captions in words if own not in captions]
+        return sum(cider_d([own] * len(others), others, rarity)) / max(1, len(others))
+
+    return max(dict.fromkeys(candidates), key=score)
 
 
 def captions_of_nearest(test: Subset, pool: Subset) -> list[str]:
@@ -70,9 +85,9 @@ def _small(images: torch.Tensor) -> torch.Tensor:
 def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: int) -> dict[str, dict]:
     """Measures by name.
 
-    Each has ``value``; ``floor``, what the captions of nearest training images reach; ``controls`` with what the
-    commonest caption reaches for all, and what the captions do once they are dealt out to other images; of images
-    with several captions, ``human``, what the first reaches by the others.
+    Each has ``value``; ``floor``, what the captions of nearest training images reach; ``controls`` with what one
+    caption reaches for all, see `best_template`, and what the captions do once they are dealt out to other images; of
+    images with several captions, ``human``, what the first reaches by the others.
 
     Args:
         written: One caption an image.
@@ -86,7 +101,7 @@ def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: in
     ways = {
         "value": agreement_of_texts(written, real),
         "floor": agreement_of_texts(captions_of_nearest(test, pool), real),
-        "commonest_caption": agreement_of_texts([commonest_caption(train)] * n, real),
+        "best_template": agreement_of_texts([best_template(train)] * n, real),
         "shuffled_images": agreement_of_texts([written[i] for i in others], real),
     }
     human = {}
@@ -95,7 +110,7 @@ def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: in
     how = NEAREST.format(len(pool))
     report = {}
     for name, value in ways["value"].items():
-        controls = {way: ways[way][name] for way in ("commonest_caption", "shuffled_images")}
+        controls = {way: ways[way][name] for way in ("best_template", "shuffled_images")}
         entry = {"value": value, "floor": ways["floor"][name], "floor_of": "nearest image's", "n": n}
         entry |= {"extractor": how, "controls": controls}
         report[name] = {**entry, "human": human[name]} if human else entry
