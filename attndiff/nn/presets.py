@@ -14,6 +14,9 @@ xs attends globally up to 64 px and in windows beyond: on a CPU, global attentio
 more than four times 64 px.
 """
 
+# Without token_dropout a decoder recites the training caption that begins like what it has written: held-out loss of
+# captions of sprites was then least after 300 steps of 64 images (0.45), and with 0.4 of it after 700 (0.34).
+WRITING = {"dropout": 0.1, "token_dropout": 0.3}
 ATTENDING = {"attention": "global", "cross_attention": True}
 
 PRESETS = {
@@ -27,6 +30,7 @@ PRESETS = {
         },
         "transformer": {"hidden_size": 32, "num_layers": 1, "head_dim": 16, "value_size": 32, "value_layers": 1},
         "text_decoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
+        "image_encoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
         "encoder": {"hidden_size": 32, "num_layers": 1, "head_dim": 16},
     },
     "xs": {
@@ -42,7 +46,8 @@ PRESETS = {
             "pooled_dim": 192,
         },
         "transformer": {"hidden_size": 192, "num_layers": 6, "head_dim": 32, "value_size": 96, "value_layers": 2},
-        "text_decoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32, "dropout": 0.1},
+        "text_decoder": {"hidden_size": 128, "num_layers": 2, "head_dim": 32, **WRITING},
+        "image_encoder": {"hidden_size": 128, "num_layers": 3, "head_dim": 32, "dropout": 0.1},
         "encoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32},
     },
     "s": {
@@ -58,7 +63,8 @@ PRESETS = {
             "pooled_dim": 384,
         },
         "transformer": {"hidden_size": 384, "num_layers": 8, "head_dim": 64, "value_size": 128, "value_layers": 2},
-        "text_decoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64, "dropout": 0.1},
+        "text_decoder": {"hidden_size": 256, "num_layers": 3, "head_dim": 64, **WRITING},
+        "image_encoder": {"hidden_size": 256, "num_layers": 4, "head_dim": 64, "dropout": 0.1},
         "encoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64},
     },
     "b": {
@@ -74,7 +80,8 @@ PRESETS = {
             "pooled_dim": 512,
         },
         "transformer": {"hidden_size": 768, "num_layers": 12, "head_dim": 64, "value_size": 192, "value_layers": 3},
-        "text_decoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, "dropout": 0.1},
+        "text_decoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, **WRITING},
+        "image_encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, "dropout": 0.1},
         "encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64},
     },
 }

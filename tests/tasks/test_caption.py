@@ -75,7 +75,7 @@ def test_it_writes_what_it_sees(pipeline):
 def test_where_it_looks_adds_up_to_the_image(pipeline):
     output = pipeline(drawing("red", "on the left"), output_attention_maps=True)
     (tokens,), (maps,) = output.tokens, output.attention_maps
-    assert maps.shape == (len(tokens), 16, 16) and not maps[0].any()
+    assert maps.shape == (len(tokens), 8, 8) and not maps[0].any()
     assert torch.allclose(maps[1:].sum((1, 2)), torch.ones(len(tokens) - 1), atol=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_a_denoising_network_is_looked_through_and_goes_along(denoiser, tmp_path
     assert pipe.condition_encoder.streams == ["image", "context"]
     assert not any("unet" in name for name in weights(tmp_path / "run"))
     output = pipe(drawing("red", "on the left"), output_attention_maps=True)
-    assert output.attention_maps[0].shape[1:] == (16, 16)
+    assert output.attention_maps[0].shape[1:] == (8, 8)
     pipe.unet.head.weight.data.zero_()  # is not looked at
     assert pipe(drawing("red", "on the left")).captions == output.captions
     train(tmp_path / "more", **CAPTION, model__={"preset": "tiny", "init_from": str(tmp_path / "run/pipeline")})

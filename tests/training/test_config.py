@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from attndiff.errors import UserError
+from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
 from attndiff.nn.presets import PRESETS
 from attndiff.nn.unet import AttentionUNet2DModel
@@ -264,7 +265,9 @@ def test_a_networks_settings_are_checked_by_its_signature(settings, words):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_pass_that_check(preset):
     check_network_settings(AttentionUNet2DModel, PRESETS[preset]["unet"], "model.unet")
-    check_network_settings(ConditionEncoder, PRESETS[preset]["encoder"], "model.encoder")
+    for encoder in ("encoder", "image_encoder"):
+        check_network_settings(ConditionEncoder, PRESETS[preset][encoder], "model.encoder")
+    check_network_settings(TextDecoderModel, PRESETS[preset]["text_decoder"], "model.text_decoder")
 
 
 def test_a_networks_settings_are_checked_before_the_data_is_read():

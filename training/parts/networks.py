@@ -27,7 +27,8 @@ from attndiff.training.state.learned import Learned
 # By their names in pipelines.
 CLASSES = {"unet": AttentionUNet2DModel, "transformer": PixelTransformerModel, "text_decoder": TextDecoderModel}
 COMPONENTS = {"denoising": "unet", "raster": "transformer", "captioning": "text_decoder"}  # of heads
-PATCHES = 16  # a side of what a Transformer sees: four times as many would cost as much more, and attention still more
+PATCHES = 16  # a side of what a Transformer draws: four times as many would cost as much more, and attention still more
+SEEN = 8  # likewise of what is only looked at: 16 make a step of the xs preset three times as long
 Network = AttentionUNet2DModel | PixelTransformerModel | TextDecoderModel
 
 
@@ -144,10 +145,10 @@ def _image_encoder(config: TrainConfig, learned: Learned, given: Given) -> Condi
     """Of the image's patches, and of what a denoising network sees in it."""
     streams = {
         "image_channels": _channels(learned, None),
-        "image_patch_size": max(1, config.data.size // PATCHES),
+        "image_patch_size": max(1, config.data.size // SEEN),
         "context_dim": None if given.denoiser is None else feature_channels(given.denoiser[0]),
     }
-    settings = {**PRESETS[config.model.preset]["encoder"], **streams, **config.model.encoder}
+    settings = {**PRESETS[config.model.preset]["image_encoder"], **streams, **config.model.encoder}
     return _make(ConditionEncoder, settings, "model.encoder")
 
 
