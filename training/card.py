@@ -31,7 +31,7 @@ from attndiff.tasks.task import GENERATE
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
-from attndiff.training.evaluation.samples import grid_prompts, make_pipeline, sample_row, swapped
+from attndiff.training.evaluation.samples import grid_prompts, make_pipeline, sample_row, swapped, written_of
 from attndiff.training.evaluation.validation import validate
 from attndiff.training.latents import images_of, vae_factor
 from attndiff.training.settings.plain_yaml import write_yaml
@@ -284,7 +284,9 @@ def _neighbours(config: TrainConfig, parts: Parts, path: Path) -> dict | None:
 
 
 def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
-    """Draw where each word of a prompt acted; the prompt, or None where no network level looks at words."""
+    """Draw where each word of a prompt acted, or was seen; the text, or None where no network level looks at words."""
+    if parts.task.makes == "captions":
+        return _words_seen(parts, path)
     if not parts.conditioning.prompt.reads_text or not parts.model.looks_at_words or parts.task is not GENERATE:
         return None
     prompt = grid_prompts(parts, config.log.prompts)[0]
@@ -302,6 +304,18 @@ def _attention(config: TrainConfig, parts: Parts, path: Path) -> str | None:
     shown = as_picture(output.images[0], window_of(parts.learned.data))
     save_picture(attention_picture(shown, tokens, maps), path)
     return prompt
+
+
+def _words_seen(parts: Parts, path: Path) -> str | None:
+    """Draw where the model looked for each word of a held-out image's caption; the caption, None without an image."""
+    if parts.images is None:
+        return None
+    one = spread_over(parts.validation, 1)
+    with torch.compiler.set_stance("force_eager"):  # the code of compiled blocks records nothing
+        output = written_of(parts, one, output_attention_maps=True)
+    picture = as_picture(as_image(one.tensor()[0], parts.learned.data), window_of(parts.learned.data))
+    save_picture(attention_picture(picture, output.tokens[0], output.attention_maps[0]), path)
+    return output.captions[0]
 
 
 def _pixels(image: Image.Image | np.ndarray, data: dict) -> torch.Tensor:

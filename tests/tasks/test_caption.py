@@ -85,7 +85,7 @@ def test_a_run_ends_as_a_folder_with_a_card(run):
     assert "caption = pipe(image).captions[0]" in card and "Nats per token" in card
     assert 'text_decoder = TextDecoderModel.from_pretrained(MODEL, subfolder="text_decoder")' in card
     assert "noise" not in card and "guidance 3" not in card
-    assert {"grid.png", "loss_curve.png"} <= {path.name for path in (run / "pipeline").iterdir()}
+    assert {"grid.png", "loss_curve.png", "attention.png"} <= {path.name for path in (run / "pipeline").iterdir()}
     entry = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"raw"' in line][-1]
     assert entry["raw"]["loss"] < 0.3
 
@@ -304,7 +304,8 @@ def test_captions_are_written_as_training_reads_them(run, folder, tmp_path):
     assert "a red square on the left" in [
         row["caption"][0] for part in (parts.images, parts.validation) for row in part
     ]
-    again = command("caption", run / "pipeline", folder, "--again")
+    again = command("caption", run / "pipeline", folder, "--again", "--attention-maps", tmp_path / "maps")
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {f"attention-{i:02d}.png" for i in range(3)}
     assert "3 written" in again.out and (folder / "two.txt").read_text() != "mine"
 
 

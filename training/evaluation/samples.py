@@ -120,10 +120,14 @@ def as_pictures(parts: Parts, images: Subset) -> list:
 
 def write_captions(parts: Parts, images: Subset) -> list[str]:
     """What the model being trained writes of images."""
+    return written_of(parts, images).captions
+
+
+def written_of(parts: Parts, images: Subset, **wishes):
+    """The output of its pipeline, called with further wishes."""
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
-    given = as_given(images.tensor(), is_premultiplied(parts.learned.data))
-    return pipe(given).captions
+    return pipe(as_given(images.tensor(), is_premultiplied(parts.learned.data)), **wishes)
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:

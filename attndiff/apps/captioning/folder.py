@@ -12,11 +12,16 @@ from attndiff.apps.data_settings import data_config
 from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.data.tables.listing import list_folder
+from attndiff.drawn import save_picture
 from attndiff.errors import UserError
+from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.captions.measure import write_all
+from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import model_settings
 from attndiff.progress import progress
 from attndiff.tasks.registry import task_of
+from attndiff.tasks.task import as_given
+from attndiff.viewing import as_picture, window_of
 
 SUFFIX = ".txt"  # of what training reads beside an image
 AT_ONCE = 256  # images in memory
@@ -42,6 +47,26 @@ class Captioned:
         """The first images with their captions."""
         first = Subset(self.images, range(min(SHOWN, len(self.images))))
         return captions_beside(first, {"written": self.captions[: len(first)]})
+
+
+def save_looks(pipeline, done: Captioned, search: dict, folder: Path) -> int:
+    """Write a picture of where the model looks for every word, of the first images; how many.
+
+    Args:
+        pipeline: An `AttnDiffCaptionPipeline`.
+        done: What was written.
+        search: Arguments of the pipeline's call.
+        folder: Where to write.
+    """
+    first, data = Subset(done.images, range(min(SHOWN, len(done.images)))), done.images.describe()
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(first):
+        given = as_given(first.tensor(), is_premultiplied(pipeline.config.data))
+        output = pipeline(given, **search, output_attention_maps=True)
+        for i, (tokens, maps) in enumerate(zip(output.tokens, output.attention_maps, strict=True)):
+            picture = as_picture(as_image(first.tensor()[i], data), window_of(data))
+            save_picture(attention_picture(picture, tokens, maps), folder / f"attention-{i:02d}.png")
+    return len(first)
 
 
 def check_writes(pipeline, name: str) -> None:

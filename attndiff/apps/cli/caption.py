@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attndiff.apps.option_checks import PATH, check_output_file
+from attndiff.apps.option_checks import PATH, check_output_file, check_output_folder
 
 
 def caption(
@@ -19,6 +19,9 @@ def caption(
     draw: Annotated[bool, typer.Option("--draw", help="Draw words by how likely they are: captions vary.")] = False,
     temperature: Annotated[float, typer.Option(help="Of --draw: less than 1 draws likelier words.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of --draw.")] = 0,
+    attention_maps: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of where each word was seen, of the first images.", **PATH)
+    ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Picture to write: the first images with their captions.", **PATH)
     ] = None,
@@ -26,9 +29,10 @@ def caption(
     """Write a caption beside every image of a folder, as training reads them."""
     if sheet is not None:
         check_output_file("--sheet", sheet)
+    check_output_folder("--attention-maps", attention_maps)
     import torch
 
-    from attndiff.apps.captioning.folder import caption_folder, check_writes
+    from attndiff.apps.captioning.folder import caption_folder, check_writes, save_looks
     from attndiff.apps.sample import open_model
     from attndiff.drawn import save_picture
 
@@ -43,6 +47,9 @@ def caption(
     for name, reason in done.unread[:1]:
         print(f"left out:  {len(done.unread)} images, first {name}: {reason}")
     print("They say what the captions of its training images say, right or not: read them before you train on them.")
+    if attention_maps is not None:
+        count = save_looks(pipeline, done, search, attention_maps)
+        print(f"attention: {count} pictures in {attention_maps}")
     if sheet is not None and done.captions:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         save_picture(done.sheet(), sheet)
