@@ -314,7 +314,7 @@ def _words_seen(parts: Parts, path: Path) -> str | None:
     with torch.compiler.set_stance("force_eager"):  # the code of compiled blocks records nothing
         output = written_of(parts, one, output_attention_maps=True)
     picture = as_picture(as_image(one.tensor()[0], parts.learned.data), window_of(parts.learned.data))
-    save_picture(attention_picture(picture, output.tokens[0], output.attention_maps[0]), path)
+    save_picture(attention_picture(picture, output.tokens[0], output.attention_maps[0], shares=False), path)
     return output.captions[0]
 
 

@@ -74,7 +74,9 @@ def _spell(pieces: list[str]) -> str:
     return text.strip()
 
 
-def attention_picture(image: Image.Image, tokens: Sequence[str], maps: torch.Tensor) -> Image.Image:
+def attention_picture(
+    image: Image.Image, tokens: Sequence[str], maps: torch.Tensor, shares: bool = True
+) -> Image.Image:
     """One image with the heat map of every word of its prompt, in rows.
 
     A heat map runs from its own lowest weight (dark) to its own highest (bright); the figure under the word is the
@@ -84,6 +86,7 @@ def attention_picture(image: Image.Image, tokens: Sequence[str], maps: torch.Ten
         image: The picture that the prompt made; alpha is laid over a checkered ground.
         tokens: The S tokens of the prompt as ``convert_ids_to_tokens`` gives them.
         maps: ``(S, h, w)`` attention weights in [0, 1], of any resolution.
+        shares: Whether the weights are shared among the words, so that it says something how much each gets.
 
     Raises:
         UserError: If there are not as many maps as tokens.
@@ -97,7 +100,8 @@ def attention_picture(image: Image.Image, tokens: Sequence[str], maps: torch.Ten
     maps = maps.detach().float().cpu()
     for word, positions in merge_words(tokens):
         pieces = maps[positions]
-        tiles.append((_overlay(large, pieces.mean(0)), word, f"{100 * float(pieces.sum(0).mean()):.1f} %"))
+        share = f"{100 * float(pieces.sum(0).mean()):.1f} %" if shares else ""
+        tiles.append((_overlay(large, pieces.mean(0)), word, share))
     return _in_rows(tiles, size)
 
 

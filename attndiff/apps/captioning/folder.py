@@ -65,7 +65,7 @@ def save_looks(pipeline, done: Captioned, search: dict, folder: Path) -> int:
         output = pipeline(given, **search, output_attention_maps=True)
         for i, (tokens, maps) in enumerate(zip(output.tokens, output.attention_maps, strict=True)):
             picture = as_picture(as_image(first.tensor()[i], data), window_of(data))
-            save_picture(attention_picture(picture, tokens, maps), folder / f"attention-{i:02d}.png")
+            save_picture(attention_picture(picture, tokens, maps, shares=False), folder / f"attention-{i:02d}.png")
     return len(first)
 
 

@@ -40,7 +40,7 @@ def write(
     generator = torch.Generator().manual_seed(int(seed))
     search = {"num_beams": 1 if draws else int(beams), "do_sample": bool(draws), "temperature": float(temperature)}
     output = pipeline(picture, **search, generator=generator, output_attention_maps=True)
-    maps = attention_picture(enlarge(picture, SHOWN), output.tokens[0], output.attention_maps[0])
+    maps = attention_picture(enlarge(picture, SHOWN), output.tokens[0], output.attention_maps[0], shares=False)
     return output.captions[0], maps
 
 
