@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from record import HUMAN, TEMPLATE, entry_of
 from sprite_attributes import agreement, said_by
 from sprite_frames import FIXED, OF_TRAINING, SIDE, divide, frames_of
 
@@ -91,3 +92,14 @@ def test_withheld_pairs_and_tested_characters_are_not_trained_on():
     assert not tested & {c["character_id"] for c in parts["train"]}
     assert sum(c["held_out"] == "character" for c in parts["test"]) == 60
     assert len(parts["train"]) + len(parts["test"]) == len(clips)
+
+
+def test_an_entry_has_what_a_value_stands_beside():
+    one = {"value": 0.2, "floor": 0.1, "n": 7, "controls": {"best_template": 0.15}}
+    found = {"plain": one, "several": {**one, "human": 0.8}}
+    assert entry_of(found, "plain")["rival"] == TEMPLATE and entry_of(found, "plain")["rival_value"] == 0.15
+    entry = entry_of(found, "several")
+    assert (entry["rival"], entry["rival_value"], entry["floor_value"], entry["n"]) == (HUMAN, 0.8, 0.1, 7)
+    ways = {"model": {"f1": 0.9}, "nearest_training_frame": {"f1": 0.3}, "best_template": {"f1": 0.2}}
+    entry = entry_of({"n": 5, "ways": ways}, "f1")
+    assert (entry["value"], entry["floor_value"], entry["rival_value"], entry["n"]) == (0.9, 0.3, 0.2, 5)

@@ -1,0 +1,55 @@
+"""What was found of a task, as an entry of ``tasks.json``.
+
+    attndiff evaluate MODEL --data DATA --json found.json
+    python scripts/captioning/record.py model_cards/tasks.json caption_flickr found.json --metric cider_d --command COMMAND
+    python scripts/captioning/record.py model_cards/tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
+
+The second of the two takes what ``sprites.py score`` wrote. Beside the value stand what the caption of the nearest
+training image reaches, and what one human does where images have several captions, else one caption for all. To be run
+where the value was measured: the entry names the machine.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from attndiff.training.card import hardware
+
+NEAREST, TEMPLATE, HUMAN = "the caption of the nearest training image", "one caption for all", "one human"
+
+
+def entry_of(found: dict, metric: str) -> dict:
+    """Value, floor and rival of a metric, from what ``attndiff evaluate`` or ``sprites.py`` found."""
+    if "ways" in found:
+        ways = {name: of[metric] for name, of in found["ways"].items()}
+        values = ways["model"], ways["nearest_training_frame"], TEMPLATE, ways["best_template"]
+        n = found["n"]
+    else:
+        of, n = found[metric], found[metric]["n"]
+        rival = (HUMAN, of["human"]) if "human" in of else (TEMPLATE, of["controls"]["best_template"])
+        values = of["value"], of["floor"], *rival
+    value, floor, rival, rival_value = values
+    known = {"metric": metric, "value": value, "floor": NEAREST, "floor_value": floor}
+    return {**known, "rival": rival, "rival_value": rival_value, "lower_is_better": False, "n": n}
+
+
+def main() -> None:
+    """Put an entry into the file, in place of an earlier one of its name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", type=Path, help="tasks.json, made if absent")
+    parser.add_argument("name", help="of the task, such as caption_flickr")
+    parser.add_argument("found", type=Path, help="what was found, JSON")
+    parser.add_argument("--metric", required=True, help="which of it")
+    parser.add_argument("--command", required=True, help="that trains the model")
+    parser.add_argument("--picture", help="of it, beside tasks.json")
+    arguments = parser.parse_args()
+    tasks = json.loads(arguments.tasks.read_text(encoding="utf-8")) if arguments.tasks.is_file() else {}
+    entry = entry_of(json.loads(arguments.found.read_text(encoding="utf-8")), arguments.metric)
+    known = {"command": arguments.command, **entry, "hardware": hardware(), "picture": arguments.picture}
+    tasks[arguments.name] = known
+    text = json.dumps(dict(sorted(tasks.items())), indent=1, ensure_ascii=False)
+    arguments.tasks.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
