@@ -1,8 +1,8 @@
 """What was found of a task, as an entry of ``tasks.json``.
 
     attndiff evaluate MODEL --data DATA --json found.json
-    python scripts/captioning/record.py model_cards/tasks.json caption_flickr found.json --metric cider_d --command COMMAND
-    python scripts/captioning/record.py model_cards/tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
+    python scripts/captioning/record.py tasks.json caption_flickr found.json --metric cider_d --command COMMAND
+    python scripts/captioning/record.py tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
 
 The second of the two takes what ``sprites.py score`` wrote. Beside the value stand what the caption of the nearest
 training image reaches, and what one human does where images have several captions, else one caption for all. To be run
