@@ -14,8 +14,7 @@ from torch import nn
 
 from attndiff.nn.attention import Attention, additive_mask
 from attndiff.nn.blocks import FeedForward
-from attndiff.nn.rope import Rotation, axial_angles, cos_sin, sequence_angles
-from attndiff.nn.stem import ImageStem
+from attndiff.nn.rope import WAVES, Rotation, axial_angles, cos_sin, place_waves, sequence_angles
 
 
 @dataclass
@@ -106,7 +105,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
         super().__init__()
         self.text_embedding = nn.Embedding(vocab_size, hidden_size) if vocab_size else None
         self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
-        self.patch_embedding = ImageStem(image_channels, image_patch_size, hidden_size) if image_channels else None
+        patch_dim = (image_channels or 0) * image_patch_size**2 + WAVES
+        self.patch_embedding = nn.Linear(patch_dim, hidden_size) if image_channels else None
         self.context_embedding = nn.Linear(context_dim, hidden_size) if context_dim else None
         self.drop_tokens = nn.Dropout1d(token_dropout)
         self.null_embedding = nn.Parameter(torch.randn(len(self.streams), hidden_size) * 0.02)
@@ -210,4 +210,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin, AttentionMixin):
             raise ValueError(
                 f"a condition image's height and width must be multiples of {side}, not {tuple(pixels.shape[-2:])}."
             )
-        return self.patch_embedding(pixels)
+        x = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, rows, cols, side, side)
+        x = x.permute(0, 2, 3, 1, 4, 5)
+        grid, x = x.shape[1:3], x.flatten(3).flatten(1, 2)  # (B, rows * cols, channels * side * side)
+        places = place_waves(*grid, x.device).to(x.dtype).expand(len(x), -1, -1)
+        return self.patch_embedding(torch.cat([x, places], dim=-1).to(self.patch_embedding.weight.dtype)), grid
