@@ -47,7 +47,7 @@ PRESETS = {
         },
         "transformer": {"hidden_size": 192, "num_layers": 6, "head_dim": 32, "value_size": 96, "value_layers": 2},
         "text_decoder": {"hidden_size": 128, "num_layers": 2, "head_dim": 32, **WRITING},
-        "image_encoder": {"hidden_size": 128, "num_layers": 3, "head_dim": 32, "dropout": 0.1},
+        "image_encoder": {"hidden_size": 128, "num_layers": 3, "head_dim": 32},
         "encoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32},
     },
     "s": {
@@ -64,7 +64,7 @@ PRESETS = {
         },
         "transformer": {"hidden_size": 384, "num_layers": 8, "head_dim": 64, "value_size": 128, "value_layers": 2},
         "text_decoder": {"hidden_size": 256, "num_layers": 3, "head_dim": 64, **WRITING},
-        "image_encoder": {"hidden_size": 256, "num_layers": 4, "head_dim": 64, "dropout": 0.1},
+        "image_encoder": {"hidden_size": 256, "num_layers": 4, "head_dim": 64},
         "encoder": {"hidden_size": 384, "num_layers": 4, "head_dim": 64},
     },
     "b": {
@@ -81,7 +81,7 @@ PRESETS = {
         },
         "transformer": {"hidden_size": 768, "num_layers": 12, "head_dim": 64, "value_size": 192, "value_layers": 3},
         "text_decoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, **WRITING},
-        "image_encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64, "dropout": 0.1},
+        "image_encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64},
         "encoder": {"hidden_size": 512, "num_layers": 6, "head_dim": 64},
     },
 }

@@ -1,6 +1,6 @@
 """Single frames of the sprites' clips, with captions: what a model that writes captions learns from.
 
-Of a training clip four frames are taken at random, of any other its fifth. A frame is RGBA as it was drawn. From
+Of a training clip two frames are taken at random, of any other its fifth. A frame is RGBA as it was drawn. From
 training are left out, for the test, `TESTED` characters, and all that have a hair colour together with a torso out of
 `PAIRS` such pairs.
 """
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 SIDE = 64
-OF_TRAINING = 4  # frames of a clip
+OF_TRAINING = 2  # frames of a clip
 FIXED = 4  # of a clip that is not trained on
 TESTED, PAIRS = 60, 12
 KEPT = ("clip_id", "caption", "action", "direction", "licence", "author")
