@@ -20,7 +20,19 @@ from attndiff.pipelines import base
 from attndiff.progress import SETTINGS
 from attndiff.training.config import make_config as make_config_of
 
-COMMANDS = ["quickstart", "sample", "train", "distill", "evaluate", "doctor", "export", "push", "demo", "bench"]
+COMMANDS = [
+    "quickstart",
+    "sample",
+    "train",
+    "distill",
+    "caption",
+    "evaluate",
+    "doctor",
+    "export",
+    "push",
+    "demo",
+    "bench",
+]
 
 
 @pytest.fixture(scope="module")
