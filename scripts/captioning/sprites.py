@@ -20,14 +20,13 @@ from pathlib import Path
 from sprite_attributes import accuracy, agreement
 from sprite_frames import write_frames
 
-from attndiff.alpha import is_premultiplied
-from attndiff.apps.captioning.evaluation import caption_sheet
 from attndiff.apps.sample import open_model
 from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet
-from attndiff.data.subset import Subset, spread_over
+from attndiff.data.subset import Subset
 from attndiff.drawn import save_picture
-from attndiff.metrics.captions.measure import POOL, best_template, captions_of_nearest, measure_captions, write_all
+from attndiff.metrics.captions.measure import Beside, captions_of, measure_captions, write_all
+from attndiff.metrics.captions.sheet import captions_beside
 from attndiff.metrics.reference import model_settings
 from attndiff.training.card import hardware
 
@@ -41,13 +40,12 @@ def score(model: str, frames: Path, json_file: Path, picture: Path | None) -> No
     config = DataConfig(path=str(frames), caption_column="caption", **model_settings(pipeline))
     test, train = ImageSet(config.replace(split="test")), ImageSet(config)
     test = Subset(test, random.Random(SEED).sample(range(len(test)), len(test)))
-    written = write_all(pipeline, test, is_premultiplied(pipeline.config.data))
-    pool = spread_over(train, min(POOL, len(train)))
+    written, beside = write_all(pipeline, test).captions, Beside.of(test, train)
     others = random.Random(SEED).sample(written, len(written))
     ways = {
         "model": written,
-        "nearest_training_frame": captions_of_nearest(test, pool),
-        "best_template": [best_template(train)] * len(test),
+        "nearest_training_frame": beside.nearest,
+        "best_template": [beside.template] * len(test),
         "shuffled_images": others,
     }
     found = {
@@ -55,13 +53,14 @@ def score(model: str, frames: Path, json_file: Path, picture: Path | None) -> No
         "hardware": hardware(),
         "n": len(test),
         "ways": {name: scores(captions, test) for name, captions in ways.items()},
-        "texts": measure_captions(written, test, train, SEED),
+        "texts": measure_captions(written, test, beside, SEED),
     }
     json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, of in found["ways"].items():
         print(f"{name}: F1 {of['f1']:.3f}, withheld pairs {of['f1_of_withheld_pairs']:.3f}")
     if picture is not None:
-        save_picture(caption_sheet(test, written), picture)
+        real = [captions[0] for captions in captions_of(test)]
+        save_picture(captions_beside(test, {"real": real, "written": written}), picture)
 
 
 def scores(captions: list[str], test: Subset) -> dict:

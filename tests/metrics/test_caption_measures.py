@@ -11,7 +11,7 @@ from attndiff.data.config import DataConfig
 from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.metrics.captions.cider import cider_d
-from attndiff.metrics.captions.measure import measure_captions
+from attndiff.metrics.captions.measure import Beside, measure_captions
 from attndiff.metrics.captions.texts import agreement_of_texts, as_words, copied_share, distinct_share, parts_f1
 
 WORDS = ["cat", "dog", "red", "blue", "sits", "runs", "on", "the", "a", "mat", "hat"]
@@ -100,7 +100,7 @@ def test_what_needs_no_looking_stands_beside(tmp_path):
     images = ImageSet(DataConfig(path=str(tmp_path), size=8, caption_column="text"))
     test, train = Subset(images, range(0, 24, 2)), Subset(images, range(1, 24, 2))
     written = [row["caption"][0] for row in test]
-    found = measure_captions([*written[:-1], "grey number z"], test, train, seed=0)
+    found = measure_captions([*written[:-1], "grey number z"], test, Beside.of(test, train), seed=0)
     exact = found["exact"]
     assert exact["value"] == pytest.approx(11 / 12) and exact["floor"] == 1.0 and exact["n"] == 12
     assert exact["controls"]["best_template"] == pytest.approx(1 / 12)

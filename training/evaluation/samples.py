@@ -13,14 +13,16 @@ from attndiff.alpha import is_premultiplied, premultiplied
 from attndiff.data.columns import CAPTION
 from attndiff.data.subset import Subset
 from attndiff.drawn import save_picture
+from attndiff.metrics.captions.measure import write_all
+from attndiff.metrics.captions.sheet import captions_beside
 from attndiff.metrics.near_copies import as_image
 from attndiff.progress import SETTINGS
-from attndiff.tasks.task import GENERATE, as_given, nothing
+from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
 from attndiff.training.parts.learning import EXAMPLES, examples
 from attndiff.training.state.averages import PowerEMA
-from attndiff.viewing import captioned_sheet, contact_sheet, window_of
+from attndiff.viewing import contact_sheet, window_of
 
 
 def make_pipeline(parts: Parts) -> DiffusionPipeline:
@@ -107,27 +109,17 @@ def _grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float
 def _captions(parts: Parts, ema: PowerEMA) -> Image.Image:
     """Held-out images, each with its own caption and those of the raw weights and the longest average."""
     chosen, longest = examples(parts.validation), max(ema.averages)
-    texts = {"real": [row[CAPTION.name][0] for row in chosen], "raw": write_captions(parts, chosen)}
+    texts = {"real": [row[CAPTION.name][0] for row in chosen], "raw": written_of(parts, chosen).captions}
     with swapped(parts.model, ema, longest):
-        texts[f"average {longest:g}"] = write_captions(parts, chosen)
-    return captioned_sheet(as_pictures(parts, chosen), texts, window=window_of(parts.learned.data))
-
-
-def as_pictures(parts: Parts, images: Subset) -> list:
-    """Images as they are shown."""
-    return [as_image(one, parts.learned.data) for one in images.tensor()]
-
-
-def write_captions(parts: Parts, images: Subset) -> list[str]:
-    """What the model being trained writes of images."""
-    return written_of(parts, images).captions
+        texts[f"average {longest:g}"] = written_of(parts, chosen).captions
+    return captions_beside(chosen, texts)
 
 
 def written_of(parts: Parts, images: Subset, **wishes):
-    """The output of its pipeline, called with further wishes."""
+    """What the model being trained writes of images, the output of a call with further wishes."""
     pipe = make_pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
-    return pipe(as_given(images.tensor(), is_premultiplied(parts.learned.data)), **wishes)
+    return write_all(pipe, images, wishes)
 
 
 def _given_rows(parts: Parts, n: int) -> dict[str, list]:

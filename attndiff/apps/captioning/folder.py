@@ -6,21 +6,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from attndiff.alpha import is_premultiplied
-from attndiff.apps.captioning.evaluation import SHOWN, captions_beside
 from attndiff.apps.data_settings import data_config
 from attndiff.data.image_set import ImageSet
 from attndiff.data.subset import Subset
 from attndiff.data.tables.listing import list_folder
-from attndiff.drawn import save_picture
 from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.metrics.captions.measure import write_all
+from attndiff.metrics.captions.sheet import SHOWN
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.reference import model_settings
 from attndiff.progress import progress
 from attndiff.tasks.registry import task_of
-from attndiff.tasks.task import as_given
 from attndiff.viewing import as_picture, window_of
 
 SUFFIX = ".txt"  # of what training reads beside an image
@@ -36,37 +33,14 @@ class Captioned:
         captions: One each.
         kept: How many images had a caption, which stays.
         unread: Images that could not be read, each with the reason.
+        looks: Of the first images, where the model looked for each word; empty unless that was asked for.
     """
 
     images: Subset
     captions: list[str]
     kept: int
     unread: list[tuple[str, str]]
-
-    def sheet(self) -> Image.Image:
-        """The first images with their captions."""
-        first = Subset(self.images, range(min(SHOWN, len(self.images))))
-        return captions_beside(first, {"written": self.captions[: len(first)]})
-
-
-def save_looks(pipeline, done: Captioned, search: dict, folder: Path) -> int:
-    """Write a picture of where the model looks for every word, of the first images; how many.
-
-    Args:
-        pipeline: An `AttnDiffCaptionPipeline`.
-        done: What was written.
-        search: Arguments of the pipeline's call.
-        folder: Where to write.
-    """
-    first, data = Subset(done.images, range(min(SHOWN, len(done.images)))), done.images.describe()
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(first):
-        given = as_given(first.tensor(), is_premultiplied(pipeline.config.data))
-        output = pipeline(given, **search, output_attention_maps=True)
-        for i, (tokens, maps) in enumerate(zip(output.tokens, output.attention_maps, strict=True)):
-            picture = as_picture(as_image(first.tensor()[i], data), window_of(data))
-            save_picture(attention_picture(picture, tokens, maps, shares=False), folder / f"attention-{i:02d}.png")
-    return len(first)
+    looks: list[Image.Image]
 
 
 def check_writes(pipeline, name: str) -> None:
@@ -76,7 +50,7 @@ def check_writes(pipeline, name: str) -> None:
 
 
 def caption_folder(
-    pipeline, folder: Path, search: dict, again: bool = False, overrides: Sequence[str] = ()
+    pipeline, folder: Path, search: dict, again: bool = False, overrides: Sequence[str] = (), looks: bool = False
 ) -> Captioned:
     """Write a caption beside every image of a folder, ``name.txt`` beside ``name.png``, as training reads it.
 
@@ -86,6 +60,7 @@ def caption_folder(
         search: Arguments of the pipeline's call.
         again: Replace the captions that are there.
         overrides: Settings of how images are read, ``KEY=VALUE``.
+        looks: Draw where the model looked for each word of the first captions, too.
 
     Raises:
         UserError: If there are no images, captions beside them would not be read, or the search cannot be made.
@@ -95,14 +70,24 @@ def caption_folder(
     images = ImageSet(config)
     paths = _caption_paths(images, folder)
     wanted = [i for i, path in enumerate(paths) if again or not path.exists()]
-    alpha, captions = is_premultiplied(pipeline.config.data), []
+    captions, drawn = [], []
     for start in progress(range(0, len(wanted), AT_ONCE), "Writing captions", unit="batch"):
-        chosen = wanted[start : start + AT_ONCE]
-        written = write_all(pipeline, Subset(images, chosen), alpha, search)
-        for i, caption in zip(chosen, written, strict=True):
+        chosen = Subset(images, wanted[start : start + AT_ONCE])
+        output = write_all(pipeline, chosen, {**search, "output_attention_maps": looks and not start})
+        for i, caption in zip(chosen.indices, output.captions, strict=True):
             paths[i].write_text(caption + "\n", encoding="utf-8")
-        captions += written
-    return Captioned(Subset(images, wanted), captions, len(paths) - len(wanted), images.skipped)
+        captions += output.captions
+        if output.attention_maps:
+            drawn = _looks(chosen, output)
+    return Captioned(Subset(images, wanted), captions, len(paths) - len(wanted), images.skipped, drawn)
+
+
+def _looks(images: Subset, output) -> list[Image.Image]:
+    """Where a model looked for every word, of the first images."""
+    data, pixels = images.describe(), Subset(images, range(min(SHOWN, len(images)))).tensor()
+    pictures = [as_picture(as_image(one, data), window_of(data)) for one in pixels]
+    each = zip(pictures, output.tokens, output.attention_maps, strict=False)  # no more than there are pictures
+    return [attention_picture(picture, tokens, maps, shares=False) for picture, tokens, maps in each]
 
 
 def _check_folder(folder: Path) -> None:

@@ -32,15 +32,16 @@ def caption(
     check_output_folder("--attention-maps", attention_maps)
     import torch
 
-    from attndiff.apps.captioning.folder import caption_folder, check_writes, save_looks
+    from attndiff.apps.captioning.folder import caption_folder, check_writes
     from attndiff.apps.sample import open_model
     from attndiff.drawn import save_picture
+    from attndiff.metrics.captions.sheet import captions_beside
 
     pipeline = open_model(model)
     check_writes(pipeline, model)
     search = {"num_beams": 1 if draw else beams, "do_sample": draw, "temperature": temperature}
     torch.manual_seed(seed)
-    done = caption_folder(pipeline, folder, search, again, overrides or [])
+    done = caption_folder(pipeline, folder, search, again, overrides or [], attention_maps is not None)
     print(f"captions:  {len(done.captions)} written beside images of {folder}")
     if done.kept:
         print(f"kept:      {done.kept} that were there; --again replaces them")
@@ -48,9 +49,11 @@ def caption(
         print(f"left out:  {len(done.unread)} images, first {name}: {reason}")
     print("They say what the captions of its training images say, right or not: read them before you train on them.")
     if attention_maps is not None:
-        count = save_looks(pipeline, done, search, attention_maps)
-        print(f"attention: {count} pictures in {attention_maps}")
+        attention_maps.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(done.looks):
+            save_picture(picture, attention_maps / f"attention-{i:02d}.png")
+        print(f"attention: {len(done.looks)} pictures in {attention_maps}")
     if sheet is not None and done.captions:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(done.sheet(), sheet)
+        save_picture(captions_beside(done.images, {"written": done.captions}), sheet)
         print(f"sheet:     {sheet}")

@@ -5,11 +5,13 @@ Shapes: N images, C channels, H rows, W columns; values in [-1, 1].
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from attndiff.alpha import is_premultiplied
 from attndiff.data.columns import CAPTION
 from attndiff.data.rows import Rows
 from attndiff.data.subset import Subset, spread_over
@@ -30,20 +32,19 @@ def captions_of(rows: Rows) -> list[list[str]]:
     return [row[CAPTION.name] for row in rows]
 
 
-def write_all(pipeline, images: Subset, alpha: bool, search: dict | None = None) -> list[str]:
-    """A caption of every image.
+def write_all(pipeline, images: Subset, search: dict | None = None):
+    """The output of a pipeline called with all of some images: captions, and what else is asked for.
 
     Args:
         pipeline: An `AttnDiffCaptionPipeline`.
         images: In its size and channels.
-        alpha: Whether their colour is multiplied by alpha.
         search: Further arguments of the call.
 
     Raises:
         UserError: If these are wrong.
     """
     try:
-        return pipeline(as_given(images.tensor(), alpha), **(search or {})).captions
+        return pipeline(as_given(images.tensor(), is_premultiplied(pipeline.config.data)), **(search or {}))
     except ValueError as error:  # how a pipeline refuses arguments
         raise UserError(str(error)) from None
 
@@ -82,7 +83,35 @@ def _small(images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(images, size=size, mode="area")
 
 
-def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: int) -> dict[str, dict]:
+@dataclass
+class Beside:
+    """What captions are compared with, found once for all kinds of images.
+
+    Args:
+        nearest: For every image the caption of the nearest training image.
+        template: See `best_template`.
+        known: All training captions.
+        pool: Training images among which nearest ones were looked for.
+    """
+
+    nearest: list[str]
+    template: str
+    known: list[str]
+    pool: int
+
+    @classmethod
+    def of(cls, test: Subset, train: Rows) -> "Beside":
+        """That of held-out images, by those that were trained on."""
+        pool = spread_over(train, min(POOL, len(train)))
+        known = [caption for captions in captions_of(train) for caption in captions]
+        return cls(captions_of_nearest(test, pool), best_template(train), known, len(pool))
+
+    def __getitem__(self, rows: list[int]) -> "Beside":
+        """The same for some of the images."""
+        return replace(self, nearest=[self.nearest[i] for i in rows])
+
+
+def measure_captions(written: Sequence[str], test: Subset, beside: Beside, seed: int) -> dict[str, dict]:
     """Measures by name.
 
     Each has ``value``; ``floor``, what the captions of nearest training images reach; ``controls`` with what one
@@ -92,32 +121,30 @@ def measure_captions(written: Sequence[str], test: Subset, train: Rows, seed: in
     Args:
         written: One caption an image.
         test: The images.
-        train: Those that were trained on.
+        beside: Of these images.
         seed: Of the dealing out.
     """
     real, n = captions_of(test), len(written)
-    pool = spread_over(train, min(POOL, len(train)))
     others = np.random.default_rng(seed).permutation(n)
     ways = {
         "value": agreement_of_texts(written, real),
-        "floor": agreement_of_texts(captions_of_nearest(test, pool), real),
-        "best_template": agreement_of_texts([best_template(train)] * n, real),
+        "floor": agreement_of_texts(beside.nearest, real),
+        "best_template": agreement_of_texts([beside.template] * n, real),
         "shuffled_images": agreement_of_texts([written[i] for i in others], real),
     }
     human = {}
     if all(len(captions) > 1 for captions in real):
         human = agreement_of_texts([captions[0] for captions in real], [captions[1:] for captions in real])
-    how = NEAREST.format(len(pool))
+    how = NEAREST.format(beside.pool)
     report = {}
     for name, value in ways["value"].items():
         controls = {way: ways[way][name] for way in ("best_template", "shuffled_images")}
         entry = {"value": value, "floor": ways["floor"][name], "floor_of": "nearest image's", "n": n}
         entry |= {"extractor": how, "controls": controls}
         report[name] = {**entry, "human": human[name]} if human else entry
-    known = [caption for captions in captions_of(train) for caption in captions]
     firsts = [captions[0] for captions in real]
     report["distinct_captions"] = _share(distinct_share(written), distinct_share(firsts), n)
-    report["copied_captions"] = _share(copied_share(written, known), copied_share(firsts, known), n)
+    report["copied_captions"] = _share(copied_share(written, beside.known), copied_share(firsts, beside.known), n)
     return report
 
 
