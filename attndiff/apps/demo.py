@@ -17,7 +17,7 @@ from attndiff.viewing import as_picture, enlarge, window_of
 from attndiff.words import describe_unknown
 
 LIMITS = {"steps": (1, 100), "guidance": (0, 20), "seed": (0, 2**31 - 1), "images": (1, 16)}  # of a call
-WHOLE = ("steps", "seed", "images")
+WHOLE = ("steps", "seed", "images", "beams")
 LONGEST = 1000  # characters of a prompt
 SHOWN = 192  # pixels a side at least
 WAITING = 32  # calls in the queue; further ones are turned away
@@ -28,8 +28,13 @@ def check(prompt: str, **numbers: float) -> None:
     """Raise `UserError` for what no call may ask for; a page's own bounds bind browsers only."""
     if not isinstance(prompt, str) or len(prompt) > LONGEST:
         raise UserError(f"prompt: give a text of at most {LONGEST} characters.")
+    check_numbers(LIMITS, numbers)
+
+
+def check_numbers(limits: dict[str, tuple[float, float]], numbers: dict[str, float]) -> None:
+    """Raise `UserError` for a number out of its limits, or a fraction of what comes as a whole."""
     for name, value in numbers.items():
-        low, high = LIMITS[name]
+        low, high = limits[name]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not low <= value <= high or (name in WHOLE and value != int(value)):
             raise UserError(f"{name}: give a {'whole ' * (name in WHOLE)}number from {low} to {high}, not {value!r}.")

@@ -60,6 +60,12 @@ def _keep(seen: dict[str, torch.Tensor], name: str, block: nn.Module, args: tupl
     seen[name] = output  # (B, h, w, F)
 
 
+def seen_multiple(encoder: ConditionEncoder, unet: AttentionUNet2DModel | None = None) -> int:
+    """What sides of images are multiples of: of patches where there are some, and of what ``unet`` takes."""
+    patch = encoder.config.image_patch_size if "image" in encoder.streams else 1
+    return math.lcm(patch, 1 if unet is None else unet.size_multiple)
+
+
 def image_streams(
     encoder: ConditionEncoder,
     images: torch.Tensor,

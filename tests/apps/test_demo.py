@@ -60,8 +60,9 @@ def test_a_model_that_writes_has_a_page_and_writes():
     assert caption == pipeline(picture, num_beams=2).captions[0] and looked.width > 192
     drawn = [page.write(pipeline, picture, 4, True, 2.0, seed)[0] for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1] and len(set(drawn)) > 1
-    wrong = {"image: give one": {"picture": None}, "beams: give a number from 1 to 16": {"beams": 0}}
+    wrong = {"image: give one": {"picture": None}, "beams: give a whole number from 1 to 16": {"beams": 0}}
     wrong |= {"temperature: give a number": {"temperature": "hot"}, "at most 4096 pixels": {"picture": large()}}
+    wrong |= {"seed: give a whole number": {"seed": -1}, "mode I;16": {"picture": Image.new("I;16", (8, 8))}}
     for sentence, change in wrong.items():
         with pytest.raises(UserError, match=sentence):
             page.write(**{"pipeline": pipeline, "picture": picture, **SEARCH, **change})

@@ -344,3 +344,5 @@ def test_it_is_measured_beside_what_needs_no_looking(run, tmp_path):
     of_kinds = [entry for name, entry in found.items() if name.startswith("exact_of_a ")]
     assert sum(entry["n"] for entry in of_kinds) == 30
     assert (tmp_path / "pictures/captions.png").is_file()
+    refused = command("evaluate", run / "pipeline", "--data", squares, "--steps", 4)
+    assert refused.code == 2 and "this model writes captions: leave them out" in refused.err

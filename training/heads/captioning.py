@@ -10,7 +10,7 @@ from torch import nn
 
 import attndiff
 from attndiff.condition import Condition
-from attndiff.diffusion.features import image_streams
+from attndiff.diffusion.features import image_streams, seen_multiple
 from attndiff.diffusion.objectives import Objective
 from attndiff.nn.decoder import TextDecoderModel
 from attndiff.nn.encoder import ConditionEncoder
@@ -102,8 +102,7 @@ class CaptioningModel(HeadWithoutNoise):
     @property
     def size_multiple(self) -> int:
         """Sides of its images: of patches, and of the denoising network."""
-        patch = self.condition_encoder.config.image_patch_size if "image" in self.condition_encoder.streams else 1
-        return max([patch, *(network.size_multiple for network in self._denoiser[:1])])
+        return seen_multiple(self.condition_encoder, *self._denoiser[:1])
 
 
 def without_padding(ids: torch.Tensor, counting: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

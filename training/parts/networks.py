@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import AutoencoderKL
 
-from attndiff.diffusion.features import feature_channels
+from attndiff.diffusion.features import feature_channels, seen_multiple
 from attndiff.diffusion.objectives import Objective
 from attndiff.errors import UserError
 from attndiff.nn.decoder import TextDecoderModel
@@ -99,7 +99,7 @@ def component_of(learned: Learned) -> str:
 
 def _new(config: TrainConfig, conditioning: Conditioning, learned: Learned, given: Given) -> Networks:
     name = component_of(learned)
-    encoder = _image_encoder(config, learned, given) if is_seen(name) else _new_encoder(config, conditioning)
+    encoder = _image_encoder(config, learned, given) if sees_images(name) else _new_encoder(config, conditioning)
     settings = {**PRESETS[config.model.preset][name], **_fitting(name, config, learned, given)}
     network = _make_network(name, {**settings, **getattr(config.model, name)}, encoder)
     return Networks(conditioning, encoder, network, denoiser=given.denoiser)
@@ -136,7 +136,7 @@ def _new_encoder(config: TrainConfig, conditioning: Conditioning) -> ConditionEn
     return _make(ConditionEncoder, settings, "model.encoder")
 
 
-def is_seen(name: str) -> bool:
+def sees_images(name: str) -> bool:
     """Whether a network of this name is told an image rather than a prompt."""
     return name == "text_decoder"
 
@@ -170,7 +170,7 @@ def _make(cls: type, settings: dict, section: str):
 
 def _fitting(name: str, config: TrainConfig, learned: Learned, given: Given) -> dict[str, int]:
     """Size and channels, or tokens, of what a network is made for."""
-    if is_seen(name):
+    if sees_images(name):
         return _channels_of(name, learned, given)
     side = config.data.size // (1 if given.vae is None else vae_factor(given.vae))
     patch = {"patch_size": max(1, side // PATCHES)} if name == "transformer" else {}
@@ -179,7 +179,7 @@ def _fitting(name: str, config: TrainConfig, learned: Learned, given: Given) -> 
 
 def _channels_of(name: str, learned: Learned, given: Given) -> dict[str, int]:
     """Channels that go in, those that lie beside the noisy image among them, and that come out; of texts, tokens."""
-    if is_seen(name):
+    if sees_images(name):
         tokenizer = learned.tokenizer if given.conditioning is None else given.conditioning.tokenizer
         return {"vocab_size": len(tokenizer), "max_length": tokenizer.model_max_length}
     channels = _channels(learned, given.vae)
@@ -195,13 +195,10 @@ def _channels(learned: Learned, vae: AutoencoderKL | None) -> int:
 
 
 def size_multiple(networks: Networks) -> int:
-    """Of the sides of images: that of the network which they go into."""
-    encoder, seen_by = networks.encoder, networks.network
-    if networks.denoiser is not None:
-        seen_by = networks.denoiser[0]
-    elif isinstance(seen_by, TextDecoderModel):
-        return encoder.config.image_patch_size
-    return seen_by.size_multiple
+    """Of the sides of images: that of what they go into."""
+    if isinstance(networks.network, TextDecoderModel):
+        return seen_multiple(networks.encoder, *(networks.denoiser or ())[:1])
+    return networks.network.size_multiple
 
 
 def _check_size(config: TrainConfig, multiple: int, vae: AutoencoderKL | None) -> None:

@@ -4,12 +4,12 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from attndiff.apps.demo import KEPT_S, SHOWN, WAITING, saved
+from attndiff.apps.demo import KEPT_S, SHOWN, WAITING, check_numbers, saved
 from attndiff.errors import UserError
 from attndiff.lens.pictures import attention_picture
 from attndiff.viewing import enlarge
 
-LIMITS = {"beams": (1, 16), "temperature": (0.1, 4.0)}
+LIMITS = {"beams": (1, 16), "temperature": (0.1, 4.0), "seed": (0, 2**31 - 1)}
 LARGEST = 4096  # pixels a side of what is taken
 
 
@@ -33,13 +33,13 @@ def write(
         raise UserError("image: give one.")
     if max(picture.size) > LARGEST:
         raise UserError(f"image: give one of at most {LARGEST} pixels a side, not {picture.width} x {picture.height}.")
-    for name, value in {"beams": beams, "temperature": temperature}.items():
-        low, high = LIMITS[name]
-        if not isinstance(value, (int, float)) or not low <= value <= high:
-            raise UserError(f"{name}: give a number from {low} to {high}, not {value!r}.")
+    check_numbers(LIMITS, {"beams": beams, "temperature": temperature, "seed": seed})
     generator = torch.Generator().manual_seed(int(seed))
     search = {"num_beams": 1 if draws else int(beams), "do_sample": bool(draws), "temperature": float(temperature)}
-    output = pipeline(picture, **search, generator=generator, output_attention_maps=True)
+    try:
+        output = pipeline(picture, **search, generator=generator, output_attention_maps=True)
+    except ValueError as error:  # how a pipeline refuses arguments
+        raise UserError(str(error)) from None
     maps = attention_picture(enlarge(picture, SHOWN), output.tokens[0], output.attention_maps[0], shares=False)
     return output.captions[0], maps
 

@@ -74,6 +74,8 @@ def evaluate(
     if pipeline.tokenizer is not None:
         take_words(pipeline.tokenizer)  # held-out captions have words of their own
     draws = task_of(pipeline).makes == "images"
+    if not draws and (steps or guidance):
+        raise UserError("--steps and --guidance are of what draws, and this model writes captions: leave them out.")
     settings = EvaluationSettings(*(pipeline.own_defaults(steps, guidance) if draws else (1, 1.0)), seed, by, within)
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
