@@ -1,5 +1,6 @@
 """The whole of attndiff once, on what ships with it: sample, look inside, train, open elsewhere, report."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -231,7 +233,11 @@ class Quickstart:
         """Images that a fresh process made from one of the trained folders."""
         images = self.out / name / "opened"
         command = [OPENER, f"{name}/pipeline", f"{name}/opened", *self.prompts[name]]
-        result = subprocess.run([sys.executable, *command], cwd=self.out, capture_output=True, text=True)
+        with TemporaryDirectory() as modules:
+            # diffusers copies a folder's code there file by file: of two processes that open the same code at once,
+            # one would read what the other has half written.
+            own = {**os.environ, "HF_MODULES_CACHE": modules}
+            result = subprocess.run([sys.executable, *command], cwd=self.out, env=own, capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"diffusers could not open {self.out / name / 'pipeline'}:\n{result.stderr}")
         return [Image.open(path).copy() for path in sorted(images.glob("*.png"))]

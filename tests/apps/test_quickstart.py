@@ -49,9 +49,16 @@ def tour(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tour, tmp_path_factory):
-    """The folder of a quickstart, and what it returned."""
+    """The folder of a quickstart, and what it returned.
+
+    Its two openers run at once, so that each must bring a cache of code of its own: the shared one is no folder here.
+    """
     out = tmp_path_factory.mktemp("quickstart")
-    return out, run_quickstart(out, tour)
+    no_folder = tmp_path_factory.mktemp("cache") / "modules"
+    no_folder.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", str(no_folder))
+        return out, run_quickstart(out, tour)
 
 
 def test_the_report_names_everything_and_all_of_it_exists(finished):
