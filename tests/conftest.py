@@ -1,4 +1,4 @@
-"""Where the code of opened folders goes: diffusers copies it file by file, so that no two test processes may share it."""
+"""Code of opened folders goes where no other test process writes: diffusers copies it there file by file."""
 
 import os
 from tempfile import TemporaryDirectory
