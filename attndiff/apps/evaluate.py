@@ -8,7 +8,7 @@ import torch
 
 from attndiff.apps.captioning.evaluation import evaluate_captions
 from attndiff.apps.denoising import condition_gains, loss_gap
-from attndiff.apps.likelihood import likelihood
+from attndiff.apps.likelihood import check_bound, likelihood, likelihood_bound
 from attndiff.data.subset import Subset
 from attndiff.device import best_device
 from attndiff.drawn import save_picture
@@ -60,6 +60,7 @@ def evaluate(
     n: int | None = None,
     extractor: str | None = None,
     pictures: Path | None = None,
+    bounded: int | None = None,
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
@@ -77,11 +78,15 @@ def evaluate(
         n: Samples, and real images on either side; None: as many as the reference offers, up to 1000.
         extractor: As of `choose_extractor`.
         pictures: Folder for the samples, their nearest training images and the errors per noise level.
+        bounded: Held-out images whose bits per value are bounded; None: none are.
 
     Raises:
-        UserError: If the reference is too small or lacks a column, or the extractor cannot be had.
+        UserError: If the reference is too small or lacks a column, the extractor cannot be had, or the model has no
+            such bound.
     """
     n = reference.count(n)
+    if bounded is not None:
+        check_bound(pipeline, reference, bounded)
     _check_columns(pipeline, reference, settings, n)
     if task_of(pipeline).makes == "captions":
         return evaluate_captions(pipeline, reference, settings.seed, n, pictures, settings.by)
@@ -116,6 +121,8 @@ def evaluate(
         report |= condition_gains(pipeline, reference, settings.seed, settings.by, settings.within)
     else:
         report |= likelihood(pipeline, reference, settings.seed)
+    if bounded is not None:
+        report |= likelihood_bound(pipeline, reference, settings.seed, bounded)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")

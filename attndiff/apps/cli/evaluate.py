@@ -50,6 +50,14 @@ def evaluate(
         str | None,
         typer.Option(help="Column, such as style: other captions are those of images with the same value there."),
     ] = None,
+    bounded: Annotated[
+        int | None,
+        typer.Option(
+            "--likelihood",
+            help="Of so many held-out images, bound the bits per value by the model's probability flow; an image takes "
+            "as long as some 300 steps of sampling.",
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.", **PATH)
     ] = None,
@@ -80,7 +88,7 @@ def evaluate(
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")
-    report = measure(pipeline, reference, settings, n, extractor, pictures)
+    report = measure(pipeline, reference, settings, n, extractor, pictures, bounded)
     print(as_text(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ Tell = Callable[[list[Value]], Denoise]
 
 
 def tells(pipeline) -> Tell:
-    """How a conditional pipeline of pixels denoises, without guidance."""
+    """How a pipeline of pixels denoises, without guidance."""
 
     def tell(values: list[Value]) -> Denoise:
         network, objective = ConditionedNetwork(pipeline.unet), pipeline.objective
@@ -32,6 +32,8 @@ def tells(pipeline) -> Tell:
 
 def _condition(pipeline, values: list[Value]) -> Condition:
     """What the network is told of values that are all given, or all None."""
+    if pipeline.condition_encoder is None:
+        return Condition()
     if values[0] is None:
         return Condition.encoded(pipeline.condition_encoder, batch_size=len(values))
     arguments = prompt_of(pipeline).arguments(values)
