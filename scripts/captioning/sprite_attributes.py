@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 Attributes = dict[str, str]  # what is said, by column
 
-VERBS = {"walks": "walk", "casts": "cast", "slashes": "slash", "thrusts": "thrust", "shoots": "shoot"}
+VERBS = {
+    "stands": "stand",
+    "walks": "walk",
+    "casts": "cast",
+    "slashes": "slash",
+    "thrusts": "thrust",
+    "shoots": "shoot",
+}
 DIRECTIONS = {"away from us": "up", "towards us": "down", "to the left": "left", "to the right": "right"}
 WEAPONS = ("spear", "dagger", "wooden wand", "steel wand", "recurve bow", "great bow", "bow")
 ENDS = {  # last words of what is worn, by column
