@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from record import HUMAN, TEMPLATE, entry_of
 from sprite_attributes import agreement, said_by
-from sprite_frames import FIXED, OF_TRAINING, SIDE, divide, frames_of
+from sprite_frames import FIXED, OF_TRAINING, SIDE, divide, frames_of, standing, who
 
 CAPTION = "an olive orc man with green bunches hair, a beard, white cape, plate armour, red pants and brown shoes {}"
 
@@ -85,13 +85,39 @@ def test_a_frame_says_what_it_shows():
 def test_withheld_pairs_and_tested_characters_are_not_trained_on():
     colours, torsos = "abcdef", "uvwxyz"
     clips = [clip(i, colours[i % 6], torsos[i // 6 % 6], [1]) for i in range(216)]
-    parts = divide(clips)
+    parts, withheld = divide(clips)
     pair = {(c["hair_colour"], c["torso"]) for c in parts["test"] if c["held_out"] == "pair"}
-    assert len(pair) == 12 and not pair & {(c["hair_colour"], c["torso"]) for c in parts["train"]}
+    assert pair == withheld and len(pair) == 12 and not pair & {(c["hair_colour"], c["torso"]) for c in parts["train"]}
     tested = {c["character_id"] for c in parts["test"]}
     assert not tested & {c["character_id"] for c in parts["train"]}
     assert sum(c["held_out"] == "character" for c in parts["test"]) == 60
     assert len(parts["train"]) + len(parts["test"]) == len(clips)
+
+
+def test_edits_show_both_characters_in_four_directions_but_none_that_is_tested():
+    before, after, paired = (
+        f"a pale man with {hair} hair, red shirt and black shoes" for hair in ("red long", "tan wild", "blue long")
+    )
+    strip = np.zeros((SIDE, 4 * SIDE), np.uint8)
+    for n in range(4):
+        strip[:, n * SIDE : (n + 1) * SIDE] = n
+    file = io.BytesIO()
+    Image.fromarray(strip).save(file, "PNG")
+
+    def pair(source: str, target: str) -> dict:
+        images = {"source": file.getvalue(), "target": file.getvalue(), "directions": "up,left,down,right"}
+        captions = {"caption_source": source, "caption_target": target}
+        return {"pair_id": "tr0", "licence": "CC", "author": "A", **images, **captions}
+
+    rows = standing([pair(before, after)], set(), set())
+    assert [row["caption"] for row in rows[:4]] == [
+        f"{before} stands {where}" for where in ("away from us", "to the left", "towards us", "to the right")
+    ]
+    shown = [Image.open(io.BytesIO(row["image"]["bytes"])).getpixel((0, 0))[0] for row in rows]
+    assert shown == [0, 1, 2, 3] * 2 and said_by(rows[5]["caption"])["action"] == "stand"
+    tested = {who(f"{before} walks with a bow to the left")}
+    left = standing([pair(before, after), pair(after, paired)], tested, {("blue", "red shirt")})
+    assert {who(row["caption"]) for row in left} == {who(after)} and len(left) == 8
 
 
 def test_an_entry_has_what_a_value_stands_beside():
