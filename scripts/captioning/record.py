@@ -3,10 +3,12 @@
     attndiff evaluate MODEL --data DATA --json found.json
     python scripts/captioning/record.py tasks.json caption_flickr found.json --metric cider_d --command COMMAND
     python scripts/captioning/record.py tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
+    python scripts/captioning/record.py tasks.json generator_emoji32 found.json --metric bits_per_value --command COMMAND
 
-The second of the two takes what ``sprites.py score`` wrote. Beside the value stand what the caption of the nearest
-training image reaches, and what one human does where images have several captions, else one caption for all. To be run
-where the value was measured: the entry names the machine.
+The second of the three takes what ``sprites.py score`` wrote, the third what ``campaigns/generators.py`` did. Beside
+the value of captions stand what the caption of the nearest training image reaches, and what one human does where images
+have several captions, else one caption for all; beside bits per value those of a lossless file, and what they are at
+most by a diffusion model of the same minutes. To be run where the value was measured: the entry names the machine.
 """
 
 import argparse
@@ -16,10 +18,13 @@ from pathlib import Path
 from attndiff.training.card import hardware
 
 NEAREST, TEMPLATE, HUMAN = "the caption of the nearest training image", "one caption for all", "one human"
+WEBP, DIFFUSION = "lossless WebP", "at most, by the probability flow of a diffusion model"
 
 
 def entry_of(found: dict, metric: str) -> dict:
-    """Value, floor and rival of a metric, from what ``attndiff evaluate`` or ``sprites.py`` found."""
+    """Value, floor and rival of a metric, from what one of the three commands found."""
+    if "models" in found:
+        return bits_entry(*(found["models"][kind]["report"] for kind in ("value after value", "diffusion")))
     if "ways" in found:
         ways = {name: of[metric] for name, of in found["ways"].items()}
         values = ways["model"], ways["nearest_training_frame"], TEMPLATE, ways["best_template"]
@@ -31,6 +36,14 @@ def entry_of(found: dict, metric: str) -> dict:
     value, floor, rival, rival_value = values
     known = {"metric": metric, "value": value, "floor": NEAREST, "floor_value": floor}
     return {**known, "rival": rival, "rival_value": rival_value, "lower_is_better": False, "n": n}
+
+
+def bits_entry(ours: dict, theirs: dict) -> dict:
+    """Bits per value, by what was found of a model that draws value after value and of a diffusion model."""
+    of, bound = ours["bits_per_value"], theirs["bits_per_value_at_most"]
+    value = {"metric": "bits_per_value", "value": of["value"], "floor": WEBP, "floor_value": of["floor"]}
+    rival = {"rival": DIFFUSION, "rival_value": bound["value"], "rival_n": bound["n"]}
+    return {**value, **rival, "lower_is_better": True, "n": of["n"]}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from record import HUMAN, TEMPLATE, entry_of
+from record import DIFFUSION, HUMAN, TEMPLATE, WEBP, entry_of
 from sprite_attributes import agreement, said_by
 from sprite_frames import FIXED, OF_TRAINING, SIDE, divide, frames_of, standing, who
 
@@ -129,3 +129,8 @@ def test_an_entry_has_what_a_value_stands_beside():
     ways = {"model": {"f1": 0.9}, "nearest_training_frame": {"f1": 0.3}, "best_template": {"f1": 0.2}}
     entry = entry_of({"n": 5, "ways": ways}, "f1")
     assert (entry["value"], entry["floor_value"], entry["rival_value"], entry["n"]) == (0.9, 0.3, 0.2, 5)
+    bits = {"bits_per_value": {"value": 1.5, "floor": 1.8, "n": 9}}, {"bits_per_value_at_most": {"value": 2.5, "n": 4}}
+    models = {kind: {"report": of} for kind, of in zip(("value after value", "diffusion"), bits, strict=True)}
+    entry = entry_of({"models": models}, "bits_per_value")
+    assert (entry["floor"], entry["rival"], entry["rival_value"], entry["n"]) == (WEBP, DIFFUSION, 2.5, 9)
+    assert entry["lower_is_better"] and (entry["value"], entry["floor_value"], entry["rival_n"]) == (1.5, 1.8, 4)
