@@ -3,7 +3,6 @@
 import math
 import platform
 import shutil
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +42,14 @@ REFERENCE = 5000  # training images at most among which nearest ones are looked 
 COMPARED = 32  # pixels a side at which they are compared
 
 
-def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: dict, best: str, folder: Path) -> Path:
+def write_card(
+    config: TrainConfig,
+    parts: Parts,
+    state: RunState,
+    validation: dict,
+    chosen: tuple[str, dict[str, torch.Tensor]],
+    folder: Path,
+) -> Path:
     """Write ``folder/README.md`` and the pictures it shows.
 
     Args:
@@ -51,7 +57,7 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
         parts: Its modules and data.
         state: Its weights, averages, steps and seconds.
         validation: Last validation entry of the log.
-        best: Name of the weights that the pipeline opens with, a key of ``validation``.
+        chosen: Name of the weights that the pipeline opens with, a key of ``validation``, and these weights.
         folder: The pipeline folder.
 
     Returns:
@@ -59,8 +65,8 @@ def write_card(config: TrainConfig, parts: Parts, state: RunState, validation: d
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = Path(config.out)
-    grids = sorted((run / "samples").glob("*.png"))
-    with _weights(parts, state, best):
+    grids, (best, weights) = sorted((run / "samples").glob("*.png")), chosen
+    with swapped(parts.model, weights):
         memory = _memory(config, parts, validation.get(best, {}))
         neighbours = _neighbours(config, parts, folder / "neighbours.png")
         attention = _attention(config, parts, folder / "attention.png")
@@ -98,7 +104,7 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
     prompt = parts.conditioning.prompt
     summary, shown = parts.task.summary or prompt.summary, grid_prompts(parts, config.log.prompts, 1)[0]
     writes = parts.task.makes == "captions"
-    others = [n.replace("_0.", "_") for n in ["raw", *(f"ema_{s:.3f}" for s in state.ema.averages)] if n != best]
+    others = [name.replace("_0.", "_") for name in state.named() if name != best]
     variants = ", ".join(f'`variant="{name}"`' for name in others)
     return {
         "metadata": _metadata(parts.task.hub_tag or prompt.hub_tag),
@@ -227,12 +233,6 @@ def _copied(source: Path, target: Path) -> bool:
 
 
 # What is measured for it
-
-
-def _weights(parts: Parts, state: RunState, name: str):
-    """The model with the weights of this name inside the ``with`` block."""
-    chosen = [sigma for sigma in state.ema.averages if name == f"ema_{sigma:.3f}"]
-    return swapped(parts.model, state.ema, chosen[0]) if chosen else nullcontext()
 
 
 def _memory(config: TrainConfig, parts: Parts, held_out: dict) -> dict | None:

@@ -13,6 +13,7 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.evaluation.samples import copy_into, make_pipeline, swapped
 from attndiff.training.run.progress import read_log
 from attndiff.training.state.averages import PowerEMA, rebuild_average
+from attndiff.training.state.best import read_best
 from attndiff.training.state.checkpoint import (
     RunState,
     named_learned,
@@ -35,6 +36,8 @@ def best_weights(validation: dict) -> str:
 def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: dict, folder: Path) -> Path:
     """Write a pipeline folder: the best weights under the plain names, the rest as variants, and the model card.
 
+    The best are those of an earlier step where a run has kept them and ends with worse ones.
+
     Args:
         config: The run's settings.
         parts: Its modules.
@@ -43,18 +46,16 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
         folder: Where to write; the run's own folder is the config's ``out``.
     """
     # A student's error as a denoiser says little of its samples; its longest average is what consistency tuning ships.
+    weights, kept = state.named(), read_best(Path(config.out), state.step)
     best = f"ema_{max(state.ema.averages):.3f}" if config.distill else best_weights(validation)
-    names = ["raw", *(f"ema_{sigma:.3f}" for sigma in state.ema.averages)]
+    if kept is not None and kept.found["loss"] < validation[best]["loss"]:
+        best, validation = kept.name, validation | {kept.name: kept.found}
+        weights[best] = kept.weights
     parts.model.eval()
-    for name in progress(sorted(names, key=lambda n: n == best), "Writing weights", unit="file"):
-        variant = None if name == best else name.replace("_0.", "_")
-        if name == "raw":
-            _save(parts, folder, variant)
-        else:
-            sigma = next(s for s in state.ema.averages if name == f"ema_{s:.3f}")
-            with swapped(parts.model, state.ema, sigma):
-                _save(parts, folder, variant)
-    write_card(config, parts, state, validation, best, folder)
+    for name in progress(sorted(weights, key=lambda n: n == best), "Writing weights", unit="file"):
+        with swapped(parts.model, weights[name]):
+            _save(parts, folder, None if name == best else name.replace("_0.", "_"))
+    write_card(config, parts, state, validation, (best, weights[best]), folder)
     return folder
 
 

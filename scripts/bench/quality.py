@@ -166,7 +166,7 @@ def held_out(parts: Parts, ema: PowerEMA, device: str):
     """`Validation` of the averaged weights at the noise-to-signal ratios that all arms share."""
     dataset = DrawnDataset(parts.validation, parts.conditioning, 0)
     accelerator = Accelerator(cpu=device == "cpu")
-    with swapped(parts.model, ema, AVERAGE), at_levels_of(parts.model, FlowMatching()):
+    with swapped(parts.model, ema.state_dict(AVERAGE)), at_levels_of(parts.model, FlowMatching()):
         return validate(parts.model, dataset, accelerator)
 
 

@@ -57,7 +57,7 @@ class Distances:
         longest, model = max(state.ema.averages), self.parts.model
         was_training = model.training
         model.eval()
-        with swapped(model, state.ema, longest):
+        with swapped(model, state.ema.state_dict(longest)):
             samples = self._sample()
         model.train(was_training)
         entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}

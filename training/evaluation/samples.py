@@ -33,14 +33,14 @@ def make_pipeline(parts: Parts) -> DiffusionPipeline:
 
 
 @contextmanager
-def swapped(model: Head, ema: PowerEMA, sigma_rel: float):
-    """The model with averaged weights inside the ``with`` block and its own again after it.
+def swapped(model: Head, weights: dict[str, torch.Tensor]):
+    """The model with other weights inside the ``with`` block and its own again after it.
 
     Its own wait in main memory, so that a device holds weights once.
     """
     own = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
     try:
-        copy_into(model, ema.state_dict(sigma_rel))
+        copy_into(model, weights)
         yield model
     finally:
         copy_into(model, own)
@@ -100,7 +100,7 @@ def _grid(parts: Parts, ema: PowerEMA, prompts: list[str], guidance_scale: float
     rows = _given_rows(parts, len(chosen))
     rows["raw"] = sample_row(parts, chosen, guidance_scale)
     longest = max(ema.averages)
-    with swapped(parts.model, ema, longest):
+    with swapped(parts.model, ema.state_dict(longest)):
         rows[f"average {longest:g}"] = sample_row(parts, chosen, guidance_scale)
     captions = [str(p) if p is not None else "" for p in chosen]
     return contact_sheet(rows, captions, window=window_of(parts.learned.data))
@@ -110,7 +110,7 @@ def _captions(parts: Parts, ema: PowerEMA) -> Image.Image:
     """Held-out images, each with its own caption and those of the raw weights and the longest average."""
     chosen, longest = examples(parts.validation), max(ema.averages)
     texts = {"real": [row[CAPTION.name][0] for row in chosen], "raw": written_of(parts, chosen).captions}
-    with swapped(parts.model, ema, longest):
+    with swapped(parts.model, ema.state_dict(longest)):
         texts[f"average {longest:g}"] = written_of(parts, chosen).captions
     return captions_beside(chosen, texts)
 

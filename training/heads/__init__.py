@@ -30,12 +30,14 @@ class Head(Protocol):
     Attributes:
         preview_steps: Of the samples that are drawn while training; None for as many as the pipeline takes.
         denoises: Whether it makes images of noisy ones.
+        keeps_best: Whether a run keeps the weights of its least held-out loss, see `attndiff.training.state.best`.
         description: What it is, in words.
         unit: Of its loss.
     """
 
     preview_steps: int | None
     denoises: bool
+    keeps_best: bool
     description: str
     unit: str
 

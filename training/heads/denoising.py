@@ -37,6 +37,7 @@ class DenoisingModel(nn.Module):
 
     preview_steps: int | None = 16
     denoises = True
+    keeps_best = False
     description = "A diffusion model with an attention U-Net"
     unit = "Loss (the training objective's own weighting)"
     student: dict | None = None  # what a pipeline stores of a few-step student

@@ -14,6 +14,7 @@ class HeadWithoutNoise(nn.Module):
 
     preview_steps: int | None = None
     denoises = False
+    keeps_best = True
 
     def set_progress(self, share: float) -> None:
         """Be told before a step what share of the run is done; nothing depends on it here."""

@@ -13,6 +13,7 @@ from attndiff.training.evaluation.samples import save_grid, swapped
 from attndiff.training.evaluation.validation import validate
 from attndiff.training.run.pace import Stopwatch
 from attndiff.training.run.progress import Progress
+from attndiff.training.state.best import keep_best
 from attndiff.training.state.checkpoint import RunState
 from attndiff.training.state.length import Length
 
@@ -74,11 +75,15 @@ class EvalHooks:
         """Log the held-out losses of the raw and averaged weights."""
         data = self.parts.learned.data if self.parts.vae is None else None
         results = {"raw": validate(self.parts.model, self.held_out, self.accelerator, data)}
-        for sigma in state.ema.averages:
-            with swapped(self.parts.model, state.ema, sigma):
-                results[f"ema_{sigma:.3f}"] = validate(self.parts.model, self.held_out, self.accelerator, data)
+        for name, weights in state.named().items():
+            if name != "raw":
+                with swapped(self.parts.model, weights):
+                    results[name] = validate(self.parts.model, self.held_out, self.accelerator, data)
+        found = {name: result.to_json() for name, result in results.items()}
+        if self.parts.model.keeps_best and self.accelerator.is_main_process:
+            keep_best(Path(self.config.out), state, found)
         entry = {"step": state.step, "images": state.step * self.config.optim.batch_size}
-        progress.write(entry | {name: result.to_json() for name, result in results.items()})
+        progress.write(entry | found)
         progress.say(
             f"step {state.step}: held-out loss " + ", ".join(f"{name} {r.loss:.4f}" for name, r in results.items())
         )

@@ -65,6 +65,11 @@ class RunState:
                     gathered[file][name] = tensor.contiguous()
         return gathered
 
+    def named(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights and their averages by the names that people read."""
+        averages = {f"ema_{sigma:.3f}": self.ema.state_dict(sigma) for sigma in self.ema.averages}
+        return {"raw": {name: p.detach() for name, p in self.module.named_parameters()}, **averages}
+
     @torch.no_grad()
     def whole(self) -> "RunState":
         """With weights and averages unsharded, without moments; all processes ask together. Itself if it is that."""
