@@ -45,7 +45,7 @@ PRESETS = {
             "cross_attention_dim": 192,
             "pooled_dim": 192,
         },
-        "transformer": {"hidden_size": 192, "num_layers": 6, "head_dim": 32, "value_size": 96, "value_layers": 2},
+        "transformer": {"hidden_size": 192, "num_layers": 4, "head_dim": 32, "value_size": 64, "value_layers": 1},
         "text_decoder": {"hidden_size": 128, "num_layers": 2, "head_dim": 32, **WRITING},
         "image_encoder": {"hidden_size": 128, "num_layers": 3, "head_dim": 32},
         "encoder": {"hidden_size": 192, "num_layers": 3, "head_dim": 32},
