@@ -28,7 +28,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,12 +67,14 @@ class KillCampaign:
         count: So far.
         kept: The result file; None keeps nothing.
         lanes: How many runs are there at once.
+        every: One in how many operations of a commit is died at.
     """
 
     folder: Path
     count: Count = field(default_factory=Count)
     kept: Path | None = None
     lanes: int = 2
+    every: int = 1
 
     def __post_init__(self):
         self.images = make_images(self.folder / "images")
@@ -81,21 +83,30 @@ class KillCampaign:
     def run(self, runs: int, pairs: int, timed: int) -> Count:
         """Everything, up to so many killed runs of one process, of two, and of some minutes."""
         with ProcessPoolExecutor(self.lanes, multiprocessing.get_context("spawn"), prepare) as pool:
-            alone = {v: (v, 1, *self.reference(pool, v)) for v in VARIANTS}
+            whole = {v: self.reference(pool, v) for v in self.missing(runs, timed)}
             if not self.count.operations_of_a_commit:
-                self.commits_and_controls(pool, alone["plain"][2])
-            self.kill_at_random(pool, "one_process_runs", list(alone.values()), runs)
+                self.commits_and_controls(pool, whole["plain"].result()[0])
+            alone = {i: (v, 1, *whole[v].result()) for i, v in enumerate(VARIANTS) if v in whole}
+            self.kill_at_random(pool, "one_process_runs", alone, runs)
             if self.count.two_process_runs < pairs:
-                together = ("plain", 2, *self.reference(pool, "plain", 2))
-                self.kill_at_random(pool, "two_process_runs", [together], pairs)
-            self.kill_at_random(pool, "timed_runs", [(TIMED, 2 * alone["plain"][3])], timed, timed_trial)
+                together = ("plain", 2, *self.reference(pool, "plain", 2).result())
+                self.kill_at_random(pool, "two_process_runs", {0: together}, pairs)
+            if self.count.timed_runs < timed:
+                longer = TIMED, 2 * alone[0][3]
+                self.kill_at_random(pool, "timed_runs", {0: longer}, timed, timed_trial)
         return self.count
 
-    def reference(self, pool: ProcessPoolExecutor, variant: str, world: int = 1) -> tuple[dict, float]:
+    def missing(self, runs: int, timed: int) -> list[str]:
+        """The variants of runs that are still to be killed; commits, controls and timed runs go by the first."""
+        names, done = list(VARIANTS), self.count.one_process_runs
+        wanted = {names[i % len(names)] for i in range(done, max(done, runs))}
+        if not self.count.operations_of_a_commit or self.count.timed_runs < timed:
+            wanted.add(names[0])
+        return [name for name in names if name in wanted]
+
+    def reference(self, pool: ProcessPoolExecutor, variant: str, world: int = 1) -> Future:
         """`reference` in a folder of its own."""
-        return pool.submit(
-            reference, self.folder / f"references_{world}" / variant, self.images, variant, world=world
-        ).result()
+        return pool.submit(reference, self.folder / f"references_{world}" / variant, self.images, variant, world=world)
 
     def save(self) -> None:
         """Write the count, whole or not at all."""
@@ -108,7 +119,7 @@ class KillCampaign:
 
     def commits_and_controls(self, pool: ProcessPoolExecutor, expected: dict) -> None:
         """A run for each operation of a commit, one for those of writing what it learned, and the negative controls."""
-        at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected)
+        at_each_operation = pool.submit(commit_trials, self.folder / "commits", self.images, expected, self.every)
         before = pool.submit(learning_trial, self.folder / "learning", self.images, expected)
         spoilt = {name: pool.submit(control, self.folder / "controls" / name, self.images, name) for name in CONTROLS}
         for k, trial in enumerate(at_each_operation.result()):
@@ -123,7 +134,7 @@ class KillCampaign:
         self,
         pool: ProcessPoolExecutor,
         kind: str,
-        ways: list[tuple],
+        ways: dict[int, tuple],
         wanted: int,
         try_one: Callable[..., Trial] = random_trial,
     ) -> None:
@@ -132,15 +143,16 @@ class KillCampaign:
         Args:
             pool: Where they run.
             kind: Which of the count's numbers they are.
-            ways: Variant, processes, digest and seconds of the runs that they are compared with, taken in turn.
+            ways: Variant, processes, digest and seconds of the runs that they are compared with, by their turn.
             wanted: So many at last.
             try_one: What kills one, given its folder, the images, its way and random numbers.
         """
+        turns = len(VARIANTS) if kind == "one_process_runs" else 1
         with tqdm(desc=f"Killed {kind.replace('_', ' ')}", total=wanted, initial=getattr(self.count, kind)) as bar:
             while (first := getattr(self.count, kind)) < wanted:
                 jobs = {}
                 for i in range(first, min(first + PORTION, wanted)):
-                    way, where = ways[i % len(ways)], self.folder / kind / str(i)
+                    way, where = ways[i % turns], self.folder / kind / str(i)
                     jobs[pool.submit(try_one, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
                 for job in as_completed(jobs):
                     self.count.add(job.result(), jobs[job])

@@ -177,9 +177,9 @@ def reference(root: Path, images: Path, variant: str, patch: Patch | None = None
     return digest(root / "run"), seconds
 
 
-def commit_trials(root: Path, images: Path, expected: dict) -> list[Trial]:
-    """A run for each operation of a commit, up to the first operation that none has."""
+def commit_trials(root: Path, images: Path, expected: dict, every: int = 1) -> list[Trial]:
+    """A run for each operation of a commit, or one in ``every``, up to the first operation that none has."""
     trials: list[Trial] = []
     while not trials or trials[-1].kills:
-        trials.append(commit_trial(root / str(len(trials)), images, expected, len(trials)))
+        trials.append(commit_trial(root / str(len(trials)), images, expected, every * len(trials)))
     return trials[:-1]
