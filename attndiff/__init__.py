@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 _PIPELINES = {
     "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
+    "AttnDiffImg2ImgPipeline": "attndiff.pipelines.pipeline_img2img",
     "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
     "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
     "AttnDiffRasterPipeline": "attndiff.pipelines.pipeline_raster",

@@ -201,16 +201,20 @@ class ImagePipeline(ConditionedPipeline):
             solver = Solver(self.scheduler, self.objective)
             self._guidance_scale, self._interrupt = float(options.guidance_scale), False
             self._check_guidance()
+            if options.strength is not None:
+                steps = max(1, int(steps * options.strength))
             if student:
                 sigmas = sigmas or student.levels(steps)
             solver.set_timesteps(steps, self._execution_device, sigmas)
+            if options.strength is not None:
+                solver.begin_under(options.strength, sigmas)
             self._num_timesteps = len(solver.timesteps)
             yield solver
             self.maybe_free_model_hooks()
 
     def given_pixels(self, image) -> torch.Tensor:
         """The argument ``image`` of a call as the network sees it, ``(N, C, H, W)``; raises ValueError, `as_pixels`."""
-        pixels = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
+        pixels = as_pixels(image, self.image_channels, self.config.data).to(self._execution_device)
         return premultiplied(pixels) if is_premultiplied(self.config.data) else pixels
 
     def prepare_latents(
@@ -358,12 +362,21 @@ class ImagePipeline(ConditionedPipeline):
             of_guide = positive if self.guide_encoder is None else own
         network.prepare(positive, negative, of_guide)
 
-    def decode_latents(self, latents: torch.Tensor, output_type: str):
-        """Images of sampled latents ``(B, C, h, w)``, in an output type."""
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents ``(B, C, h, w)`` of images in [-1, 1]."""
+        if self.vae is None:
+            return pixels
+        found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        return (found - (getattr(self.vae.config, "shift_factor", None) or 0.0)) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str, size: tuple[int, int] | None = None):
+        """Images of sampled latents ``(B, C, h, w)``, in an output type; of a size, without what goes beyond it."""
         if output_type == "latent":
             return latents
         if self.vae is not None:
             config = self.vae.config
             latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
             latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        if size is not None:
+            latents = latents[..., : size[0], : size[1]]
         return to_output(latents, self.config.data, output_type)

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 from attndiff.diffusion.compatibility import check_scheduler
 from attndiff.diffusion.objectives import Objective
@@ -76,6 +76,44 @@ class Solver:
             self._set_levels(torch.as_tensor(np.array(levels), dtype=torch.float32), device)
         scheduler.set_begin_index(0)  # looking the index up by timestep fails where timesteps repeat
 
+    def begin_under(self, share: float, sigmas: list[float] | None = None) -> None:
+        """Begin under less than pure noise, with as many steps as are set; to be called after `set_timesteps`.
+
+        The first level is the one that was asked for, so that every share gives another image, but for DDIM, whose
+        thousand levels have the nearest one.
+
+        Args:
+            share: Noise as a part of noise and signal, in (0, 1].
+            sigmas: The levels that are set, where a student has some of its own: they are shrunk alike.
+        """
+        scheduler, highest, last = self.scheduler, self.level(0), self.level(len(self.timesteps) - 1)
+        level = highest.cpu()
+        if share < 1:
+            asked = self.objective.level_from_log_ratio(torch.tensor(share / (1 - share)).log())
+            level = torch.minimum(asked, level)
+        if isinstance(scheduler, DDIMScheduler):
+            levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+            first = int((levels.log() - level.log()).abs().argmin())
+            stride = max(1, (first + 1) // len(self.timesteps))
+            scheduler.num_inference_steps = scheduler.config.num_train_timesteps // stride
+            stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps  # by which it steps
+            scheduler.timesteps = torch.arange(first, -1, -stride, device=highest.device)
+            return
+        steps = len(scheduler.sigmas.unique()) - 1  # those of order 2 have each level but the first twice
+        levels = (
+            self._levels_from(float(level), float(last), steps) if sigmas is None else float(level) * np.array(sigmas)
+        )
+        self._set_levels(torch.as_tensor(levels, dtype=torch.float32), highest.device)
+        scheduler.set_begin_index(0)
+
+    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The scheduler's state ``(B, C, H, W)`` to begin with, of an image under standard normal noise."""
+        level = self.level(0)
+        noisy = self.objective.add_noise(image, noise, level.expand(len(image)))
+        if isinstance(self.scheduler, HeunDiscreteScheduler):  # its state is not scaled to unit variance
+            return noisy * (1 + level**2).sqrt()
+        return noisy
+
     @property
     def timesteps(self) -> torch.Tensor:
         """The scheduler's own time of every call of the network."""
@@ -132,6 +170,17 @@ class Solver:
             return (high + ramp * (low - high)) ** config.rho
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return shift * (1 - ramp) / (1 + (shift - 1) * (1 - ramp))
+
+    def _levels_from(self, first: float, last: float, steps: int) -> np.ndarray:
+        """Levels ``(steps,)`` that fall from one on, spaced as those from noise alone are."""
+        ramp, config = np.arange(steps) / steps, self.scheduler.config
+        if self.objective.name == "flow":
+            shift = config.get("shift", config.get("flow_shift", 1.0))
+            even = first / (shift - (shift - 1) * first) * (1 - ramp)
+            return shift * even / (1 + (shift - 1) * even)
+        rho = config.get("rho", 7.0)  # arXiv 2206.00364, Eq. 5
+        high, low = first ** (1 / rho), (last if last < first else first / 2) ** (1 / rho)
+        return (high + ramp * (low - high)) ** rho
 
     def _set_levels(self, levels: torch.Tensor, device: torch.device | str | None) -> None:
         """Replace the scheduler's levels by ``levels (n,)`` and a final 0."""

@@ -18,4 +18,5 @@ AnyTaskSettings = Annotated[Union[tuple(task.settings for task in TASKS.values()
 
 def task_of(pipeline) -> Task:
     """The task of a pipeline, by its class."""
-    return next(task for task in TASKS.values() if task.pipeline == type(pipeline).__name__)
+    name = type(pipeline).__name__
+    return next(task for task in TASKS.values() if name in (task.pipeline, *task.further))

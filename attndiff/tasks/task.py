@@ -68,6 +68,7 @@ class Task:
         objectives: Names of those that can learn it; None for all.
         head: Name of what is trained, a key of `attndiff.training.build.HEADS`.
         pipeline: Name of the pipeline's class in `attndiff`.
+        further: Names of others that take the same models.
         measure: Name of the measure that scores it, or None for distances between sets of images.
         hub_tag: The Hub's name of what it does; None leaves that to the prompt.
         summary: What it does, as the end of a sentence; None likewise.
@@ -86,6 +87,7 @@ class Task:
     objectives: tuple[str, ...] | None = None
     head: str = "denoising"
     pipeline: str = "AttnDiffPipeline"
+    further: tuple[str, ...] = ()
     measure: str | None = None
     hub_tag: str | None = None
     summary: str | None = None
@@ -93,4 +95,4 @@ class Task:
     call: str = ""
 
 
-GENERATE = Task("generate", GenerateSettings)
+GENERATE = Task("generate", GenerateSettings, further=("AttnDiffImg2ImgPipeline",))

@@ -35,6 +35,14 @@ def check_guidance(guidance_scale: float) -> None:
         raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
 
 
+def check_strength(strength: float) -> None:
+    """Raise ValueError unless it is a share of noise that leaves something to draw."""
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(
+            f"strength must be above 0, which would leave the image as it is, and at most 1, not {strength!r}."
+        )
+
+
 def check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     """Raise ValueError unless all of ``given`` are known."""
     unknown = [repr(value) for value in given if value not in known]

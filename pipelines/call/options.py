@@ -7,7 +7,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from attndiff.diffusion.guidance import EVERYWHERE
-from attndiff.pipelines.call.checks import check_choice, check_numbers
+from attndiff.pipelines.call.checks import check_choice, check_numbers, check_strength
 from attndiff.pipelines.call.postprocess import OUTPUT_TYPES
 
 Callback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks
@@ -27,6 +27,7 @@ class CallOptions:
     num_images_per_prompt: int = 1
     generator: torch.Generator | list[torch.Generator] | None = None
     sigmas: list[float] | None = None
+    strength: float | None = None
     output_type: str = "pil"
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",)
@@ -36,6 +37,8 @@ class CallOptions:
         steps, scale = self.num_inference_steps, self.guidance_scale
         check_numbers(steps, scale, self.guidance_interval, self.num_images_per_prompt)
         check_choice("output_type", [self.output_type], OUTPUT_TYPES)
+        if self.strength is not None:
+            check_strength(self.strength)
         if not (self.callback_on_step_end is None or callable(self.callback_on_step_end)):
             raise ValueError(
                 f"callback_on_step_end must be a function, not {type(self.callback_on_step_end).__name__}."

@@ -1,5 +1,7 @@
 """Every stock scheduler with every objective it samples, against the exact denoiser of Gaussian pixels."""
 
+from functools import partial
+
 import diffusers
 import pytest
 import torch
@@ -261,3 +263,48 @@ def test_a_scheduler_that_is_handed_over_stays_as_it_was():
     before = scheduler.timesteps.clone()
     sample(solver_of(objective, scheduler, 3))
     assert torch.equal(scheduler.timesteps, before) and scheduler.step_index is None
+
+
+# Beginning under less than pure noise
+
+IMAGE = (MEAN + 0.7 * DEVIATION).expand(1, 1, 9, 2)
+
+
+def begun(pair, share, steps):
+    objective = make_objective({"name": pair[0]})
+    solver = solver_of(objective, make(*pair[1:3]), steps)
+    solver.begin_under(share)
+    return solver
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1]}-{'-'.join(p[2])}")
+@pytest.mark.parametrize("share", [0.02, 0.4, 0.9])
+def test_from_an_image_under_noise_an_exact_denoiser_leads_where_its_equation_does(pair, share):
+    solver = begun(pair, share, 35)
+    level, noise = solver.level(0), NORMALS.expand(1, 1, 9, 2)
+    near = 0.15 if pair[1] == "DDIMScheduler" else 1e-3  # which has a thousand levels
+    assert solver.objective.log_ratio(level).exp().item() == pytest.approx(share / (1 - share), rel=near)
+    state = solver.noisy_state(IMAGE, noise)
+    noisy = solver.objective.add_noise(IMAGE, noise, level.reshape(1))
+    predict = partial(exact_prediction, solver.objective)
+    *_, last = sampling_steps(predict, solver, state)
+    solution = exact_solution(solver.objective, noisy, level)
+    assert (last.latents - solution).abs().max() <= 2 * pair[3][1] + MEAN_BOUND[pair[0]]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1]}-{'-'.join(p[2])}")
+@pytest.mark.parametrize(("share", "steps"), [(1.0, 4), (0.3, 1), (1e-4, 3)])
+def test_levels_fall_from_the_share_on_in_as_many_steps(pair, share, steps):
+    solver = begun(pair, share, steps)
+    levels = [solver.level(i).item() for i in range(len(solver.timesteps))]
+    assert levels == sorted(levels, reverse=True) and levels[-1] > 0
+    if share == 1:
+        assert levels[0] == pytest.approx(solver_of(solver.objective, make(*pair[1:3]), steps).level(0).item())
+    assert pair[1] == "DDIMScheduler" or len(set(levels)) == steps
+    *_, last = sampling_steps(partial(exact_prediction, solver.objective), solver, solver.noisy_state(IMAGE, 0 * IMAGE))
+    assert last.latents.isfinite().all()
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] != "DDIMScheduler"], ids=lambda p: f"{p[0]}-{p[1]}")
+def test_shares_that_differ_by_little_begin_at_other_levels(pair):
+    assert begun(pair, 0.834, 20).level(0) < begun(pair, 0.843, 20).level(0)

@@ -38,6 +38,7 @@ from difflib import get_close_matches
 from diffusers import DDIMScheduler
 from diffusers import DiffusionPipeline
 from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers import HeunDiscreteScheduler
 from diffusers import SchedulerMixin
 from diffusers import UniPCMultistepScheduler
 from diffusers.callbacks import MultiPipelineCallbacks
@@ -1736,6 +1737,44 @@ class Solver:
             self._set_levels(torch.as_tensor(np.array(levels), dtype=torch.float32), device)
         scheduler.set_begin_index(0)  # looking the index up by timestep fails where timesteps repeat
 
+    def begin_under(self, share: float, sigmas: list[float] | None = None) -> None:
+        """Begin under less than pure noise, with as many steps as are set; to be called after `set_timesteps`.
+
+        The first level is the one that was asked for, so that every share gives another image, but for DDIM, whose
+        thousand levels have the nearest one.
+
+        Args:
+            share: Noise as a part of noise and signal, in (0, 1].
+            sigmas: The levels that are set, where a student has some of its own: they are shrunk alike.
+        """
+        scheduler, highest, last = self.scheduler, self.level(0), self.level(len(self.timesteps) - 1)
+        level = highest.cpu()
+        if share < 1:
+            asked = self.objective.level_from_log_ratio(torch.tensor(share / (1 - share)).log())
+            level = torch.minimum(asked, level)
+        if isinstance(scheduler, DDIMScheduler):
+            levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+            first = int((levels.log() - level.log()).abs().argmin())
+            stride = max(1, (first + 1) // len(self.timesteps))
+            scheduler.num_inference_steps = scheduler.config.num_train_timesteps // stride
+            stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps  # by which it steps
+            scheduler.timesteps = torch.arange(first, -1, -stride, device=highest.device)
+            return
+        steps = len(scheduler.sigmas.unique()) - 1  # those of order 2 have each level but the first twice
+        levels = (
+            self._levels_from(float(level), float(last), steps) if sigmas is None else float(level) * np.array(sigmas)
+        )
+        self._set_levels(torch.as_tensor(levels, dtype=torch.float32), highest.device)
+        scheduler.set_begin_index(0)
+
+    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The scheduler's state ``(B, C, H, W)`` to begin with, of an image under standard normal noise."""
+        level = self.level(0)
+        noisy = self.objective.add_noise(image, noise, level.expand(len(image)))
+        if isinstance(self.scheduler, HeunDiscreteScheduler):  # its state is not scaled to unit variance
+            return noisy * (1 + level**2).sqrt()
+        return noisy
+
     @property
     def timesteps(self) -> torch.Tensor:
         """The scheduler's own time of every call of the network."""
@@ -1792,6 +1831,17 @@ class Solver:
             return (high + ramp * (low - high)) ** config.rho
         shift = config.get("shift", config.get("flow_shift", 1.0))
         return shift * (1 - ramp) / (1 + (shift - 1) * (1 - ramp))
+
+    def _levels_from(self, first: float, last: float, steps: int) -> np.ndarray:
+        """Levels ``(steps,)`` that fall from one on, spaced as those from noise alone are."""
+        ramp, config = np.arange(steps) / steps, self.scheduler.config
+        if self.objective.name == "flow":
+            shift = config.get("shift", config.get("flow_shift", 1.0))
+            even = first / (shift - (shift - 1) * first) * (1 - ramp)
+            return shift * even / (1 + (shift - 1) * even)
+        rho = config.get("rho", 7.0)  # arXiv 2206.00364, Eq. 5
+        high, low = first ** (1 / rho), (last if last < first else first / 2) ** (1 / rho)
+        return (high + ramp * (low - high)) ** rho
 
     def _set_levels(self, levels: torch.Tensor, device: torch.device | str | None) -> None:
         """Replace the scheduler's levels by ``levels (n,)`` and a final 0."""
@@ -2766,6 +2816,14 @@ def check_guidance(guidance_scale: float) -> None:
     """Raise ValueError unless a guidance scale is a finite number."""
     if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number such as 3.0, not {guidance_scale!r}.")
+
+
+def check_strength(strength: float) -> None:
+    """Raise ValueError unless it is a share of noise that leaves something to draw."""
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(
+            f"strength must be above 0, which would leave the image as it is, and at most 1, not {strength!r}."
+        )
 
 
 def check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -3858,6 +3916,7 @@ class CallOptions:
     num_images_per_prompt: int = 1
     generator: torch.Generator | list[torch.Generator] | None = None
     sigmas: list[float] | None = None
+    strength: float | None = None
     output_type: str = "pil"
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",)
@@ -3867,6 +3926,8 @@ class CallOptions:
         steps, scale = self.num_inference_steps, self.guidance_scale
         check_numbers(steps, scale, self.guidance_interval, self.num_images_per_prompt)
         check_choice("output_type", [self.output_type], OUTPUT_TYPES)
+        if self.strength is not None:
+            check_strength(self.strength)
         if not (self.callback_on_step_end is None or callable(self.callback_on_step_end)):
             raise ValueError(
                 f"callback_on_step_end must be a function, not {type(self.callback_on_step_end).__name__}."
@@ -4058,16 +4119,20 @@ class ImagePipeline(ConditionedPipeline):
             solver = Solver(self.scheduler, self.objective)
             self._guidance_scale, self._interrupt = float(options.guidance_scale), False
             self._check_guidance()
+            if options.strength is not None:
+                steps = max(1, int(steps * options.strength))
             if student:
                 sigmas = sigmas or student.levels(steps)
             solver.set_timesteps(steps, self._execution_device, sigmas)
+            if options.strength is not None:
+                solver.begin_under(options.strength, sigmas)
             self._num_timesteps = len(solver.timesteps)
             yield solver
             self.maybe_free_model_hooks()
 
     def given_pixels(self, image) -> torch.Tensor:
         """The argument ``image`` of a call as the network sees it, ``(N, C, H, W)``; raises ValueError, `as_pixels`."""
-        pixels = as_pixels(image, self.unet.config.out_channels, self.config.data).to(self._execution_device)
+        pixels = as_pixels(image, self.image_channels, self.config.data).to(self._execution_device)
         return premultiplied(pixels) if is_premultiplied(self.config.data) else pixels
 
     def prepare_latents(
@@ -4215,14 +4280,23 @@ class ImagePipeline(ConditionedPipeline):
             of_guide = positive if self.guide_encoder is None else own
         network.prepare(positive, negative, of_guide)
 
-    def decode_latents(self, latents: torch.Tensor, output_type: str):
-        """Images of sampled latents ``(B, C, h, w)``, in an output type."""
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents ``(B, C, h, w)`` of images in [-1, 1]."""
+        if self.vae is None:
+            return pixels
+        found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        return (found - (getattr(self.vae.config, "shift_factor", None) or 0.0)) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: torch.Tensor, output_type: str, size: tuple[int, int] | None = None):
+        """Images of sampled latents ``(B, C, h, w)``, in an output type; of a size, without what goes beyond it."""
         if output_type == "latent":
             return latents
         if self.vae is not None:
             config = self.vae.config
             latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
             latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        if size is not None:
+            latents = latents[..., : size[0], : size[1]]
         return to_output(latents, self.config.data, output_type)
 
 
