@@ -163,6 +163,7 @@ def test_public_names_are_there_before_they_are_used():
     public = {
         "__version__",
         "AttnDiffCaptionPipeline",
+        "AttnDiffImg2ImgPipeline",
         "AttnDiffInpaintPipeline",
         "AttnDiffPipeline",
         "AttnDiffRasterPipeline",
