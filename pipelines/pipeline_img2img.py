@@ -76,8 +76,7 @@ class AttnDiffImg2ImgPipeline(ImagePipeline):
             output_attention_maps=output_attention_maps,
         )
         pixels = self.given_pixels(image)
-        told = prompt, class_labels, negative_prompt
-        given = GivenCondition(*([one] * len(pixels) if isinstance(one, (str, int)) else one for one in told))
+        given = GivenCondition(prompt, class_labels, negative_prompt).of_images(len(pixels))
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             encoded = self.encode(given, num_images_per_prompt, *guided)

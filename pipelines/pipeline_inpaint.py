@@ -62,11 +62,13 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
-            encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)
+            given = GivenCondition(prompt, class_labels).of_images(len(pixels))
+            encoded = self.encode(given, num_images_per_prompt, *guided)
             batch = encoded.positive.rows or len(pixels) * num_images_per_prompt
+            mask = rows_for(mask, len(pixels), "mask_image")
             pixels, mask = (
-                rows_for(part.repeat_interleave(num_images_per_prompt, dim=0), batch, name)
-                for part, name in ((pixels, "image"), (rows_for(mask, len(pixels), "mask_image"), "mask_image"))
+                rows_for(part, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
+                for part in (pixels, mask)
             )
             multiple = self.unet.size_multiple
             known = padded(torch.cat([mask, pixels * (1 - mask)], dim=1), multiple)

@@ -66,9 +66,10 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         small = self.given_pixels(image)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
-            encoded = self.encode(GivenCondition(prompt, class_labels), num_images_per_prompt, *guided)
+            given = GivenCondition(prompt, class_labels).of_images(len(small))
+            encoded = self.encode(given, num_images_per_prompt, *guided)
             batch = encoded.positive.rows or len(small) * num_images_per_prompt
-            small = rows_for(small.repeat_interleave(num_images_per_prompt, dim=0), batch)
+            small = rows_for(small, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
             enlarged = enlarge_by(padded(small, self.unet.size_multiple), self.scale)
             residual = self._residual(solver, encoded, options, enlarged)
             large = enlarged + residual * self.config.task["residual_std"]

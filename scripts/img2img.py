@@ -2,7 +2,7 @@
 
     python scripts/img2img.py emoji-xs --out model_cards/tasks/img2img.png
 
-The first row is what the model draws of `FROM`, the others what becomes of it, told what stands above, from fixed noise.
+The first row is what the model draws of `FROM`, the others what becomes of it, told what stands above.
 """
 
 import argparse

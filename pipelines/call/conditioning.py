@@ -4,7 +4,7 @@ Shapes: P prompts, B = P * num_images_per_prompt images, S condition tokens, C c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,6 +28,11 @@ class GivenCondition:
     prompt_attention_mask: torch.Tensor | None = None
     negative_prompt_embeds: torch.Tensor | None = None
     negative_prompt_attention_mask: torch.Tensor | None = None
+
+    def of_images(self, count: int) -> "GivenCondition":
+        """The same where a prompt, or a class, that is given alone is told of each of so many images."""
+        alone = {name: one for name, one in vars(self).items() if isinstance(one, (str, int))}
+        return replace(self, **{name: [one] * count for name, one in alone.items()})
 
 
 @dataclass(frozen=True)

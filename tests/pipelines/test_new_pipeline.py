@@ -6,6 +6,7 @@ import pytest
 import torch
 from factories import HIDDEN, RGB, quiet, randomised, tiny_encoder, tiny_scheduler
 
+import attndiff
 from attndiff.diffusion.objectives import make_objective
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.base import ImagePipeline
@@ -34,12 +35,12 @@ class SourcePipeline(ImagePipeline):
         return as_output(images, maps, return_dict=True)
 
 
-def network(seed: int = 0) -> AttentionUNet2DModel:
-    """Three channels of a noisy image and three of a source go in, three come out."""
+def network(seed: int = 0, channels: int = 6) -> AttentionUNet2DModel:
+    """Three channels of a noisy image and those of a source go in, three come out."""
     make = partial(
         AttentionUNet2DModel,
         sample_size=16,
-        in_channels=6,
+        in_channels=channels,
         out_channels=3,
         levels=[{"width": 16, "depth": 1}, {"width": 16, "depth": 1, "attention": "global", "cross_attention": True}],
         head_dim=8,
@@ -96,3 +97,28 @@ def test_one_call_can_be_the_whole_of_it(pipeline, images):
     good = velocity(pipeline.unet, pipeline.condition_encoder, *images, drop=False)
     got = pipeline([1, 2], source, guidance_scale=1.0, at_once=True, latents=noise)
     torch.testing.assert_close(got, noise - good, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["AttnDiffUpscalePipeline", "AttnDiffInpaintPipeline"])
+def test_a_class_alone_is_told_of_every_image_and_an_image_alone_shown_to_every_class(name):
+    upscales = name == "AttnDiffUpscalePipeline"
+    task = {"name": "upscale", "scale": 2, "residual_std": 0.3} if upscales else {"name": "inpaint"}
+    unet, encoder = network(channels=6 if upscales else 7), tiny_encoder(num_classes=3)
+    data = {**RGB, "class_names": ["a", "b", "c"]}
+    pipe = quiet(
+        getattr(attndiff, name)(unet, tiny_scheduler(), encoder, objective={"name": "flow"}, data=data, task=task)
+    )
+    shown = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    hole = {} if upscales else {"mask_image": torch.ones(1, 1, 8, 8)}
+
+    def drawn(image, classes, times: int = 1) -> torch.Tensor:
+        count = times * max(len(image), len(classes) if isinstance(classes, list) else 1)
+        generator = [torch.Generator().manual_seed(i // times) for i in range(count)]
+        told = {"class_labels": classes, "num_inference_steps": 2, "num_images_per_prompt": times, **hole}
+        return pipe(image, **told, generator=generator, output_type="pt").images
+
+    each = drawn(shown, ["b", "b"])
+    torch.testing.assert_close(drawn(shown, "b"), each)
+    torch.testing.assert_close(drawn(shown[:1], ["b", "a"])[0], each[0])
+    torch.testing.assert_close(drawn(shown, "b", times=2)[::2], each)
+    torch.testing.assert_close(drawn(shown[:1], ["b", "a"], times=2)[0], each[0])

@@ -3418,6 +3418,11 @@ class GivenCondition:
     negative_prompt_embeds: torch.Tensor | None = None
     negative_prompt_attention_mask: torch.Tensor | None = None
 
+    def of_images(self, count: int) -> "GivenCondition":
+        """The same where a prompt, or a class, that is given alone is told of each of so many images."""
+        alone = {name: one for name, one in vars(self).items() if isinstance(one, (str, int))}
+        return replace(self, **{name: [one] * count for name, one in alone.items()})
+
 
 @dataclass(frozen=True)
 class EncodedCondition:
