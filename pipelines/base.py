@@ -6,7 +6,7 @@ latents to begin with, sample, and give back images; see `attndiff.pipelines.pip
 Shapes: B images, C channels, A aligned channels, H and W of the images, h and w of the latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -39,6 +39,8 @@ from attndiff.pipelines.call.postprocess import to_output
 
 logger = logging.get_logger(__name__)
 
+# Number of the next step and the state before it to that state with what is known of it.
+Keep = Callable[[int, torch.Tensor], torch.Tensor]
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
 
@@ -255,6 +257,7 @@ class ImagePipeline(ConditionedPipeline):
         encoded: EncodedCondition,
         options: CallOptions,
         aligned: torch.Tensor | None = None,
+        keep: Keep | None = None,
     ) -> tuple[torch.Tensor, AttentionMaps | None]:
         """Go from noise to a sample.
 
@@ -264,6 +267,7 @@ class ImagePipeline(ConditionedPipeline):
             encoded: From `encode`.
             options: Of the call.
             aligned: ``(B, A, h, w)`` channels beside the noisy image, for the network and its guide.
+            keep: Puts back what is known after every step.
 
         Returns:
             Latents ``(B, C, h, w)``, and where each pixel looked if the options ask for it.
@@ -273,6 +277,8 @@ class ImagePipeline(ConditionedPipeline):
         tensors = {"latents": latents, **encoded.tensors}
         with recorder or nullcontext(), self.progress_bar(total=self._num_timesteps) as progress:
             for step in sampling_steps(network, solver, latents, options.generator):
+                if keep is not None:
+                    step.latents = keep(step.index + 1, step.latents)
                 tensors["latents"] = step.latents
                 if options.callback_on_step_end is not None:
                     tensors |= self._called_back(options, step, tensors)

@@ -3,21 +3,30 @@
 Shapes: N images, B = N * num_images_per_prompt, C channels, H rows, W columns.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from attndiff.diffusion.solver import Solver
 from attndiff.pipelines.base import ImagePipeline
-from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.conditioning import EncodedCondition, GivenCondition
 from attndiff.pipelines.call.images import as_mask, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
 
+RESAMPLED = 0.6  # the noise under which a model that knows no masks draws again, as noise / (noise + signal)
+
 
 class AttnDiffInpaintPipeline(ImagePipeline):
-    """Fill the holes of images; its arguments are those of `ImagePipeline`."""
+    """Fill the holes of images; its arguments are those of `ImagePipeline`.
+
+    A model that was trained to is told mask and image. With any other that makes images, by
+    ``AttnDiffInpaintPipeline.from_pipe(pipeline)``, the given pixels are put back under the noise of every step, and
+    the end of the way is gone several times, so that the hole comes to fit them (arXiv 2201.09865, section 4).
+    """
 
     @torch.no_grad()
     def __call__(
@@ -31,6 +40,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        resamplings: int = 10,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> AttnDiffPipelineOutput | tuple:
@@ -47,6 +57,8 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             num_images_per_prompt: Results for each image, side by side.
             generator: Source of the noise; a list of one for each result.
             latents: Standard normal noise ``(B, C, H, W)`` to begin with instead.
+            resamplings: How often a model that knows no masks draws the hole again from under `RESAMPLED` noise; one
+                that was trained to fill holes needs none.
             output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.
             return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
 
@@ -58,6 +70,10 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             steps, guidance_scale, num_images_per_prompt=num_images_per_prompt, generator=generator,
             output_type=output_type,
         )  # fmt: skip
+        if not isinstance(resamplings, int) or resamplings < 0:
+            raise ValueError(f"resamplings must be a whole number from 0, not {resamplings!r}.")
+        if self.vae is not None:
+            raise ValueError("image: this model draws latents, in which a hole has no sharp edge; take one of pixels.")
         pixels = self.given_pixels(image)
         mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
         with self.calling(options) as solver:
@@ -70,13 +86,59 @@ class AttnDiffInpaintPipeline(ImagePipeline):
                 rows_for(part, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
                 for part in (pixels, mask)
             )
-            multiple = self.unet.size_multiple
-            known = padded(torch.cat([mask, pixels * (1 - mask)], dim=1), multiple)
-            latents = self.prepare_latents(batch, *known.shape[-2:], generator, latents, solver.noise_scale)
-            drawn, _ = self.sample(solver, latents, encoded, options, known)
+            known = padded(torch.cat([mask, pixels * (1 - mask)], dim=1), self.unet.size_multiple)
+            noise = self.prepare_latents(batch, *known.shape[-2:], generator, latents, 1.0)
+            if self.knows_masks:
+                drawn, _ = self.sample(solver, noise * solver.noise_scale, encoded, options, known)
+            else:
+                drawn = self._around(solver, noise, encoded, options, known, resamplings)
             drawn = drawn[..., : pixels.shape[-2], : pixels.shape[-1]]
             images = self.decode_latents(torch.where(mask > 0.5, drawn, pixels), output_type)
         return as_output(_given_back(images, image, mask), None, return_dict)
+
+    @property
+    def knows_masks(self) -> bool:
+        """Whether the model was trained to fill holes."""
+        return self.unet.config.in_channels > self.unet.config.out_channels
+
+    def _around(
+        self,
+        solver: Solver,
+        noise: torch.Tensor,
+        encoded: EncodedCondition,
+        options: CallOptions,
+        known: torch.Tensor,
+        resamplings: int,
+    ) -> torch.Tensor:
+        """Draw ``(B, C, H, W)`` with what is known put back before every step.
+
+        Args:
+            solver: From `calling`.
+            noise: Standard normal, ``(B, C, H, W)``.
+            encoded: From `encode`.
+            options: Of the call.
+            known: Mask and image, ``(B, 1 + C, H, W)``.
+            resamplings: As of `__call__`.
+        """
+        hole, image = known[:, :1] > 0.5, known[:, 1:]
+        drawn, steps = image, len(solver.timesteps)
+        for turn in range(1 + resamplings):
+            if turn:  # from under less noise, which leaves what was drawn to be seen
+                solver.set_timesteps(max(1, int(steps * RESAMPLED)), noise.device)
+                solver.begin_under(RESAMPLED)
+                noise = self.prepare_latents(len(noise), *noise.shape[-2:], options.generator, None, 1.0)
+                self._num_timesteps = len(solver.timesteps)
+            keep = partial(_put_back, solver, hole, image, noise)
+            state = solver.noisy_state(drawn, noise) if turn else noise * solver.noise_scale
+            drawn, _ = self.sample(solver, keep(0, state), encoded, options, keep=keep)
+        return drawn
+
+
+def _put_back(
+    solver: Solver, hole: torch.Tensor, image: torch.Tensor, noise: torch.Tensor, index: int, state: torch.Tensor
+) -> torch.Tensor:
+    """The state before a step with the image, under the noise of then, outside of the hole."""
+    return torch.where(hole, state, solver.noisy_state(image, noise, index))
 
 
 def _given_back(images, given, mask: torch.Tensor):

@@ -106,9 +106,14 @@ class Solver:
         self._set_levels(torch.as_tensor(levels, dtype=torch.float32), highest.device)
         scheduler.set_begin_index(0)
 
-    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The scheduler's state ``(B, C, H, W)`` to begin with, of an image under standard normal noise."""
-        level = self.level(0)
+    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor, index: int = 0) -> torch.Tensor:
+        """The scheduler's state ``(B, C, H, W)`` before a step, of an image under standard normal noise.
+
+        After the last step that is the image itself.
+        """
+        if index == len(self.timesteps):
+            return image
+        level = self.level(index)
         noisy = self.objective.add_noise(image, noise, level.expand(len(image)))
         if isinstance(self.scheduler, HeunDiscreteScheduler):  # its state is not scaled to unit variance
             return noisy * (1 + level**2).sqrt()

@@ -1,15 +1,24 @@
 """Inpainting: masks, what a sample holds, and given pixels that come back to the last bit."""
 
+import inspect
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 from commands import make_images
+from factories import make_vae, quiet, text_pipeline, unconditional_pipeline
 from PIL import Image
 
 import attndiff
+from attndiff import AttnDiffInpaintPipeline
 from attndiff.apps.data_settings import data_config
 from attndiff.apps.evaluate import EvaluationSettings, evaluate
+from attndiff.diffusion.compatibility import REQUIRED_CONFIG
+from attndiff.diffusion.objectives import make_objective
 from attndiff.metrics.reference import open_reference
+from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.options import CallOptions
 from attndiff.tasks.inpaint import INPAINT, InpaintSettings
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
 from attndiff.training.config import make_config
@@ -121,3 +130,78 @@ def test_a_model_is_measured_beside_fills(pipeline, images):
     for kind in ("boxes", "strokes"):
         entry = report[f"hole_psnr_{kind}"]
         assert entry["given_pixels_kept"] and entry["floor"] == entry["ways"]["harmonic"]
+
+
+# With a model that was not trained to fill holes
+
+
+@pytest.fixture(scope="module")
+def base():
+    return quiet(text_pipeline())
+
+
+@pytest.fixture(scope="module")
+def around(base):
+    return quiet(AttnDiffInpaintPipeline.from_pipe(base))
+
+
+def holes(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images in [0, 1] and masks."""
+    images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    mask = torch.zeros(count, 1, 16, 16)
+    mask[..., 4:12, 6:] = 1
+    return images, mask
+
+
+def seeds(count: int = 2) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("resamplings", [0, 2])
+def test_any_model_draws_around_what_is_known(around, resamplings):
+    images, mask = holes()
+    told = {"prompt": "cat", "num_inference_steps": 4, "resamplings": resamplings, "output_type": "pt"}
+    drawn = around(images, mask, **told, generator=seeds()).images
+    assert torch.equal(drawn * (1 - mask), images * (1 - mask)) and not torch.equal(drawn, images)
+    alone = around(images[1], mask[1], **told, generator=seeds()[1]).images[0]
+    torch.testing.assert_close(alone, drawn[1])
+    others = images * mask + 0.5 * (1 - mask)  # what is known of an image reaches what is drawn
+    changed = around(others, mask, **told, generator=seeds()).images
+    assert (changed - drawn).abs()[mask.expand_as(drawn) > 0.5].max() > 1e-3
+
+
+def test_a_hole_that_is_all_of_the_image_holds_what_the_prompt_draws(base, around):
+    images, mask = holes()
+    told = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt", "generator": seeds()}
+    drawn = around(images, torch.ones_like(mask), "cat", resamplings=0, **told).images
+    torch.testing.assert_close(drawn, base(["cat", "cat"], **{**told, "generator": seeds()}).images)
+
+
+@pytest.mark.parametrize("objective", ["flow", "edm", "epsilon", "v"])
+def test_what_is_known_stays_so_with_every_scheduler(objective):
+    """Before the given pixels are pasted in: nothing else was led there."""
+    made = make_objective({"name": objective})
+    images, mask = holes()
+    for name in REQUIRED_CONFIG[objective]:
+        kind = getattr(diffusers, name)
+        taken = inspect.signature(kind.__init__).parameters
+        settings = {key: value for key, value in REQUIRED_CONFIG[objective][name].items() if key in taken}
+        scheduler = kind(**settings, **({"sigma_data": made.sigma_data} if objective == "edm" else {}))
+        base = unconditional_pipeline(objective=made.to_config(), scheduler=scheduler)
+        pipe = quiet(AttnDiffInpaintPipeline.from_pipe(base))
+        options = CallOptions(3, 1.0, generator=seeds())
+        known = torch.cat([mask, images * 2 - 1], dim=1)
+        with torch.no_grad(), pipe.calling(options) as solver:
+            encoded = pipe.encode(GivenCondition(), 1, False, False)
+            noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+            drawn = pipe._around(solver, noise, encoded, options, known, resamplings=1)
+        assert drawn.isfinite().all() and torch.equal(drawn * (1 - mask), (images * 2 - 1) * (1 - mask)), name
+
+
+def test_what_a_model_that_knows_no_masks_cannot_be_asked_for(around):
+    images, mask = holes(1)
+    with pytest.raises(ValueError, match="resamplings must be a whole number from 0, not -1"):
+        around(images, mask, resamplings=-1)
+    latents = AttnDiffInpaintPipeline.from_pipe(unconditional_pipeline(4, {"channels": [*"RGB"]}, vae=make_vae()))
+    with pytest.raises(ValueError, match="this model draws latents, in which a hole has no sharp edge"):
+        latents(images, mask)

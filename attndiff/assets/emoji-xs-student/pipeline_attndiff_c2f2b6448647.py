@@ -1767,9 +1767,14 @@ class Solver:
         self._set_levels(torch.as_tensor(levels, dtype=torch.float32), highest.device)
         scheduler.set_begin_index(0)
 
-    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The scheduler's state ``(B, C, H, W)`` to begin with, of an image under standard normal noise."""
-        level = self.level(0)
+    def noisy_state(self, image: torch.Tensor, noise: torch.Tensor, index: int = 0) -> torch.Tensor:
+        """The scheduler's state ``(B, C, H, W)`` before a step, of an image under standard normal noise.
+
+        After the last step that is the image itself.
+        """
+        if index == len(self.timesteps):
+            return image
+        level = self.level(index)
         noisy = self.objective.add_noise(image, noise, level.expand(len(image)))
         if isinstance(self.scheduler, HeunDiscreteScheduler):  # its state is not scaled to unit variance
             return noisy * (1 + level**2).sqrt()
@@ -3962,6 +3967,8 @@ Shapes: B images, C channels, A aligned channels, H and W of the images, h and w
 
 logger = logging.get_logger(__name__)
 
+# Number of the next step and the state before it to that state with what is known of it.
+Keep = Callable[[int, torch.Tensor], torch.Tensor]
 STEPS, GUIDANCE_SCALE = 20, 3.0  # of a call that names none, unless the kind of model has others
 
 
@@ -4178,6 +4185,7 @@ class ImagePipeline(ConditionedPipeline):
         encoded: EncodedCondition,
         options: CallOptions,
         aligned: torch.Tensor | None = None,
+        keep: Keep | None = None,
     ) -> tuple[torch.Tensor, AttentionMaps | None]:
         """Go from noise to a sample.
 
@@ -4187,6 +4195,7 @@ class ImagePipeline(ConditionedPipeline):
             encoded: From `encode`.
             options: Of the call.
             aligned: ``(B, A, h, w)`` channels beside the noisy image, for the network and its guide.
+            keep: Puts back what is known after every step.
 
         Returns:
             Latents ``(B, C, h, w)``, and where each pixel looked if the options ask for it.
@@ -4196,6 +4205,8 @@ class ImagePipeline(ConditionedPipeline):
         tensors = {"latents": latents, **encoded.tensors}
         with recorder or nullcontext(), self.progress_bar(total=self._num_timesteps) as progress:
             for step in sampling_steps(network, solver, latents, options.generator):
+                if keep is not None:
+                    step.latents = keep(step.index + 1, step.latents)
                 tensors["latents"] = step.latents
                 if options.callback_on_step_end is not None:
                     tensors |= self._called_back(options, step, tensors)
