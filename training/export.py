@@ -13,7 +13,7 @@ from attndiff.training.config import TrainConfig, make_config
 from attndiff.training.evaluation.samples import copy_into, make_pipeline, swapped
 from attndiff.training.run.progress import read_log
 from attndiff.training.state.averages import PowerEMA, rebuild_average
-from attndiff.training.state.best import read_best
+from attndiff.training.state.best import Best, read_best
 from attndiff.training.state.checkpoint import (
     RunState,
     named_learned,
@@ -27,10 +27,18 @@ from attndiff.training.state.learned import read_learned
 from attndiff.words import with_words
 
 
-def best_weights(validation: dict) -> str:
-    """Name of the weights (``raw`` or an average) with the least held-out loss."""
-    losses = {name: v["loss"] for name, v in validation.items() if isinstance(v, dict)}
-    return min(losses, key=losses.get)
+def best_weights(validation: dict, kept: Best | None = None) -> tuple[str, dict]:
+    """Name and validation of the weights with the least held-out loss: ``raw``, an average, or earlier ones.
+
+    Args:
+        validation: Last validation entry of the log.
+        kept: The best of earlier steps, where a run keeps them.
+    """
+    found = {name: v for name, v in validation.items() if isinstance(v, dict)}
+    if kept is not None:
+        found[kept.name] = kept.found
+    best = min(found, key=lambda name: found[name]["loss"])
+    return best, found[best]
 
 
 def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: dict, folder: Path) -> Path:
@@ -47,10 +55,9 @@ def export_run(config: TrainConfig, parts: Parts, state: RunState, validation: d
     """
     # A student's error as a denoiser says little of its samples; its longest average is what consistency tuning ships.
     weights, kept = state.named(), read_best(Path(config.out), state.step)
-    best = f"ema_{max(state.ema.averages):.3f}" if config.distill else best_weights(validation)
-    if kept is not None and kept.found["loss"] < validation[best]["loss"]:
-        best, validation = kept.name, validation | {kept.name: kept.found}
-        weights[best] = kept.weights
+    best = f"ema_{max(state.ema.averages):.3f}" if config.distill else best_weights(validation, kept)[0]
+    if kept is not None and best == kept.name:
+        validation, weights = validation | {best: kept.found}, weights | {best: kept.weights}
     parts.model.eval()
     for name in progress(sorted(weights, key=lambda n: n == best), "Writing weights", unit="file"):
         with swapped(parts.model, weights[name]):

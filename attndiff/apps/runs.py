@@ -13,6 +13,7 @@ from attndiff.training.run.batch_size import finder_config, try_batch_sizes
 from attndiff.training.run.loop import Trainer
 from attndiff.training.run.lr_range import range_config, range_test
 from attndiff.training.run.progress import read_log
+from attndiff.training.state.best import read_best
 
 
 def carry_out(config: TrainConfig, elastic: bool) -> None:
@@ -57,10 +58,10 @@ def print_batch_sizes(config: TrainConfig) -> None:
 def summary(trainer: Trainer, folder: Path) -> list[str]:
     """Where the result of a run is, and the next command to type."""
     last = read_log(trainer.out / "log.jsonl")[1][-1]
-    best = best_weights(last)
+    best, found = best_weights(last, read_best(trainer.out, last["step"]))
     return [
         f"pipeline folder: {folder}",
-        f"best weights:    {best}, held-out loss {last[best]['loss']:.4f} at step {last['step']}",
+        f"best weights:    {best}, held-out loss {found['loss']:.4f}",
         f"loss curve:      {trainer.out / 'loss_curve.png'}",
         f"next:            {shlex.join(next_command(trainer, folder))}",
     ]

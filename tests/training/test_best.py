@@ -11,7 +11,7 @@ import attndiff
 from attndiff.errors import UserError
 from attndiff.training.build import build
 from attndiff.training.config import make_config
-from attndiff.training.export import export_run
+from attndiff.training.export import best_weights, export_run
 from attndiff.training.state.averages import PowerEMA
 from attndiff.training.state.best import FILE, keep_best, read_best
 from attndiff.training.state.checkpoint import RunState
@@ -50,6 +50,7 @@ def test_what_was_better_before_is_what_opens(parts):
     kept = read_best(run, 20)
     assert kept.name == "ema_0.100 of step 10" and kept.found["loss"] == 1.0
     assert all(torch.equal(value, before[name]) for name, value in kept.weights.items())
+    assert best_weights({"step": 20, "raw": found(3.0)}, kept) == (kept.name, kept.found)
     assert read_best(run, 9) is None  # of a step that a checkpoint has not seen
 
     export_run(config, of_run, later, {"raw": found(3.0), "ema_0.100": found(1.5)}, run / "pipeline")
