@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from attndiff.apps.bench.memory import peak_resident
+from attndiff.apps.bench.memory import forget_peak, peak_resident
 from attndiff.apps.bench.report import describe_hardware, write_json
 from attndiff.device import cpu_is_faster_in_bfloat16
 from attndiff.training.batches import Batch, DrawnDataset, training_loader
@@ -144,11 +144,6 @@ def train(trial: Trial, steps: int, make: Make, measure: Measure) -> dict:
     precision = "bfloat16" if cpu_is_faster_in_bfloat16() else "float32"
     sizes = {"steps": steps, "parameters": parameters, "memory": memory, "precision": precision}
     return {**sizes, **measure(config, parts)}
-
-
-def forget_peak() -> None:
-    """Let the peak of this process's memory begin at what it has now; of Linux (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class Campaign:

@@ -5,7 +5,7 @@
     python scripts/captioning/record.py tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
     python scripts/captioning/record.py tasks.json generator_icons found.json --metric bits_per_value --command COMMAND
 
-The second of the three takes what ``sprites.py score`` wrote, the third what ``scripts/generators.py`` did. Beside
+The second of the three takes what ``sprites.py score`` wrote, the third what ``tasks/generators.py`` did. Beside
 the value of captions stand what the caption of the nearest training image reaches, and what one human does where images
 have several captions, else one caption for all; beside bits per value those of a lossless file, and what they are at
 most by a diffusion model of the same minutes. To be run where the value was measured: the entry names the machine.

@@ -78,12 +78,17 @@ def links(body: str) -> list[str]:
     return re.findall(r"\]\(([^)]+)\)", body)
 
 
+def card_of(config, parts, state, validation, best, folder):
+    """The card of a folder that opens with these weights."""
+    return write_card(config, parts, state, validation, (best, state.named()[best]), folder)
+
+
 def test_the_card_holds_every_figure_of_the_run(data, tmp_path):
     pictures_of(tmp_path)
     config, parts, state = finished_run(data, tmp_path)
     entry = validation_entry()
     before = {name: p.detach().clone() for name, p in parts.model.named_parameters()}
-    front, body = parse(write_card(config, parts, state, entry, "ema_0.100", tmp_path / "pipeline"))
+    front, body = parse(card_of(config, parts, state, entry, "ema_0.100", tmp_path / "pipeline"))
     assert front["library_name"] == "diffusers"
     assert front["pipeline_tag"] == "text-to-image"
     assert "attndiff" in front["tags"]
@@ -108,13 +113,13 @@ def test_where_words_acted_is_drawn_of_a_network_whose_blocks_are_compiled(data,
     config, parts, state = finished_run(data, tmp_path)
     for block in parts.model.blocks():
         block.compile(backend="eager", dynamic=False)
-    write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
+    card_of(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
     assert (tmp_path / "pipeline/attention.png").stat().st_size > 0
 
 
 def test_every_table_has_one_width(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
-    _, body = parse(write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline"))
+    _, body = parse(card_of(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline"))
     tables = re.findall(r"(?:^\|.*\n)+", body, re.M)
     assert len(tables) == 4
     for table in tables:
@@ -124,7 +129,7 @@ def test_every_table_has_one_width(data, tmp_path):
 def test_the_card_shows_the_last_grid_and_only_pictures_that_are_there(data, tmp_path):
     pictures_of(tmp_path)
     config, parts, state = finished_run(data, tmp_path)
-    card = write_card(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
+    card = card_of(config, parts, state, validation_entry(), "raw", tmp_path / "pipeline")
     assert set(links(card.read_text())) == {"grid.png", "loss_curve.png", "attention.png", "neighbours.png"}
     assert all((card.parent / link).is_file() for link in links(card.read_text()))
     assert Image.open(card.parent / "grid.png").getpixel((0, 0)) == (0, 0, 255)
@@ -134,18 +139,18 @@ def test_the_memorisation_loss_is_of_the_chosen_weights(data, tmp_path):
     config, parts, state = finished_run(data, tmp_path)
     losses = {}
     for best in ("raw", "ema_0.050"):
-        _, body = parse(write_card(config, parts, state, validation_entry(), best, tmp_path / "pipeline"))
+        _, body = parse(card_of(config, parts, state, validation_entry(), best, tmp_path / "pipeline"))
         losses[best] = float(re.search(r"evenly over the data: ([\d.]+)", body)[1])
     assert losses["raw"] == losses["ema_0.050"]  # the averages of this run are its weights
     state.ema.averages[0.05] = [p * 0 for p in state.ema.averages[0.05]]
-    _, body = parse(write_card(config, parts, state, validation_entry(), "ema_0.050", tmp_path / "pipeline"))
+    _, body = parse(card_of(config, parts, state, validation_entry(), "ema_0.050", tmp_path / "pipeline"))
     assert float(re.search(r"evenly over the data: ([\d.]+)", body)[1]) != losses["raw"]
 
 
 @pytest.mark.parametrize("kind", ["class", "none"])
 def test_without_text_or_a_measured_loss(data, tmp_path, kind):
     config, parts, state = finished_run(data, tmp_path, kind)
-    front, body = parse(write_card(config, parts, state, {"raw": {"loss": 0.0}}, "raw", tmp_path / "pipeline"))
+    front, body = parse(card_of(config, parts, state, {"raw": {"loss": 0.0}}, "raw", tmp_path / "pipeline"))
     assert front["pipeline_tag"] == "unconditional-image-generation"
     assert "0.0000" not in body
     assert links(body) == ["neighbours.png"]

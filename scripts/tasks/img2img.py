@@ -1,6 +1,6 @@
 """Images drawn anew under rising strength, on one sheet.
 
-    python scripts/img2img.py emoji-xs --out model_cards/tasks/img2img.png
+    python scripts/tasks/img2img.py emoji-xs --out model_cards/tasks/img2img.png
 
 The first row is what the model draws of `FROM`, the others what becomes of it, told what stands above.
 """

@@ -2,7 +2,7 @@
 
     attndiff train emoji-xs task.name=raster out=runs/raster optim.compile=false optim.minutes=60
     attndiff train emoji-xs out=runs/diffusion optim.compile=false optim.minutes=60
-    python scripts/generators.py runs/raster runs/diffusion --data emoji32 --out runs/generators
+    python scripts/tasks/generators.py runs/raster runs/diffusion --data emoji32 --out runs/generators
 
 Writes ``found.json``, a table ``README.md`` and a picture ``samples.png``. Bits per value are exact of the one and at
 most those of the other, on images of which both know nothing; ``attndiff evaluate`` says what else there is. Seconds
@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from campaigns.equal_time import forget_peak
 
-from attndiff.apps.bench.memory import peak_resident
+from attndiff.apps.bench.memory import forget_peak, peak_resident
 from attndiff.apps.bench.report import describe_hardware, write_json
 from attndiff.apps.data_settings import data_config
 from attndiff.apps.evaluate import EvaluationSettings, evaluate
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    command = f"python scripts/generators.py RASTER DIFFUSION --n {options.n} --likelihood {options.likelihood}"
+    command = f"python scripts/tasks/generators.py RASTER DIFFUSION --n {options.n} --likelihood {options.likelihood}"
     found = {"hardware": describe_hardware("cpu") | {"command": command}, "data": Path(options.data).name, "models": {}}
     rows, captions = {}, []
     for kind, run in zip(KINDS, (options.raster, options.diffusion), strict=True):
