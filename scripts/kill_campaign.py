@@ -86,14 +86,14 @@ class KillCampaign:
             whole = {v: self.reference(pool, v) for v in self.missing(runs, timed)}
             if not self.count.operations_of_a_commit:
                 self.commits_and_controls(pool, whole["plain"].result()[0])
-            alone = {i: (v, 1, *whole[v].result()) for i, v in enumerate(VARIANTS) if v in whole}
+            alone = [(v, 1, *whole[v].result()) if v in whole else None for v in VARIANTS]
             self.kill_at_random(pool, "one_process_runs", alone, runs)
             if self.count.two_process_runs < pairs:
                 together = ("plain", 2, *self.reference(pool, "plain", 2).result())
-                self.kill_at_random(pool, "two_process_runs", {0: together}, pairs)
+                self.kill_at_random(pool, "two_process_runs", [together], pairs)
             if self.count.timed_runs < timed:
                 longer = TIMED, 2 * alone[0][3]
-                self.kill_at_random(pool, "timed_runs", {0: longer}, timed, timed_trial)
+                self.kill_at_random(pool, "timed_runs", [longer], timed, timed_trial)
         return self.count
 
     def missing(self, runs: int, timed: int) -> list[str]:
@@ -134,7 +134,7 @@ class KillCampaign:
         self,
         pool: ProcessPoolExecutor,
         kind: str,
-        ways: dict[int, tuple],
+        ways: list[tuple | None],
         wanted: int,
         try_one: Callable[..., Trial] = random_trial,
     ) -> None:
@@ -143,16 +143,16 @@ class KillCampaign:
         Args:
             pool: Where they run.
             kind: Which of the count's numbers they are.
-            ways: Variant, processes, digest and seconds of the runs that they are compared with, by their turn.
+            ways: Variant, processes, digest and seconds of the runs that they are compared with, taken in turn; None
+                of those whose turn does not come.
             wanted: So many at last.
             try_one: What kills one, given its folder, the images, its way and random numbers.
         """
-        turns = len(VARIANTS) if kind == "one_process_runs" else 1
         with tqdm(desc=f"Killed {kind.replace('_', ' ')}", total=wanted, initial=getattr(self.count, kind)) as bar:
             while (first := getattr(self.count, kind)) < wanted:
                 jobs = {}
                 for i in range(first, min(first + PORTION, wanted)):
-                    way, where = ways[i % turns], self.folder / kind / str(i)
+                    way, where = ways[i % len(ways)], self.folder / kind / str(i)
                     jobs[pool.submit(try_one, where, self.images, *way, random.Random(i))] = f"{kind}, {way[0]}"
                 for job in as_completed(jobs):
                     self.count.add(job.result(), jobs[job])

@@ -92,6 +92,17 @@ def evaluate(
         return evaluate_captions(pipeline, reference, settings.seed, n, pictures, settings.by)
     if task_of(pipeline).measure is not None:
         return _restoration(pipeline, reference, settings, n, pictures)
+    report = _drawn(pipeline, reference, settings, n, extractor, pictures)
+    if bounded is not None:
+        report |= likelihood_bound(pipeline, reference, settings.seed, bounded)
+    common = {**asdict(settings), "reference": reference.describe()}
+    return {name: {**entry, **common} for name, entry in report.items()}
+
+
+def _drawn(
+    pipeline, reference: Reference, settings: EvaluationSettings, n: int, extractor: str | None, pictures: Path | None
+) -> dict[str, dict]:
+    """What samples show and how far they are from real images, what they repeat, and what the model knows itself."""
     prompt, sets = prompt_of(pipeline), reference.choose(n, settings.seed)
     chosen, accuracy = _extractor(extractor, sets, settings.seed)
     judge = _judge(prompt.name, chosen, sets, settings.seed)
@@ -121,14 +132,11 @@ def evaluate(
         report |= condition_gains(pipeline, reference, settings.seed, settings.by, settings.within)
     else:
         report |= likelihood(pipeline, reference, settings.seed)
-    if bounded is not None:
-        report |= likelihood_bound(pipeline, reference, settings.seed, bounded)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")
         _draw(samples, data, losses, pictures)
-    common = {**asdict(settings), "reference": reference.describe()}
-    return {name: {**entry, **common} for name, entry in report.items()}
+    return report
 
 
 def _restoration(

@@ -1,9 +1,9 @@
 """What was found of a task, as an entry of ``tasks.json``.
 
     attndiff evaluate MODEL --data DATA --json found.json
-    python scripts/captioning/record.py tasks.json caption_flickr found.json --metric cider_d --command COMMAND
-    python scripts/captioning/record.py tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
-    python scripts/captioning/record.py tasks.json generator_icons found.json --metric bits_per_value --command COMMAND
+    python scripts/tasks/record.py tasks.json caption_flickr found.json --metric cider_d --command COMMAND
+    python scripts/tasks/record.py tasks.json caption_sprites sprites.json --metric f1 --command COMMAND
+    python scripts/tasks/record.py tasks.json generator_icons found.json --metric bits_per_value --command COMMAND
 
 The second of the three takes what ``sprites.py score`` wrote, the third what ``tasks/generators.py`` did. Beside
 the value of captions stand what the caption of the nearest training image reaches, and what one human does where images
