@@ -169,12 +169,8 @@ class Solver:
     def _default_levels(self, steps: int) -> np.ndarray:
         """Levels ``(steps,)`` of an even schedule whose last step is as long as the others, in its own terms."""
         config = self.scheduler.config
-        ramp = np.arange(steps) / steps
-        if self.objective.name == "edm":
-            high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-            return (high + ramp * (low - high)) ** config.rho
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        return shift * (1 - ramp) / (1 + (shift - 1) * (1 - ramp))
+        ends = (config.sigma_max, config.sigma_min) if self.objective.name == "edm" else (1.0, 0.0)
+        return self._levels_from(*ends, steps)
 
     def _levels_from(self, first: float, last: float, steps: int) -> np.ndarray:
         """Levels ``(steps,)`` that fall from one on, spaced as those from noise alone are."""

@@ -81,6 +81,15 @@ def test_where_it_cannot_be_written_a_sentence_says_so(parts):
         keep_best(Path(config.out) / "gone", taken(parts, 10, 0.0), {"raw": found(2.0)})
 
 
+def test_a_damaged_file_counts_as_none_and_is_replaced(parts):
+    config, _ = parts
+    run = Path(config.out)
+    (run / FILE).write_bytes(b"half a file")
+    assert read_best(run, 20) is None
+    keep_best(run, taken(parts, 10, 0.0), {"raw": found(2.0)})
+    assert read_best(run, 20).name == "raw of step 10"
+
+
 def test_a_denoiser_keeps_none(tmp_path):
     train(tmp_path / "run", optim__steps=1, log__validate_every=1)
     train(tmp_path / "captions", **CAPTION, optim__steps=1, log__validate_every=1)

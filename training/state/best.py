@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from attndiff.errors import UserError
-from attndiff.training.state.checkpoint import RunState
+from attndiff.training.state.checkpoint import RunState, sync
 
 FILE = "best.safetensors"
 FOUND = "found"  # in the file's metadata
@@ -55,6 +55,7 @@ def keep_best(run: Path, state: RunState, found: dict[str, dict]) -> None:
     partial = run / f"{FILE}.partial"
     try:
         save_file(weights, partial, metadata={FOUND: json.dumps(entry)})
+        sync(partial)
         os.replace(partial, run / FILE)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -72,8 +73,9 @@ def read_best(run: Path, step: int) -> Best | None:
 
 
 def _found(file: Path) -> dict | None:
-    """Name and validation of what a file holds."""
-    if not file.is_file():
+    """Name and validation of what a file holds; None where there is none, or one that cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return json.loads(stored.metadata()[FOUND])
+    except (FileNotFoundError, SafetensorError):
         return None
-    with safe_open(file, framework="pt") as stored:
-        return json.loads(stored.metadata()[FOUND])
