@@ -1,7 +1,8 @@
-"""Make the bundled model from a trained pipeline: half-precision weights, its card, nothing else.
+"""Make a model that ships from a trained pipeline: half-precision weights, its card, nothing else.
 
     python scripts/bundle_model.py runs/emoji-xs/pipeline attndiff/assets/emoji-xs
     python scripts/bundle_model.py attndiff/assets/emoji-xs    # its code alone, as the package's modules are now
+    python scripts/bundle_model.py runs/caption-sprites/pipeline model_cards/caption-sprites/model
 
 Weights are stored as float16 and computed with in float32 wherever the folder is opened without another wish.
 """
@@ -9,6 +10,8 @@ Weights are stored as float16 and computed with in float32 wherever the folder i
 import argparse
 import shutil
 from pathlib import Path
+
+from diffusers import ModelMixin
 
 import attndiff
 
@@ -25,7 +28,7 @@ def main() -> None:
     if options.out is None:
         pipe.save_config(options.pipeline)  # writes the code, and the index that names it
         return
-    networks = [pipe.unet, pipe.condition_encoder]
+    networks = [part for part in pipe.components.values() if isinstance(part, ModelMixin)]
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     for network in networks:
         network.half()

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -79,9 +80,11 @@ def train(values: dict, patch: Patch | None, environment: dict[str, str]) -> NoR
     """Be a process of a run."""
     try:
         name = f"errors_{environment.get('RANK', 0)}.txt"
-        errors = open(Path(values["out"]).parent / name, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+        path = Path(values["out"]).parent / name
+        errors = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until the process ends
         os.dup2(errors.fileno(), 1)
         os.dup2(errors.fileno(), 2)
+        sys.stdout = sys.stderr = errors  # which those of a test that captures them are not
         os.environ.update(environment)
         if patch is not None:
             patch()

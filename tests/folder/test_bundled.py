@@ -5,6 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from places import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 import attndiff
@@ -50,6 +52,20 @@ def test_the_code_in_the_folder_is_the_code_of_the_package(pipe, folder):
     for component, part in ((pipe.unet, "unet"), (pipe.condition_encoder, "condition_encoder"), (pipe, ".")):
         file, source = bundle_component(type(component))
         assert (folder / part / file).read_text() == source
+
+
+def test_the_model_of_sprites_writes_with_the_code_of_the_package_and_names_its_licence():
+    """It lies outside the wheel, because its images do."""
+    folder = ROOT / "model_cards/caption-sprites/model"
+    pipe = attndiff.load(folder)
+    parts = ((pipe.text_decoder, "text_decoder"), (pipe.condition_encoder, "condition_encoder"), (pipe, "."))
+    for component, part in parts:
+        file, source = bundle_component(type(component))
+        assert (folder / part / file).read_text() == source
+    card = (folder / "README.md").read_text()
+    assert "license: cc-by-sa-3.0" in card and "Johannes Sjölund" in card and folder_size(folder) <= 5_000_000
+    (caption,) = pipe(Image.new("RGBA", (64, 64))).captions
+    assert caption.startswith("a ")
 
 
 def test_every_image_may_be_passed_on():

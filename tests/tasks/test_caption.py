@@ -1,19 +1,16 @@
 """Writing captions: a run, its folder through every door, what a call is refused, and captions beside a folder."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from commands import attndiff as command
-from doors import HELPER
+from doors import elsewhere
+from forked import forked
 from PIL import Image
-from places import ROOT
-from runs import FOOD, TORCHRUN, close, cut, losses, settings, train, weights
+from runs import FOOD, close, cut, losses, settings, train, weights
 
 import attndiff
 from attndiff.errors import UserError
@@ -107,12 +104,7 @@ def test_other_micro_batches_change_nothing(tmp_path):
 
 def test_two_processes_train_as_one(tmp_path):
     train(tmp_path / "one", **CAPTION, optim__steps=3)
-    (tmp_path / "two.yaml").write_text(json.dumps(settings(tmp_path / "two", **CAPTION, optim__steps=3)))
-    script = [ROOT / "training/train.py", tmp_path / "two.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*TORCHRUN, *script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert close(tmp_path / "two", tmp_path / "one")
+    assert close(forked(settings(tmp_path / "two", **CAPTION, optim__steps=3)), tmp_path / "one")
 
 
 def test_the_next_command_is_the_one_that_writes(tmp_path):
@@ -136,25 +128,12 @@ def test_every_door_gives_the_same_captions(run, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "again")
     opened = attndiff.load(tmp_path / "again")
     assert opened(images, num_beams=2).captions == ours
-    opening = {
-        "from diffusers import DiffusionPipeline\nsys.modules['attndiff'] = None": (
-            "DiffusionPipeline.from_pretrained({}, trust_remote_code=True)"
-        ),
-        "import attndiff": "attndiff.load({})",
-    }
-    for first, call in opening.items():
-        code = (
-            f"import json, sys\nfrom PIL import Image\n{first}\n"
-            f"pipe = {call.format(repr(str(run / 'pipeline')))}\n"
-            f"images = [Image.open({str(tmp_path)!r} + f'/{{i}}.png') for i in range(2)]\n"
-            "print('said', json.dumps(pipe(images, num_beams=2).captions))"
-        )
-        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=HELPER.parent, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
-        assert json.loads(result.stdout.rpartition("said")[2]) == ours
+    code = (
+        "from PIL import Image\n"
+        f"images = [Image.open({str(tmp_path)!r} + f'/{{i}}.png') for i in range(2)]\n"
+        "print(json.dumps(pipe(images, num_beams=2).captions))"
+    )
+    assert elsewhere(run / "pipeline", code) == [ours, ours]
 
 
 def test_an_image_has_the_same_caption_alone_and_among_others_in_any_form(pipeline):

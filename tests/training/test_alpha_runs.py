@@ -106,7 +106,9 @@ def test_demo_and_lens_show_alpha_over_squares(pipeline, tmp_path):
 
 
 def test_measures_are_of_what_is_seen_on_white_and_on_black(pipeline, tmp_path):
-    data = data_config("emoji32", ["caption_column=captions"], model_settings(pipeline))
+    data = data_config(
+        "emoji32", ["caption_column=captions", "where={style: [noto, twemoji]}"], model_settings(pipeline)
+    )
     assert data.channels == "RGBA"
     report = evaluate(pipeline, open_reference(data, pipeline), EvaluationSettings(1, 1.0), 130, pictures=tmp_path)
     named = {name for name in report if name.endswith(("_on_white", "_on_black"))}

@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 import torch
 from commands import make_images
-from places import TRAIN
-from runs import ACTIVITIES, TORCHRUN, losses, settings, train, weights
+from forked import forked
+from runs import ACTIVITIES, close, losses, settings, train, weights
 from safetensors.torch import load_file
 
 from attndiff.errors import UserError
@@ -110,13 +109,7 @@ def test_workers_and_micro_batches_do_not_change_what_is_learned(text_run, tmp_p
 
 
 def test_two_processes_have_the_losses_of_one(text_run, tmp_path):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(settings(tmp_path / "run")))
-    done = subprocess.run([*TORCHRUN, TRAIN, str(config)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours = [float.fromhex(x) for x in losses(tmp_path / "run")]
-    theirs = [float.fromhex(x) for x in losses(text_run)]
-    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert close(forked(settings(tmp_path / "run")), text_run)
 
 
 def test_gradient_checkpointing_changes_nothing(text_run, tmp_path):

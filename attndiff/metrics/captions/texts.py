@@ -4,8 +4,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from torchmetrics.functional.text import bleu_score, rouge_score
-
 from attndiff.metrics.captions.cider import cider_d
 
 WORD = re.compile(r"[^\W_](?:[\w'-]*[^\W_])?")
@@ -28,6 +26,8 @@ def agreement_of_texts(captions: Sequence[str], real: Sequence[Sequence[str]]) -
         captions: One an image.
         real: The real captions of each image, one or several.
     """
+    from torchmetrics.functional.text import bleu_score, rouge_score  # brings all of matplotlib: a second
+
     ours = [as_words(caption) for caption in captions]
     theirs = [[as_words(caption) for caption in each] for each in real]
     one, several = [" ".join(words) for words in ours], [[" ".join(words) for words in each] for each in theirs]
