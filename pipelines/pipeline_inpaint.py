@@ -16,6 +16,7 @@ from attndiff.pipelines.call.conditioning import EncodedCondition, GivenConditio
 from attndiff.pipelines.call.images import as_mask, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
+from attndiff.pipelines.holes import Cutouts, soft_edges, with_room
 
 RESAMPLED = 0.6  # the noise under which a model that knows no masks draws again, as noise / (noise + signal)
 
@@ -41,6 +42,8 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         resamplings: int = 10,
+        padding_mask_crop: int | None = None,
+        blur_factor: float = 0,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> AttnDiffPipelineOutput | tuple:
@@ -59,6 +62,10 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             latents: Standard normal noise ``(B, C, H, W)`` to begin with instead.
             resamplings: How often a model that knows no masks draws the hole again from under `RESAMPLED` noise; one
                 that was trained to fill holes needs none.
+            padding_mask_crop: Of pictures that are larger than what the model draws: draw the part around each hole
+                alone, with as many pixels beside it, at the model's own size, and put it back. None draws all.
+            blur_factor: Standard deviation in pixels with which what is drawn fades into what was given outside of the
+                hole, see `soft_edges`; 0 ends it at its edge.
             output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.
             return_dict: Return `AttnDiffPipelineOutput` rather than a tuple.
 
@@ -72,20 +79,30 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         )  # fmt: skip
         if not isinstance(resamplings, int) or resamplings < 0:
             raise ValueError(f"resamplings must be a whole number from 0, not {resamplings!r}.")
+        if not 0 <= blur_factor < float("inf"):
+            raise ValueError(f"blur_factor must be a number of pixels from 0, not {blur_factor!r}.")
         if self.vae is not None:
             raise ValueError("image: this model draws latents, in which a hole has no sharp edge; take one of pixels.")
+        cutouts = None
+        if padding_mask_crop is not None:
+            if output_type != "pil":
+                raise ValueError(f"output_type must be pil with padding_mask_crop, not {output_type!r}.")
+            height, width = (self.config.data or {}).get("size") or (self.image_side, self.image_side)
+            cutouts = Cutouts.around(image, mask_image, (width, height), padding_mask_crop, blur_factor)
+            image, mask_image, blur_factor = cutouts.images, cutouts.masks, 0
         pixels = self.given_pixels(image)
-        mask = as_mask(mask_image, tuple(pixels.shape[-2:])).to(pixels.device)
+        seen = soft_edges(as_mask(mask_image, tuple(pixels.shape[-2:])), blur_factor).to(pixels.device)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             given = GivenCondition(prompt, class_labels).of_images(len(pixels))
             encoded = self.encode(given, num_images_per_prompt, *guided)
             batch = encoded.positive.rows or len(pixels) * num_images_per_prompt
-            mask = rows_for(mask, len(pixels), "mask_image")
-            pixels, mask = (
+            seen = rows_for(seen, len(pixels), "mask_image")
+            pixels, seen = (
                 rows_for(part, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
-                for part in (pixels, mask)
+                for part in (pixels, seen)
             )
+            mask = (seen > 0).to(seen)
             known = padded(torch.cat([mask, pixels * (1 - mask)], dim=1), self.unet.size_multiple)
             noise = self.prepare_latents(batch, *known.shape[-2:], generator, latents, 1.0)
             if self.knows_masks:
@@ -93,8 +110,31 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             else:
                 drawn = self._around(solver, noise, encoded, options, known, resamplings)
             drawn = drawn[..., : pixels.shape[-2], : pixels.shape[-1]]
-            images = self.decode_latents(torch.where(mask > 0.5, drawn, pixels), output_type)
-        return as_output(_given_back(images, image, mask), None, return_dict)
+            images = self.decode_latents(torch.lerp(pixels, drawn, seen), output_type)
+        images = _given_back(images, image, mask)
+        return as_output(cutouts.put_back(images) if cutouts else images, None, return_dict)
+
+    def outpaint(
+        self, image: Any, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, **call: Any
+    ) -> AttnDiffPipelineOutput | tuple:
+        """Draw what may lie beside pictures; they themselves are returned as they came.
+
+        Args:
+            image: A picture (``PIL.Image``), or a list of them of one size.
+            left, top, right, bottom: Pixels to be added on each side.
+            call: Arguments of `__call__`.
+
+        Raises:
+            ValueError: If an argument is wrong.
+        """
+        pictures = list(image) if isinstance(image, (list, tuple)) else [image]
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                raise ValueError(
+                    f"image must be a picture (PIL.Image) or a list of them, not {type(picture).__name__}."
+                )
+        larger, masks = zip(*(with_room(picture, left, top, right, bottom) for picture in pictures), strict=True)
+        return self(list(larger), list(masks), **call)
 
     @property
     def knows_masks(self) -> bool:

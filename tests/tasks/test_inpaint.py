@@ -19,6 +19,7 @@ from attndiff.diffusion.objectives import make_objective
 from attndiff.metrics.reference import open_reference
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.options import CallOptions
+from attndiff.pipelines.holes import soft_edges
 from attndiff.tasks.inpaint import INPAINT, InpaintSettings
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
 from attndiff.training.config import make_config
@@ -205,3 +206,96 @@ def test_what_a_model_that_knows_no_masks_cannot_be_asked_for(around):
     latents = AttnDiffInpaintPipeline.from_pipe(unconditional_pipeline(4, {"channels": [*"RGB"]}, vae=make_vae()))
     with pytest.raises(ValueError, match="this model draws latents, in which a hole has no sharp edge"):
         latents(images, mask)
+
+
+# Soft edges, a part of a large picture, and what lies beside one
+
+
+def test_what_is_drawn_fades_into_what_was_given(around):
+    images, mask = holes()
+    told = {"prompt": "cat", "num_inference_steps": 2, "resamplings": 0, "output_type": "pt"}
+    soft = around(images, mask, **told, blur_factor=1.5, generator=seeds()).images
+    edges = soft_edges(mask, 1.5)
+    given = (soft == images).all(dim=1, keepdim=True)
+    assert given[edges == 0].all() and (edges == 0).any()
+    assert torch.equal(edges[mask > 0.5], torch.ones(int(mask.sum()))) and not given[..., 4:12, 5].any()
+    row = edges[0, 0, 8, :7]
+    assert (row.diff() >= 0).all() and 0 < row[5] < 1
+    assert torch.equal(around(images, mask, **told, generator=seeds()).images * (1 - mask), images * (1 - mask))
+
+
+def scene(mode: str = "RGB") -> tuple[Image.Image, Image.Image]:
+    """A picture of 90 x 60 px of noise and a hole of 12 x 10 in it."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, len(mode)), dtype=np.uint8)
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (70, 5, 82, 15))
+    return Image.fromarray(values.squeeze()).convert(mode), mask
+
+
+@pytest.mark.parametrize("blur_factor", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_a_part_of_a_large_picture_is_drawn_at_the_size_of_the_model(around, monkeypatch, mode, blur_factor):
+    picture, mask = scene(mode)
+    seen = []
+    told = {"num_inference_steps": 2, "resamplings": 0, "padding_mask_crop": 4, "blur_factor": blur_factor}
+    sample = around.sample
+
+    def watched(solver, noise, *rest, **more):
+        seen.append(noise.shape[-2:])
+        return sample(solver, noise, *rest, **more)
+
+    monkeypatch.setattr(around, "sample", watched)
+    drawn = around(picture, mask, "cat", **told, num_images_per_prompt=2, generator=seeds()).images
+    assert set(seen) == {torch.Size((16, 16))} and len(drawn) == 2
+    whole, hole = np.asarray(picture.convert("RGB")).astype(int), np.asarray(mask) > 127
+    for one in drawn:
+        changed = (np.asarray(one) != whole).any(-1)
+        assert one.size == picture.size and changed[hole].mean() > 0.9
+        assert changed[~hole].any() == (blur_factor > 0)
+        assert not changed[:, :60].any() and not changed[25:].any()
+    assert (np.asarray(drawn[0]) != np.asarray(drawn[1])).any()
+
+
+def test_pictures_of_several_sizes_are_cut_at_their_own_holes(around):
+    (first, mask), second = scene(), Image.new("RGB", (40, 40), "red")
+    other = Image.new("1", (40, 40))
+    other.paste(1, (0, 30, 8, 40))
+    told = {"num_inference_steps": 1, "resamplings": 0, "padding_mask_crop": 2, "generator": seeds()}
+    drawn = around([first, second], [mask, other], "cat", **told).images
+    assert [one.size for one in drawn] == [(90, 60), (40, 40)]
+    changed = (np.asarray(drawn[1]) != np.asarray(second)).any(-1)
+    assert changed[30:, :8].any() and not changed[:30].any() and not changed[:, 8:].any()
+
+
+def test_what_lies_beside_a_picture_is_drawn(around):
+    picture = scene()[0].crop((0, 0, 12, 16))
+    (wider,) = around.outpaint(picture, left=3, right=5, prompt="cat", num_inference_steps=2, resamplings=0).images
+    assert wider.size == (20, 16) and np.array_equal(wider.crop((3, 0, 15, 16)), picture)
+    assert np.asarray(wider)[:, 15:].std() > 0
+    told = {"prompt": "cat", "num_inference_steps": 1, "resamplings": 0, "generator": seeds()}
+    two = around.outpaint([picture, picture], top=4, **told).images
+    assert [one.size for one in two] == [(12, 20)] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"padding_mask_crop": -1}, "padding_mask_crop must be a whole number of pixels from 0, not -1"),
+        ({"padding_mask_crop": 2, "output_type": "np"}, "output_type must be pil with padding_mask_crop"),
+        ({"padding_mask_crop": 2, "mask_image": Image.new("L", (90, 60))}, "nothing is white"),
+        ({"padding_mask_crop": 2, "mask_image": Image.new("L", (9, 9), 255)}, "mask_image is 9 x 9, and the image"),
+        ({"padding_mask_crop": 2, "image": np.zeros((60, 90, 3))}, "is for pictures .* of 8 bits, not ndarray"),
+        ({"padding_mask_crop": 2, "image": Image.new("I;16", (90, 60))}, "of 8 bits, not mode I;16"),
+        ({"blur_factor": -2}, "blur_factor must be a number of pixels from 0, not -2"),
+    ],
+)
+def test_mistakes_with_parts_and_edges_are_named(around, wrong, words):
+    picture, mask = scene()
+    with pytest.raises(ValueError, match=words):
+        around(**{"image": picture, "mask_image": mask, "num_inference_steps": 1, **wrong})
+
+
+@pytest.mark.parametrize("sides", [{}, {"left": -1}, {"top": 1.5}])
+def test_room_is_a_number_of_pixels(around, sides):
+    with pytest.raises(ValueError, match="must be a whole number of pixels"):
+        around.outpaint(scene()[0], **sides)
