@@ -72,6 +72,8 @@ class Cutouts:
     def around(cls, image: Any, mask_image: Any, size: tuple[int, int], padding: int, blur_factor: float) -> "Cutouts":
         """The smallest parts of the shape of ``size`` that hold each hole and so many pixels beside it.
 
+        Where a picture has no room for that shape, the part is of another and is stretched.
+
         Args:
             image: A picture, or a list of them.
             mask_image: Likewise, white in the hole; one for all or one each.
@@ -90,7 +92,8 @@ class Cutouts:
         masks = masks * len(pictures) if len(masks) == 1 else masks
         for picture, mask in zip(pictures, masks, strict=True):
             if picture.size != mask.size:
-                raise ValueError(f"mask_image is {mask.width} x {mask.height}, and the image {picture.size}.")
+                sides = f"{mask.width} x {mask.height}, and the image {picture.width} x {picture.height}"
+                raise ValueError(f"mask_image is {sides}.")
         holes = [torch.from_numpy(np.asarray(mask.convert("L")) > 127)[None, None].float() for mask in masks]
         if not all(hole.any() for hole in holes):
             raise ValueError("mask_image: nothing is white, so that there is nothing to draw; leave it out.")
@@ -111,12 +114,9 @@ class Cutouts:
     @property
     def masks(self) -> list[Image.Image]:
         """White at every pixel of ``size`` that covers some of what is to be drawn."""
-        parts = [one.crop(box) for one, box in zip(self.seen, self.boxes, strict=True)]
-        return [
-            part.point(lambda value: 255 * (value > 0)).resize(self.size, Image.Resampling.BOX)
-            .point(lambda value: 255 * (value > 0))
-            for part in parts
-        ]  # fmt: skip
+        parts = [np.asarray(one.crop(box)) > 0 for one, box in zip(self.seen, self.boxes, strict=True)]
+        shares = [Image.fromarray(one.astype(np.float32)).resize(self.size, Image.Resampling.BOX) for one in parts]
+        return [Image.fromarray((np.asarray(share) > 0).astype(np.uint8) * 255) for share in shares]
 
     def put_back(self, drawn: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures with what was drawn in their holes; every other pixel as it came.

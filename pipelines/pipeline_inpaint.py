@@ -16,6 +16,7 @@ from attndiff.pipelines.call.conditioning import EncodedCondition, GivenConditio
 from attndiff.pipelines.call.images import as_mask, padded, rows_for, stacked
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
+from attndiff.pipelines.call.postprocess import is_picture
 from attndiff.pipelines.holes import Cutouts, soft_edges, with_room
 
 RESAMPLED = 0.6  # the noise under which a model that knows no masks draws again, as noise / (noise + signal)
@@ -79,7 +80,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         )  # fmt: skip
         if not isinstance(resamplings, int) or resamplings < 0:
             raise ValueError(f"resamplings must be a whole number from 0, not {resamplings!r}.")
-        if not 0 <= blur_factor < float("inf"):
+        if not isinstance(blur_factor, (int, float)) or not 0 <= blur_factor < float("inf"):
             raise ValueError(f"blur_factor must be a number of pixels from 0, not {blur_factor!r}.")
         if self.vae is not None:
             raise ValueError("image: this model draws latents, in which a hole has no sharp edge; take one of pixels.")
@@ -87,6 +88,8 @@ class AttnDiffInpaintPipeline(ImagePipeline):
         if padding_mask_crop is not None:
             if output_type != "pil":
                 raise ValueError(f"output_type must be pil with padding_mask_crop, not {output_type!r}.")
+            if not is_picture(self.config.data, self.image_channels):
+                raise ValueError("padding_mask_crop is for models of pictures of 8 bits, and this draws other values.")
             height, width = (self.config.data or {}).get("size") or (self.image_side, self.image_side)
             cutouts = Cutouts.around(image, mask_image, (width, height), padding_mask_crop, blur_factor)
             image, mask_image, blur_factor = cutouts.images, cutouts.masks, 0

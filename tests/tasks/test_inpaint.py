@@ -19,7 +19,7 @@ from attndiff.diffusion.objectives import make_objective
 from attndiff.metrics.reference import open_reference
 from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.options import CallOptions
-from attndiff.pipelines.holes import soft_edges
+from attndiff.pipelines.holes import Cutouts, soft_edges
 from attndiff.tasks.inpaint import INPAINT, InpaintSettings
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
 from attndiff.training.config import make_config
@@ -267,6 +267,22 @@ def test_pictures_of_several_sizes_are_cut_at_their_own_holes(around):
     assert changed[30:, :8].any() and not changed[:30].any() and not changed[:, 8:].any()
 
 
+def test_a_hole_of_one_pixel_is_not_lost_where_many_pixels_become_one():
+    mask = Image.new("L", (900, 900))
+    mask.putpixel((450, 450), 255)
+    cutouts = Cutouts.around(Image.new("RGB", mask.size), mask, (16, 16), 400, 0)
+    assert np.asarray(cutouts.masks[0]).sum() >= 255
+    drawn = cutouts.put_back([Image.new("RGB", (16, 16), "red")])[0]
+    assert drawn.getpixel((450, 450)) == (255, 0, 0) and np.asarray(drawn).sum() == 255
+
+
+def test_parts_are_cut_of_pictures_only():
+    deep = unconditional_pipeline(3, data={"channels": [*"RGB"], "bit_depth": 16, "value_range": [0, 4000]})
+    picture, mask = scene()
+    with pytest.raises(ValueError, match="padding_mask_crop is for models of pictures of 8 bits"):
+        AttnDiffInpaintPipeline.from_pipe(deep)(picture, mask, padding_mask_crop=2)
+
+
 def test_what_lies_beside_a_picture_is_drawn(around):
     picture = scene()[0].crop((0, 0, 12, 16))
     (wider,) = around.outpaint(picture, left=3, right=5, prompt="cat", num_inference_steps=2, resamplings=0).images
@@ -283,10 +299,14 @@ def test_what_lies_beside_a_picture_is_drawn(around):
         ({"padding_mask_crop": -1}, "padding_mask_crop must be a whole number of pixels from 0, not -1"),
         ({"padding_mask_crop": 2, "output_type": "np"}, "output_type must be pil with padding_mask_crop"),
         ({"padding_mask_crop": 2, "mask_image": Image.new("L", (90, 60))}, "nothing is white"),
-        ({"padding_mask_crop": 2, "mask_image": Image.new("L", (9, 9), 255)}, "mask_image is 9 x 9, and the image"),
+        (
+            {"padding_mask_crop": 2, "mask_image": Image.new("L", (9, 9), 255)},
+            "mask_image is 9 x 9, .* 90 x 60",
+        ),
         ({"padding_mask_crop": 2, "image": np.zeros((60, 90, 3))}, "is for pictures .* of 8 bits, not ndarray"),
         ({"padding_mask_crop": 2, "image": Image.new("I;16", (90, 60))}, "of 8 bits, not mode I;16"),
         ({"blur_factor": -2}, "blur_factor must be a number of pixels from 0, not -2"),
+        ({"blur_factor": "2"}, "blur_factor must be a number of pixels from 0, not '2'"),
     ],
 )
 def test_mistakes_with_parts_and_edges_are_named(around, wrong, words):
