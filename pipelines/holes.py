@@ -9,6 +9,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from attndiff.pipelines.call.inputs import describe_type
+
 PICTURES = ("1", "L", "LA", "P", "RGB", "RGBA")  # modes of 8 bits a channel at most
 RESIZED = {"1": "L", "LA": "RGBA", "P": "RGBA"}  # as what pictures of these modes are made larger or smaller
 
@@ -139,10 +141,6 @@ def _pictures(given: Any, name: str) -> list[Image.Image]:
     pictures = list(given) if isinstance(given, (list, tuple)) else [given]
     for one in pictures:
         if not isinstance(one, Image.Image) or one.mode not in PICTURES:
-            raise ValueError(f"{name}: padding_mask_crop is for pictures (PIL.Image) of 8 bits, not {_kind_of(one)}.")
+            other = f"mode {one.mode}" if isinstance(one, Image.Image) else describe_type(one)
+            raise ValueError(f"{name}: padding_mask_crop is for pictures (PIL.Image) of 8 bits, not {other}.")
     return pictures
-
-
-def _kind_of(given: Any) -> str:
-    """What it is instead, in a word or two."""
-    return f"mode {given.mode}" if isinstance(given, Image.Image) else type(given).__name__

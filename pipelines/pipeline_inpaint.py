@@ -86,12 +86,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             raise ValueError("image: this model draws latents, in which a hole has no sharp edge; take one of pixels.")
         cutouts = None
         if padding_mask_crop is not None:
-            if output_type != "pil":
-                raise ValueError(f"output_type must be pil with padding_mask_crop, not {output_type!r}.")
-            if not is_picture(self.config.data, self.image_channels):
-                raise ValueError("padding_mask_crop is for models of pictures of 8 bits, and this draws other values.")
-            height, width = (self.config.data or {}).get("size") or (self.image_side, self.image_side)
-            cutouts = Cutouts.around(image, mask_image, (width, height), padding_mask_crop, blur_factor)
+            cutouts = self._cutouts(image, mask_image, padding_mask_crop, blur_factor, output_type)
             image, mask_image, blur_factor = cutouts.images, cutouts.masks, 0
         pixels = self.given_pixels(image)
         seen = soft_edges(as_mask(mask_image, tuple(pixels.shape[-2:])), blur_factor).to(pixels.device)
@@ -138,6 +133,15 @@ class AttnDiffInpaintPipeline(ImagePipeline):
                 )
         larger, masks = zip(*(with_room(picture, left, top, right, bottom) for picture in pictures), strict=True)
         return self(list(larger), list(masks), **call)
+
+    def _cutouts(self, image: Any, mask_image: Any, padding: int, blur_factor: float, output_type: str) -> Cutouts:
+        """The parts of pictures that are drawn alone; raises ValueError where there can be none, `Cutouts.around`."""
+        if output_type != "pil":
+            raise ValueError(f"output_type must be pil with padding_mask_crop, not {output_type!r}.")
+        if not is_picture(self.config.data, self.image_channels):
+            raise ValueError("padding_mask_crop is for models of pictures of 8 bits, and this draws other values.")
+        height, width = (self.config.data or {}).get("size") or (self.image_side, self.image_side)
+        return Cutouts.around(image, mask_image, (width, height), padding, blur_factor)
 
     @property
     def knows_masks(self) -> bool:
