@@ -1,11 +1,13 @@
 """attndiff: your own image model from your own images.
 
-Everything here is imported on first use. Nothing else in the package imports by name: this is how a lower floor reaches
-what is built on it (`attndiff.folder` the pipelines) without importing it.
+Everything here is imported on first use, or when diffusers' AutoPipelines are. Nothing else in the package imports by
+name: this is how a lower floor reaches what is built on it (`attndiff.folder` the pipelines) without importing it.
 """
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
+
+from attndiff.auto_pipelines import register
 
 _PIPELINES = {
     "AttnDiffPipeline": "attndiff.pipelines.pipeline_attndiff",
@@ -33,6 +35,9 @@ try:
     __version__ = version("attndiff")
 except PackageNotFoundError:  # run from its sources
     __version__ = "0+unknown"
+
+
+register()
 
 
 def __getattr__(name: str):

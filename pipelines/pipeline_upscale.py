@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from attndiff.alpha import clipped, is_premultiplied
+from attndiff.diffusion.sampler import Predict, sampling_steps
+from attndiff.diffusion.solver import Solver
+from attndiff.diffusion.tiles import Tile, TiledNetwork, Tiles
 from attndiff.pipelines.base import ImagePipeline
-from attndiff.pipelines.call.conditioning import GivenCondition
+from attndiff.pipelines.call.conditioning import EncodedCondition, GivenCondition
 from attndiff.pipelines.call.images import padded, rows_for
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
@@ -30,6 +33,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         num_inference_steps: int = 1,
         guidance_scale: float = 1.0,
         back_projections: int = 8,
+        tile_size: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -46,6 +50,8 @@ class AttnDiffUpscalePipeline(ImagePipeline):
                 draw one of them, sharper and less certain.
             guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
             back_projections: Rounds in which the result is made to agree with the small image; 0 leaves it as it is.
+            tile_size: Pixels a side of the parts of the small images that the network sees at once, a quarter of which
+                they share with their neighbours; as large as those it learned from by default.
             num_images_per_prompt: Results for each image, side by side.
             generator: Source of the noise of more than one step; a list of one for each result.
             output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.
@@ -64,6 +70,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         if not isinstance(back_projections, int) or back_projections < 0:
             raise ValueError(f"back_projections must be a whole number from 0, not {back_projections!r}.")
         small = self.given_pixels(image)
+        side = self._side_of_tiles(tile_size)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             given = GivenCondition(prompt, class_labels).of_images(len(small))
@@ -71,7 +78,8 @@ class AttnDiffUpscalePipeline(ImagePipeline):
             batch = encoded.positive.rows or len(small) * num_images_per_prompt
             small = rows_for(small, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
             enlarged = enlarge_by(padded(small, self.unet.size_multiple), self.scale)
-            residual = self._residual(solver, encoded, options, enlarged)
+            tiles = Tiles(*enlarged.shape[-2:], side, side // 4, self.unet.size_multiple)
+            residual = self._residual(solver, encoded, options, enlarged, tiles)
             large = enlarged + residual * self.config.task["residual_std"]
             height, width = (side * self.scale for side in small.shape[-2:])
             alpha = is_premultiplied(self.config.data)
@@ -88,11 +96,38 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         """How many times the sides of the result are those of the image."""
         return self.config.task["scale"]
 
-    def _residual(self, solver, encoded, options: CallOptions, enlarged: torch.Tensor) -> torch.Tensor:
+    def _side_of_tiles(self, tile_size: int | None) -> int:
+        """Pixels a side of what the network sees at once, for the argument of a call.
+
+        Raises:
+            ValueError: If the network could not be shown so little.
+        """
+        multiple = self.unet.size_multiple
+        least = max(1, multiple // self.scale)
+        if tile_size is None:
+            side = max((self.config.data or {}).get("size") or [self.unet.config.sample_size])
+        elif isinstance(tile_size, int) and tile_size >= least:
+            side = tile_size * self.scale
+        else:
+            raise ValueError(f"tile_size must be a whole number of pixels from {least}, not {tile_size!r}.")
+        return -(-side // multiple) * multiple
+
+    def _residual(
+        self, solver: Solver, encoded: EncodedCondition, options: CallOptions, enlarged: torch.Tensor, tiles: Tiles
+    ) -> torch.Tensor:
         """What the enlarged images ``(B, C, H, W)`` lack, in standard deviations."""
-        if options.num_inference_steps == 1:
-            none = torch.zeros_like(enlarged)
-            network, level = self.guided_network(encoded, options, enlarged), solver.level(0)
-            return self.objective.denoised(none, network(none, level), level)
-        noise = self.prepare_latents(len(enlarged), *enlarged.shape[-2:], options.generator, None, solver.noise_scale)
-        return self.sample(solver, noise, encoded, options, enlarged)[0]
+        steps = options.num_inference_steps
+
+        def of_tile(tile: Tile) -> Predict:
+            progress.update()
+            return self.guided_network(encoded, options, enlarged[tile])
+
+        with self.progress_bar(total=steps * len(tiles)) as progress:
+            network = TiledNetwork(tiles, of_tile)
+            if steps == 1:
+                none, level = torch.zeros_like(enlarged), solver.level(0)
+                return self.objective.denoised(none, network(none, level), level)
+            size = enlarged.shape[-2:]
+            noise = self.prepare_latents(len(enlarged), *size, options.generator, None, solver.noise_scale)
+            *_, last = sampling_steps(network, solver, noise, options.generator)
+        return last.latents

@@ -17,7 +17,9 @@ from attndiff.nn.raster.model import PixelTransformerModel
 from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.pipelines.pipeline_caption import AttnDiffCaptionPipeline
+from attndiff.pipelines.pipeline_inpaint import AttnDiffInpaintPipeline
 from attndiff.pipelines.pipeline_raster import AttnDiffRasterPipeline
+from attndiff.pipelines.pipeline_upscale import AttnDiffUpscalePipeline
 
 CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
 HIDDEN = 16
@@ -34,14 +36,16 @@ def randomised(make: Callable[[], torch.nn.Module], seed: int = 0, scale: float 
     return module.eval()
 
 
-def tiny_unet(channels: int = 3, conditional: bool = False, seed: int = 0, size: int = 16) -> AttentionUNet2DModel:
-    """A two-level network: convolutions, then self- (and cross-)attention."""
+def tiny_unet(
+    channels: int = 3, conditional: bool = False, seed: int = 0, size: int = 16, beside: int = 0
+) -> AttentionUNet2DModel:
+    """A two-level network: convolutions, then self- (and cross-)attention; ``beside`` more channels are aligned."""
     attention = {"attention": "global", "cross_attention": conditional}
     levels = [{"width": 16, "depth": 1}, {"width": 16, "depth": 1, **attention}]
     make = partial(
         AttentionUNet2DModel,
         sample_size=size,
-        in_channels=channels,
+        in_channels=channels + beside,
         out_channels=channels,
         patch_size=2,
         levels=levels,
@@ -98,6 +102,26 @@ def text_pipeline(max_length: int = 8, seed: int = 0, **components):
             objective={"name": "flow"},
             data=RGB,
             **components,
+        )
+    )
+
+
+def upscale_pipeline():
+    """A pipeline that makes images twice as large."""
+    task = {"name": "upscale", "scale": 2, "residual_std": 0.2}
+    return quiet(
+        AttnDiffUpscalePipeline(
+            tiny_unet(beside=3), scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task=task
+        )
+    )
+
+
+def inpaint_pipeline():
+    """A pipeline that fills holes and was made for it."""
+    unet = tiny_unet(beside=4)
+    return quiet(
+        AttnDiffInpaintPipeline(
+            unet, scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task={"name": "inpaint"}
         )
     )
 

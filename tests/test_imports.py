@@ -17,7 +17,7 @@ import attndiff
 PACKAGES = {"attndiff": "attndiff", "attndiff.pipelines": "pipelines", "attndiff.training": "training"}
 # The floors of the core: a room imports rooms of the floors before its own, and itself.
 FLOORS = (
-    {"alpha", "errors", "device", "clock", "drawn", "progress", "words"},
+    {"alpha", "auto_pipelines", "errors", "device", "clock", "drawn", "progress", "words"},
     {"paths"},
     {"viewing", "settings", "nn"},
     {"condition"},

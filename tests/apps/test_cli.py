@@ -25,6 +25,7 @@ COMMANDS = [
     "sample",
     "train",
     "distill",
+    "apply",
     "caption",
     "evaluate",
     "doctor",

@@ -89,6 +89,21 @@ def test_a_call_gives_twice_the_size_of_any_image(pipeline, steps):
     assert grey.shape == (1, 3, 22, 14)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_network_sees_no_more_at_once_than_it_learned_from_or_is_told(pipeline, steps, monkeypatch):
+    """A picture of 48 x 20, of which the network learned 8 x 8: parts of 16 pixels, whose sides are multiples of 4."""
+    seen, forward = [], pipeline.unet.forward
+    monkeypatch.setattr(
+        pipeline.unet, "forward", lambda x, *rest, **more: seen.append(x.shape) or forward(x, *rest, **more)
+    )
+    small = torch.rand(2, 3, 48, 20, generator=torch.Generator().manual_seed(0))
+    for tile_size, sides in ((None, (16, 16)), (12, (24, 24)), (64, (96, 40))):
+        seen.clear()
+        wishes = {"num_inference_steps": steps, "tile_size": tile_size, "output_type": "pt"}
+        large = pipeline(small, generator=torch.Generator().manual_seed(1), **wishes).images
+        assert large.shape == (2, 3, 96, 40) and {shape[-2:] for shape in seen} == {sides}
+
+
 def test_one_call_has_no_chance_in_it_and_sampling_has(pipeline):
     small = small_of(smooth(2), 2).add(1).div(2)
     kinds = {1: True, 3: False}
@@ -120,6 +135,8 @@ def test_one_call_is_what_training_taught_at_the_highest_level(pipeline):
         ({"image": torch.rand(1, 3, 8, 8) * 3}, "0 to 1"),
         ({"image": "picture.png"}, "image must be"),
         ({"image": torch.rand(1, 3, 8, 8), "back_projections": -1}, "back_projections"),
+        ({"image": torch.rand(1, 3, 8, 8), "tile_size": 0}, "tile_size"),
+        ({"image": torch.rand(1, 3, 8, 8), "tile_size": 2.5}, "tile_size"),
         ({"image": torch.rand(1, 3, 8, 8), "prompt": "a cat"}, "unconditional"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import attndiff
+from attndiff.apps.cli.apply import apply
 from attndiff.apps.cli.bench import bench
 from attndiff.apps.cli.caption import caption
 from attndiff.apps.cli.demo import demo
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, sample, train, distill, caption, evaluate, doctor, export, push, demo, bench):
+for command in (quickstart, sample, train, distill, apply, caption, evaluate, doctor, export, push, demo, bench):
     app.command()(command)
 
 
