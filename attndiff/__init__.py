@@ -14,6 +14,7 @@ _PIPELINES = {
     "AttnDiffImg2ImgPipeline": "attndiff.pipelines.pipeline_img2img",
     "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
     "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
+    "AttnDiffSegmentPipeline": "attndiff.pipelines.pipeline_segment",
     "AttnDiffRasterPipeline": "attndiff.pipelines.pipeline_raster",
     "AttnDiffCaptionPipeline": "attndiff.pipelines.pipeline_caption",
 }

@@ -8,20 +8,17 @@ from typing import Any
 import torch
 
 from attndiff.alpha import clipped, is_premultiplied
-from attndiff.diffusion.sampler import Predict, sampling_steps
-from attndiff.diffusion.solver import Solver
-from attndiff.diffusion.tiles import Tile, TiledNetwork, Tiles
-from attndiff.pipelines.base import ImagePipeline
-from attndiff.pipelines.call.conditioning import EncodedCondition, GivenCondition
+from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.images import padded, rows_for
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.call.output import AttnDiffPipelineOutput, as_output
+from attndiff.pipelines.tiled import TiledPipeline
 from attndiff.tasks.resampling import back_project, enlarge_by
 
 DRAWING_STEPS = 6  # of a result that is drawn
 
 
-class AttnDiffUpscalePipeline(ImagePipeline):
+class AttnDiffUpscalePipeline(TiledPipeline):
     """Enlarge images by the factor that the model was made for; its arguments are those of `ImagePipeline`."""
 
     @torch.no_grad()
@@ -70,7 +67,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
         if not isinstance(back_projections, int) or back_projections < 0:
             raise ValueError(f"back_projections must be a whole number from 0, not {back_projections!r}.")
         small = self.given_pixels(image)
-        side = self._side_of_tiles(tile_size)
+        side = self.side_of_tiles(tile_size, self.scale)
         with self.calling(options) as solver:
             guided = self.do_classifier_free_guidance, self.do_autoguidance
             given = GivenCondition(prompt, class_labels).of_images(len(small))
@@ -78,8 +75,7 @@ class AttnDiffUpscalePipeline(ImagePipeline):
             batch = encoded.positive.rows or len(small) * num_images_per_prompt
             small = rows_for(small, batch // num_images_per_prompt).repeat_interleave(num_images_per_prompt, dim=0)
             enlarged = enlarge_by(padded(small, self.unet.size_multiple), self.scale)
-            tiles = Tiles(*enlarged.shape[-2:], side, side // 4, self.unet.size_multiple)
-            residual = self._residual(solver, encoded, options, enlarged, tiles)
+            residual = self.made_beside(solver, encoded, options, enlarged, side)
             large = enlarged + residual * self.config.task["residual_std"]
             height, width = (side * self.scale for side in small.shape[-2:])
             alpha = is_premultiplied(self.config.data)
@@ -95,39 +91,3 @@ class AttnDiffUpscalePipeline(ImagePipeline):
     def scale(self) -> int:
         """How many times the sides of the result are those of the image."""
         return self.config.task["scale"]
-
-    def _side_of_tiles(self, tile_size: int | None) -> int:
-        """Pixels a side of what the network sees at once, for the argument of a call.
-
-        Raises:
-            ValueError: If the network could not be shown so little.
-        """
-        multiple = self.unet.size_multiple
-        least = max(1, multiple // self.scale)
-        if tile_size is None:
-            side = max((self.config.data or {}).get("size") or [self.unet.config.sample_size])
-        elif isinstance(tile_size, int) and tile_size >= least:
-            side = tile_size * self.scale
-        else:
-            raise ValueError(f"tile_size must be a whole number of pixels from {least}, not {tile_size!r}.")
-        return -(-side // multiple) * multiple
-
-    def _residual(
-        self, solver: Solver, encoded: EncodedCondition, options: CallOptions, enlarged: torch.Tensor, tiles: Tiles
-    ) -> torch.Tensor:
-        """What the enlarged images ``(B, C, H, W)`` lack, in standard deviations."""
-        steps = options.num_inference_steps
-
-        def of_tile(tile: Tile) -> Predict:
-            progress.update()
-            return self.guided_network(encoded, options, enlarged[tile])
-
-        with self.progress_bar(total=steps * len(tiles)) as progress:
-            network = TiledNetwork(tiles, of_tile)
-            if steps == 1:
-                none, level = torch.zeros_like(enlarged), solver.level(0)
-                return self.objective.denoised(none, network(none, level), level)
-            size = enlarged.shape[-2:]
-            noise = self.prepare_latents(len(enlarged), *size, options.generator, None, solver.noise_scale)
-            *_, last = sampling_steps(network, solver, noise, options.generator)
-        return last.latents

@@ -19,6 +19,7 @@ from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.pipelines.pipeline_caption import AttnDiffCaptionPipeline
 from attndiff.pipelines.pipeline_inpaint import AttnDiffInpaintPipeline
 from attndiff.pipelines.pipeline_raster import AttnDiffRasterPipeline
+from attndiff.pipelines.pipeline_segment import AttnDiffSegmentPipeline
 from attndiff.pipelines.pipeline_upscale import AttnDiffUpscalePipeline
 
 CAPTIONS = ["red apple, flat", "blue heart, 3d", "green house, flat", "yellow star, 3d", "rocket, flat", "cat face"]
@@ -123,6 +124,14 @@ def inpaint_pipeline():
         AttnDiffInpaintPipeline(
             unet, scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task={"name": "inpaint"}
         )
+    )
+
+
+def segment_pipeline():
+    """A pipeline that tells four parts apart."""
+    unet, task = tiny_unet(4, beside=3), {"name": "segment", "parts": 4}
+    return quiet(
+        AttnDiffSegmentPipeline(unet, scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task=task)
     )
 
 

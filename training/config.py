@@ -14,7 +14,7 @@ from attndiff.errors import UserError
 from attndiff.nn.presets import PRESETS
 from attndiff.paths import expand, expand_setting
 from attndiff.settings import Section, SettingError, check_choice, check_keys
-from attndiff.tasks.registry import AnyTaskSettings
+from attndiff.tasks.registry import TASKS, AnyTaskSettings
 from attndiff.tasks.task import GenerateSettings
 from attndiff.training.settings.overrides import apply_overrides
 from attndiff.training.settings.plain_yaml import read_yaml, write_yaml
@@ -215,6 +215,9 @@ def _check_values(config: TrainConfig) -> TrainConfig:
         raise UserError("model.vae: a model that starts from another keeps that one's latents; leave one of them out.")
     if config.distill:
         _check_student(config)
+    needed = {column.name: column.kind for column in TASKS[config.task.name].columns(config.task)}
+    if needed.keys() - config.data.columns.keys():
+        config.data = config.data.replace(columns={**needed, **config.data.columns})
     return config
 
 

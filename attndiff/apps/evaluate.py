@@ -23,8 +23,10 @@ from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies,
 from attndiff.metrics.own_condition import NAMES, is_choice, own_condition
 from attndiff.metrics.reference import Reference, kinds_of
 from attndiff.metrics.restoration.inpainting import measure_inpainting
+from attndiff.metrics.restoration.segmentation import measure_segmentation
 from attndiff.metrics.restoration.upscaling import measure_upscaling
 from attndiff.metrics.samples import sample_pixels
+from attndiff.tasks.part_maps import as_pictures
 from attndiff.tasks.prompts import prompt_of
 from attndiff.tasks.registry import task_of
 from attndiff.viewing import contact_sheet, level_curves
@@ -143,17 +145,24 @@ def _restoration(
     pipeline, reference: Reference, settings: EvaluationSettings, n: int, pictures: Path | None
 ) -> dict[str, dict]:
     """The measures of a task whose right answer is known, on held-out images."""
-    test, prompt = reference.choose(n, settings.seed)[0], prompt_of(pipeline)
+    test, prompt, task = reference.choose(n, settings.seed)[0], prompt_of(pipeline), task_of(pipeline)
     real, values = test.tensor(), prompt.of_all(test)
 
     def tell(rows: slice) -> dict:
         return prompt.arguments(values[rows]) if prompt.is_given else {}
 
-    report, made = RESTORATIONS[task_of(pipeline).measure](pipeline, real, tell, settings.seed, settings.steps)
+    how = tell, settings.seed, settings.steps
+    if task.makes == "maps":
+        report, made = measure_segmentation(pipeline, test, reference.train, *how)
+    else:
+        report, made = RESTORATIONS[task.measure](pipeline, real, *how)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        data, shown = test.describe(), {"real": real, **made}
-        rows = {name: [as_image(image, data) for image in images[:SHEET]] for name, images in shown.items()}
+        data = test.describe()
+        rows = {"real": [as_image(image, data) for image in real[:SHEET]]}
+        for name, images in made.items():
+            shown = images[:SHEET]
+            rows[name] = as_pictures(shown) if task.makes == "maps" else [as_image(image, data) for image in shown]
         save_picture(contact_sheet(rows, [""] * min(SHEET, n)), pictures / "samples.png")
     common = {**asdict(settings), "reference": reference.describe()}
     return {name: {**entry, **common} for name, entry in report.items()}

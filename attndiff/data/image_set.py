@@ -134,7 +134,8 @@ class ImageSet(Rows):
         return self._names[i]
 
     def cells(self, i: int) -> dict:
-        return self._details.rows[self._rows[i]]
+        stored = self._details.rows
+        return stored[self._rows[i]] if stored.column_names else {}  # of no columns, it has no rows either
 
     def texts(self) -> dict[str, list[str]]:
         table = self._details

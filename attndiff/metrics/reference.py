@@ -12,6 +12,7 @@ from attndiff.data.subset import Subset
 from attndiff.data.tables.splits import MissingPart
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import are_classes, class_names_of, prompt_of
+from attndiff.tasks.registry import TASKS, task_settings_of
 
 DEFAULT_N = 1000  # images at most, where no number is asked for
 
@@ -160,4 +161,6 @@ def _with_columns(config: DataConfig, pipeline) -> DataConfig:
         found[prompt.setting] = prompt.find_column(table, names)
     if config.label_column is None and "label_column" not in found:
         found["label_column"] = next((name for name in table.columns if are_classes(table, name, set())), None)
-    return config.replace(**found)
+    settings = task_settings_of(pipeline)
+    needed = {column.name: column.kind for column in TASKS[settings.name].columns(settings)}
+    return config.replace(**found, columns={**needed, **config.columns})

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from attndiff.alpha import is_premultiplied, straight
-from attndiff.data.columns import IMAGE, Column
+from attndiff.data.columns import Column
 from attndiff.data.rows import Row
 from attndiff.settings import Section
 
@@ -58,12 +58,13 @@ class Task:
         name: As ``task.name`` has it.
         settings: Class of its settings.
         makes: What comes out of it.
-        columns: What it reads of a row.
+        columns: By its settings, what it reads of a row beside image, caption and label.
         make_sample: ``(row, generator, settings)`` to what it adds to a training sample: ``aligned (A, H, W)``, and
             whatever replaces ``images`` or weighs pixels.
         given: ``(images (N, C, H, W), generator, settings)`` to what a call of the pipeline is given beside the prompt,
             made of real images: what samples while training, cards and measures show.
         aligned_channels: A by C.
+        made_channels: Of what it makes, by C and the settings.
         learn: ``(rows, settings)`` to the settings that are measured.
         objectives: Names of those that can learn it; None for all.
         head: Name of what is trained, a key of `attndiff.training.build.HEADS`.
@@ -78,11 +79,12 @@ class Task:
 
     name: str
     settings: type[TaskSettings]
-    makes: Literal["images", "captions"] = "images"
-    columns: tuple[Column, ...] = (IMAGE,)
+    makes: Literal["images", "captions", "maps"] = "images"
+    columns: Callable[[TaskSettings], tuple[Column, ...]] = lambda settings: ()
     make_sample: Callable[[Row, np.random.Generator, TaskSettings], Sample] = nothing
     given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
     aligned_channels: Callable[[int], int] = lambda channels: 0
+    made_channels: Callable[[int, TaskSettings], int] = lambda channels, settings: channels
     learn: Callable[[Iterable[Row], TaskSettings], dict] = nothing
     objectives: tuple[str, ...] | None = None
     head: str = "denoising"

@@ -5,7 +5,14 @@ import re
 import numpy as np
 import pytest
 from commands import attndiff, tree
-from factories import caption_pipeline, inpaint_pipeline, raster_pipeline, text_pipeline, upscale_pipeline
+from factories import (
+    caption_pipeline,
+    inpaint_pipeline,
+    raster_pipeline,
+    segment_pipeline,
+    text_pipeline,
+    upscale_pipeline,
+)
 from PIL import Image
 
 from attndiff.drawn import is_drawn
@@ -18,6 +25,7 @@ def models(tmp_path_factory):
     pipelines = {
         "upscale": upscale_pipeline(),
         "inpaint": inpaint_pipeline(),
+        "segment": segment_pipeline(),
         "text": text_pipeline(),
         "raster": raster_pipeline(),
         "caption": caption_pipeline(),
@@ -107,6 +115,14 @@ def test_a_hole_is_filled_and_the_rest_stays(models, photos, tmp_path, model, pr
         assert (filled[~hole] == given[~hole]).all() and (filled[hole] != given[hole]).any()
 
 
+def test_a_map_of_parts_holds_their_numbers(models, photos):
+    for settings in ((), ("num_inference_steps=2", "ensemble_size=3", "--again")):
+        result = attndiff("apply", models / "segment", photos / "two.webp", *settings)
+        assert (result.code, result.err) == (0, "") and "parts:     1 written" in result.out
+        parts = Image.open(photos / "two.parts.png")
+        assert parts.mode == "P" and parts.size == (20, 12) and np.asarray(parts).max() < 4
+
+
 def test_what_reading_alters_is_said(models, tmp_path):
     turned = picture(3, (16, 12))
     exif = Image.Exif()
@@ -138,6 +154,8 @@ def test_what_reading_alters_is_said(models, tmp_path):
         ("inpaint", ("one.png", "--mask", "nothing.png"), "--mask nothing.png is no file or folder"),
         ("inpaint", ("one.png", "--mask", "empty"), "--mask: empty has 0 masks called one"),
         ("inpaint", ("one.png", "--mask", "two.png"), "one.png: mask_image has the shape"),
+        ("segment", ("one.png", "--count", "2"), "--count: .* reads one map"),
+        ("segment", ("one.png", "--mask", "two.png"), "--mask: .* takes none"),
         ("text", ("one.png",), "prompt"),
         ("text", ("one.png", "--prompt", "cat", "strength=0"), "one.png: strength"),
         ("raster", ("one.png",), "attndiff sample"),

@@ -17,6 +17,8 @@ from attndiff.metrics.captions.measure import write_all
 from attndiff.metrics.captions.sheet import captions_beside
 from attndiff.metrics.near_copies import as_image
 from attndiff.progress import SETTINGS
+from attndiff.tasks.part_maps import as_pictures
+from attndiff.tasks.segment import map_of
 from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
@@ -133,4 +135,8 @@ def _given_rows(parts: Parts, n: int) -> dict[str, list]:
     shown = F.interpolate(shown, size=images.shape[-2:], mode="nearest") * 2 - 1
     data = parts.learned.data
     shown = premultiplied(shown) if is_premultiplied(data) else shown
-    return {name: [as_image(one, data) for one in row] for name, row in (("real", images), ("given", shown))}
+    given = [as_image(one, data) for one in shown]
+    if parts.task.makes == "maps":
+        maps = [map_of(row, parts.task_settings) for row in examples(parts.validation)]
+        return {"given": given, "real": as_pictures(torch.stack(maps[:n]))}
+    return {"real": [as_image(one, data) for one in images], "given": given}

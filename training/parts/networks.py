@@ -185,8 +185,9 @@ def _channels_of(name: str, learned: Learned, given: Given) -> dict[str, int]:
     channels = _channels(learned, given.vae)
     if name == "transformer":
         return {"channels": channels}
-    aligned = TASKS[learned.task["name"]].aligned_channels(channels)
-    return {"in_channels": channels + aligned, "out_channels": channels}
+    task = TASKS[learned.task["name"]]
+    made = task.made_channels(channels, task.settings(**learned.task))
+    return {"in_channels": made + task.aligned_channels(channels), "out_channels": made}
 
 
 def _channels(learned: Learned, vae: AutoencoderKL | None) -> int:

@@ -30,19 +30,26 @@ OTHERWISE = {
 
 
 # How results are called beside their pictures, by pipeline.
-MADE = {"AttnDiffImg2ImgPipeline": "anew", "AttnDiffInpaintPipeline": "filled", "AttnDiffUpscalePipeline": "large"}
+MADE = {
+    "AttnDiffImg2ImgPipeline": "anew",
+    "AttnDiffInpaintPipeline": "filled",
+    "AttnDiffUpscalePipeline": "large",
+    "AttnDiffSegmentPipeline": "parts",
+}
 
 
-def for_pictures(pipeline, masked: bool, name: str):
+def for_pictures(pipeline, masked: bool, count: int, name: str):
     """The pipeline that makes pictures of pictures with a model's networks.
 
     Args:
         pipeline: The model as it was opened.
         masked: Whether there are masks of what is to be drawn.
+        count: Results of each picture.
         name: What messages call the model.
 
     Raises:
-        UserError: If it takes no pictures, or masks where there are none, or none where there are.
+        UserError: If it takes no pictures, takes masks where there are none or none where there are, or makes one
+            result of each picture where several are asked for.
     """
     task = task_of(pipeline)
     if task.makes == "captions":
@@ -54,6 +61,8 @@ def for_pictures(pipeline, masked: bool, name: str):
     if masked != ("mask_image" in inspect.signature(pipeline.__call__).parameters):
         problem = "takes none: leave it out" if masked else "needs one: a picture that is white where it is to draw"
         raise UserError(f"--mask: {name} {problem}.")
+    if task.makes == "maps" and count > 1:
+        raise UserError(f"--count: {name} reads one map of each picture; ensemble_size is of how many it is the mean.")
     return pipeline
 
 
@@ -113,12 +122,11 @@ def apply_model(
     todo = [i for i, results in enumerate(places) if work.again or not all(map(is_written, results))]
     pipeline.set_progress_bar_config(disable=len(todo) > 1, **SETTINGS)  # of one picture, its steps are shown
     for i in progress(todo, "Drawing", unit="picture", shown=len(todo) > 1):
-        given = {"image": reader(pictures[i].path), **told, **work.settings}
+        given = {"image": reader(pictures[i].path), **told, **work.settings, **_chance(pipeline, work)}
         if work.masks is not None:
             given["mask_image"] = read_mask(work.masks[i])
-        generators = [torch.Generator().manual_seed(work.seed + k) for k in range(work.count)]
         try:
-            images = pipeline(**given, num_images_per_prompt=work.count, generator=generators).images
+            images = pipeline(**given).images
         except ValueError as error:  # how a pipeline refuses arguments
             raise UserError(f"{pictures[i].path}: {error}") from None
         for image, place in zip(images, places[i], strict=True):
@@ -128,3 +136,11 @@ def apply_model(
                 yield place
             else:
                 yield save_image(image, place, pipeline.config.data)
+
+
+def _chance(pipeline, work: Work) -> dict[str, Any]:
+    """How many results a call gives, and the noise of each; one where it reads a map."""
+    if task_of(pipeline).makes == "maps":
+        return {"generator": torch.Generator().manual_seed(work.seed)}
+    generators = [torch.Generator().manual_seed(work.seed + k) for k in range(work.count)]
+    return {"num_images_per_prompt": work.count, "generator": generators}

@@ -35,7 +35,7 @@ def apply(
     from attndiff.apps.sample import open_model
 
     named = [one for one in pictures if "=" not in one or Path(one).exists()]
-    pipeline = for_pictures(open_model(model), mask is not None, model)
+    pipeline = for_pictures(open_model(model), mask is not None, count, model)
     settings = read_settings(pipeline, [one for one in pictures if one not in named])
     made = MADE[type(pipeline).__name__]
     found = find_pictures(named, made)
