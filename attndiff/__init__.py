@@ -15,6 +15,7 @@ _PIPELINES = {
     "AttnDiffInpaintPipeline": "attndiff.pipelines.pipeline_inpaint",
     "AttnDiffUpscalePipeline": "attndiff.pipelines.pipeline_upscale",
     "AttnDiffSegmentPipeline": "attndiff.pipelines.pipeline_segment",
+    "AttnDiffMapToImagePipeline": "attndiff.pipelines.pipeline_map_to_image",
     "AttnDiffRasterPipeline": "attndiff.pipelines.pipeline_raster",
     "AttnDiffCaptionPipeline": "attndiff.pipelines.pipeline_caption",
 }

@@ -68,7 +68,7 @@ class AttnDiffSegmentPipeline(TiledPipeline):
             ensemble_size: Maps that are drawn of each image, whose mean is taken; more than one needs more than one
                 step, and then ``uncertainty`` is where they differ.
             tile_size: Pixels a side of the parts of the images that the network sees at once, a quarter of which they
-                share with their neighbours; as large as those it learned from by default.
+                share with their neighbours; twice as large as those it learned from by default.
             generator: Source of the noise of more than one step; a list of one for each of the N * S maps.
             output_type: ``"pil"`` gives pictures, ``"np"`` and ``"pt"`` numbers.
             return_dict: Return `SegmentationOutput` rather than a tuple.

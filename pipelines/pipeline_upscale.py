@@ -48,7 +48,7 @@ class AttnDiffUpscalePipeline(TiledPipeline):
             guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
             back_projections: Rounds in which the result is made to agree with the small image; 0 leaves it as it is.
             tile_size: Pixels a side of the parts of the small images that the network sees at once, a quarter of which
-                they share with their neighbours; as large as those it learned from by default.
+                they share with their neighbours; twice as large as those it learned from by default.
             num_images_per_prompt: Results for each image, side by side.
             generator: Source of the noise of more than one step; a list of one for each result.
             output_type: ``"pil"``, ``"np"``, ``"pt"``; as of `AttnDiffPipeline`.

@@ -9,6 +9,10 @@ from attndiff.pipelines.base import ImagePipeline
 from attndiff.pipelines.call.conditioning import EncodedCondition
 from attndiff.pipelines.call.options import CallOptions
 
+# Sides of a tile beside those of the images that were learned from: with tiles as large as those, photographs come out
+# worse and later, and larger tiles gain nothing.
+AT_ONCE = 2
+
 
 class TiledPipeline(ImagePipeline):
     """Make something of pictures that lie beside the noise; arguments as of `ImagePipeline`."""
@@ -17,7 +21,7 @@ class TiledPipeline(ImagePipeline):
         """Pixels a side of what the network sees at once, for the argument ``tile_size`` of a call.
 
         Args:
-            tile_size: Pixels of the pictures that are given; None for as many as it learned from.
+            tile_size: Pixels of the pictures that are given; None for `AT_ONCE` times as many as it learned from.
             scale: How many times as large the network sees them.
 
         Raises:
@@ -26,7 +30,7 @@ class TiledPipeline(ImagePipeline):
         multiple = self.unet.size_multiple
         least = max(1, multiple // scale)
         if tile_size is None:
-            side = max((self.config.data or {}).get("size") or [self.unet.config.sample_size])
+            side = AT_ONCE * max((self.config.data or {}).get("size") or [self.unet.config.sample_size])
         elif isinstance(tile_size, int) and tile_size >= least:
             side = tile_size * scale
         else:

@@ -1,11 +1,12 @@
 """An evaluation from end to end: draw, compare with real images, look for copies, report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from attndiff.apps.applying.evaluation import evaluate_pictures
 from attndiff.apps.captioning.evaluation import evaluate_captions
 from attndiff.apps.denoising import condition_gains, loss_gap
 from attndiff.apps.likelihood import check_bound, likelihood, likelihood_bound
@@ -22,37 +23,13 @@ from attndiff.metrics.measure import measure
 from attndiff.metrics.near_copies import as_image, draw_neighbours, near_copies, training_pool
 from attndiff.metrics.own_condition import NAMES, is_choice, own_condition
 from attndiff.metrics.reference import Reference, kinds_of
-from attndiff.metrics.restoration.inpainting import measure_inpainting
-from attndiff.metrics.restoration.segmentation import measure_segmentation
-from attndiff.metrics.restoration.upscaling import measure_upscaling
-from attndiff.metrics.samples import sample_pixels
-from attndiff.tasks.part_maps import as_pictures
+from attndiff.metrics.samples import EvaluationSettings, sample_pixels
 from attndiff.tasks.prompts import prompt_of
 from attndiff.tasks.registry import task_of
 from attndiff.viewing import contact_sheet, level_curves
 
 SUSPECTS = 100  # samples of training captions that are searched for copies
 SHEET = 8  # samples a row and a column of the grid
-RESTORATIONS = {"upscale": measure_upscaling, "inpaint": measure_inpainting}  # by what tasks call their measure
-
-
-@dataclass
-class EvaluationSettings:
-    """How samples are drawn and divided; stands beside every number.
-
-    Args:
-        steps: Sampling steps.
-        guidance: Guidance scale.
-        seed: Of the first sample, of the choice of real images, and of the classifier.
-        by: A column that says of which kind a held-out image is: what tells of captions is measured of each, too.
-        within: A column whose value captions share that an image's own is compared with, such as its style.
-    """
-
-    steps: int
-    guidance: float
-    seed: int = 0
-    by: str | None = None
-    within: str | None = None
 
 
 def evaluate(
@@ -63,6 +40,7 @@ def evaluate(
     extractor: str | None = None,
     pictures: Path | None = None,
     bounded: int | None = None,
+    reader=None,
 ) -> dict[str, dict]:
     """All metrics by name, each with ``value``, ``n``, ``extractor``, ``floor``, the settings and the reference.
 
@@ -81,6 +59,7 @@ def evaluate(
         extractor: As of `choose_extractor`.
         pictures: Folder for the samples, their nearest training images and the errors per noise level.
         bounded: Held-out images whose bits per value are bounded; None: none are.
+        reader: Of `evaluate_pictures`.
 
     Raises:
         UserError: If the reference is too small or lacks a column, the extractor cannot be had, or the model has no
@@ -93,7 +72,7 @@ def evaluate(
     if task_of(pipeline).makes == "captions":
         return evaluate_captions(pipeline, reference, settings.seed, n, pictures, settings.by)
     if task_of(pipeline).measure is not None:
-        return _restoration(pipeline, reference, settings, n, pictures)
+        return evaluate_pictures(pipeline, reference, settings, n, pictures, reader)
     report = _drawn(pipeline, reference, settings, n, extractor, pictures)
     if bounded is not None:
         report |= likelihood_bound(pipeline, reference, settings.seed, bounded)
@@ -139,33 +118,6 @@ def _drawn(
         save_picture(draw_neighbours(suspects, copies, pool), pictures / "neighbours.png")
         _draw(samples, data, losses, pictures)
     return report
-
-
-def _restoration(
-    pipeline, reference: Reference, settings: EvaluationSettings, n: int, pictures: Path | None
-) -> dict[str, dict]:
-    """The measures of a task whose right answer is known, on held-out images."""
-    test, prompt, task = reference.choose(n, settings.seed)[0], prompt_of(pipeline), task_of(pipeline)
-    real, values = test.tensor(), prompt.of_all(test)
-
-    def tell(rows: slice) -> dict:
-        return prompt.arguments(values[rows]) if prompt.is_given else {}
-
-    how = tell, settings.seed, settings.steps
-    if task.makes == "maps":
-        report, made = measure_segmentation(pipeline, test, reference.train, *how)
-    else:
-        report, made = RESTORATIONS[task.measure](pipeline, real, *how)
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
-        data = test.describe()
-        rows = {"real": [as_image(image, data) for image in real[:SHEET]]}
-        for name, images in made.items():
-            shown = images[:SHEET]
-            rows[name] = as_pictures(shown) if task.makes == "maps" else [as_image(image, data) for image in shown]
-        save_picture(contact_sheet(rows, [""] * min(SHEET, n)), pictures / "samples.png")
-    common = {**asdict(settings), "reference": reference.describe()}
-    return {name: {**entry, **common} for name, entry in report.items()}
 
 
 def _extractor(name: str | None, sets: tuple[Subset, ...], seed: int) -> tuple[Extractor | None, dict]:

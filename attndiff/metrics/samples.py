@@ -1,5 +1,7 @@
 """Samples to be measured: one for each prompt, as tensors of the data's own depth."""
 
+from dataclasses import dataclass
+
 import torch
 
 from attndiff.alpha import has_alpha, premultiplied
@@ -8,6 +10,25 @@ from attndiff.progress import progress
 from attndiff.tasks.prompts import Value, prompt_of
 
 BATCH = 50
+
+
+@dataclass
+class EvaluationSettings:
+    """How samples are drawn and divided; stands beside every number.
+
+    Args:
+        steps: Sampling steps.
+        guidance: Guidance scale.
+        seed: Of the first sample, of the choice of real images, and of the classifier.
+        by: A column that says of which kind a held-out image is: what tells of captions is measured of each, too.
+        within: A column whose value captions share that an image's own is compared with, such as its style.
+    """
+
+    steps: int
+    guidance: float
+    seed: int = 0
+    by: str | None = None
+    within: str | None = None
 
 
 def sample_pixels(

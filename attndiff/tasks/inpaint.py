@@ -1,6 +1,6 @@
 """Inpainting: what a hole in an image may have held; the mask and the image around it lie beside the noise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from pydantic import Field
 from attndiff.data.columns import IMAGE
 from attndiff.data.rows import Row
 from attndiff.tasks.masks import draw_box, draw_mask, draw_strokes
-from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, learn_alpha
+from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, images_of, learn_alpha
 
 
 class InpaintSettings(TaskSettings):
@@ -34,8 +34,9 @@ def make_sample(row: Row, generator: np.random.Generator, settings: InpaintSetti
     return {"aligned": masked(image, mask), "pixel_weight": weight / weight.mean()}
 
 
-def given(images: torch.Tensor, generator: np.random.Generator, settings: InpaintSettings) -> Sample:
+def given(rows: Sequence[Row], generator: np.random.Generator, settings: InpaintSettings) -> dict:
     """Images in [0, 1] with masks: strokes and boxes by turns."""
+    images = images_of(rows)
     draw = (draw_strokes, draw_box)
     masks = [draw[i % 2](*images.shape[-2:], generator) for i in range(len(images))]
     return {"image": as_given(images, settings.alpha), "mask_image": torch.stack(masks)}
@@ -51,7 +52,7 @@ INPAINT = Task(
     InpaintSettings,
     make_sample=make_sample,
     given=given,
-    aligned_channels=lambda channels: channels + 1,
+    aligned_channels=lambda channels, settings: channels + 1,
     learn=learn,
     pipeline="AttnDiffInpaintPipeline",
     measure="inpaint",

@@ -3,6 +3,8 @@
 Shapes: N maps, K parts, H rows, W columns.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,3 +53,39 @@ def colours(count: int) -> np.ndarray:
     return np.stack(
         [sum(((numbers >> (3 * i + channel)) & 1) << (7 - i) for i in range(8)) for channel in range(3)], axis=-1
     ).astype(np.uint8)
+
+
+def as_numbers(maps: Any, parts: int, void: int | None = None) -> torch.Tensor:
+    """Maps as ``(N, H, W)`` int64.
+
+    Args:
+        maps: A picture or a list of them, or whole numbers ``(N, H, W)`` or ``(H, W)`` as array or tensor.
+        parts: K.
+        void: A number that is allowed beside those from 0 to K - 1.
+
+    Raises:
+        ValueError: If they are none of these, differ in size, or hold other numbers.
+    """
+    several = list(maps) if isinstance(maps, (list, tuple)) else [maps]
+    if several and all(isinstance(one, Image.Image) for one in several):
+        wrong = [one.mode for one in several if one.mode not in ("P", "L", "1")]
+        if wrong:
+            raise ValueError(f"image: a map has a palette or one channel of 8 bits, and this picture is {wrong[0]}.")
+        if len({one.size for one in several}) > 1:
+            raise ValueError("image has maps of different sizes: give those of one size.")
+        numbers = torch.from_numpy(np.stack([np.asarray(one, np.uint8) for one in several]))
+    elif isinstance(maps, (np.ndarray, torch.Tensor)):
+        numbers = torch.from_numpy(np.array(maps)) if isinstance(maps, np.ndarray) else maps
+    else:
+        raise ValueError("image must be pictures of maps, or whole numbers as an array or tensor.")
+    numbers = numbers[None] if numbers.ndim == 2 else numbers
+    if numbers.ndim != 3 or not numbers.numel() or numbers.is_floating_point() or numbers.is_complex():
+        shape = tuple(numbers.shape)
+        raise ValueError(f"image must hold whole numbers (N, H, W), not {numbers.dtype} of the shape {shape}.")
+    numbers = numbers.long()
+    known = (
+        (numbers >= 0) & (numbers < parts) if void is None else (numbers < parts) & (numbers >= 0) | (numbers == void)
+    )
+    if not known.all():
+        raise ValueError(f"image holds {int(numbers[~known][0])}, and this model knows parts from 0 to {parts - 1}.")
+    return numbers

@@ -6,12 +6,13 @@ from pydantic import Field
 
 from attndiff.tasks.caption import CAPTIONING
 from attndiff.tasks.inpaint import INPAINT
+from attndiff.tasks.map_to_image import MAP_TO_IMAGE
 from attndiff.tasks.raster import RASTER
 from attndiff.tasks.segment import SEGMENT
 from attndiff.tasks.task import GENERATE, Task, TaskSettings
 from attndiff.tasks.upscale import UPSCALE
 
-TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT, SEGMENT, RASTER, CAPTIONING)}
+TASKS = {task.name: task for task in (GENERATE, UPSCALE, INPAINT, SEGMENT, MAP_TO_IMAGE, RASTER, CAPTIONING)}
 
 # What the section ``task`` of a run may be, told apart by its name.
 AnyTaskSettings = Annotated[Union[tuple(task.settings for task in TASKS.values())], Field(discriminator="name")]  # noqa: UP007

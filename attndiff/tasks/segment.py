@@ -5,7 +5,7 @@ denoiser, whose samples are maps that may be right, and without noise at the hig
 likely each part is (least squares lead to the mean of the channels).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,22 +16,27 @@ from attndiff.data.columns import IMAGE, Column
 from attndiff.data.rows import Row
 from attndiff.errors import UserError
 from attndiff.tasks.part_maps import MOST_PARTS, as_channels
-from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, learn_alpha
+from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, images_of, learn_alpha
 
 
-class SegmentSettings(TaskSettings):
-    """``task`` of a run that reads the parts of images."""
+class PartSettings(TaskSettings):
+    """Settings of a task about the parts of images."""
 
-    name: Literal["segment"] = "segment"
     mask: str = "mask"  # column of the maps
     parts: int | None = Field(None, ge=2, le=MOST_PARTS)  # numbers from 0; None: up to the largest in the training maps
     void: int | None = Field(None, ge=0)  # number of pixels that are of no known part: neither learned nor scored
     names: list[str] | None = None  # of the parts
-    at_once: float = Field(0.7, ge=0, le=1)  # share of the samples that learn to do it in one call
     alpha: bool | None = None  # whether the images have it; None: as the data say
 
 
-def map_of(row: Row, settings: SegmentSettings) -> torch.Tensor:
+class SegmentSettings(PartSettings):
+    """``task`` of a run that reads the parts of images."""
+
+    name: Literal["segment"] = "segment"
+    at_once: float = Field(0.7, ge=0, le=1)  # share of the samples that learn to do it in one call
+
+
+def map_of(row: Row, settings: PartSettings) -> torch.Tensor:
     """The numbers ``(H, W)`` of a row's map; raises `UserError` if there are some beyond the parts."""
     numbers = row[settings.mask]
     if settings.parts is not None:
@@ -58,19 +63,19 @@ def make_sample(row: Row, generator: np.random.Generator, settings: SegmentSetti
     }
 
 
-def given(images: torch.Tensor, generator: np.random.Generator, settings: SegmentSettings) -> Sample:
+def given(rows: Sequence[Row], generator: np.random.Generator, settings: SegmentSettings) -> dict:
     """The images, in [0, 1] as a call takes them."""
-    return {"image": as_given(images, settings.alpha)}
+    return {"image": as_given(images_of(rows), settings.alpha)}
 
 
-def learn(rows: Iterable[Row], settings: SegmentSettings) -> dict:
+def learn_parts(rows: Iterable[Row], settings: PartSettings) -> dict:
     """How many parts there are, and whether the images have alpha."""
     rows = list(rows)
     most = max((int(_parts_of(map_of(row, settings).numpy(), settings).max(initial=0)) for row in rows), default=0)
     return {**learn_alpha(rows), "parts": settings.parts or max(2, most + 1)}
 
 
-def _parts_of(numbers: np.ndarray, settings: SegmentSettings) -> np.ndarray:
+def _parts_of(numbers: np.ndarray, settings: PartSettings) -> np.ndarray:
     """Those numbers of a map that stand for parts, flat."""
     return numbers[numbers != settings.void] if settings.void is not None else numbers.ravel()
 
@@ -82,9 +87,9 @@ SEGMENT = Task(
     columns=lambda settings: (Column(settings.mask, "mask"),),
     make_sample=make_sample,
     given=given,
-    aligned_channels=lambda channels: channels,
+    aligned_channels=lambda channels, settings: channels,
     made_channels=lambda channels, settings: settings.parts,
-    learn=learn,
+    learn=learn_parts,
     objectives=("flow",),  # whose prediction at the highest level, without noise, is the mean of the channels
     pipeline="AttnDiffSegmentPipeline",
     measure="segment",

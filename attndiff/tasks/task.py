@@ -6,7 +6,7 @@ one task is drawn for all.
 Shapes: C channels, A aligned channels, H and W of an image, N images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from attndiff.alpha import is_premultiplied, straight
-from attndiff.data.columns import Column
+from attndiff.data.columns import IMAGE, Column
 from attndiff.data.rows import Row
 from attndiff.settings import Section
 
@@ -45,6 +45,11 @@ def learn_alpha(rows: Iterable[Row]) -> dict:
     return {"alpha": True} if found else {}
 
 
+def images_of(rows: Iterable[Row]) -> torch.Tensor:
+    """The images ``(N, C, H, W)`` of rows, in [-1, 1]."""
+    return torch.stack([torch.from_numpy(row[IMAGE.name]) for row in rows])
+
+
 def as_given(images: torch.Tensor, alpha: bool | None) -> torch.Tensor:
     """Images ``(N, C, H, W)`` in [-1, 1] as a call takes them: in [0, 1], colour not multiplied by alpha."""
     return (straight(images) if alpha else images).add(1).div(2)
@@ -61,9 +66,9 @@ class Task:
         columns: By its settings, what it reads of a row beside image, caption and label.
         make_sample: ``(row, generator, settings)`` to what it adds to a training sample: ``aligned (A, H, W)``, and
             whatever replaces ``images`` or weighs pixels.
-        given: ``(images (N, C, H, W), generator, settings)`` to what a call of the pipeline is given beside the prompt,
-            made of real images: what samples while training, cards and measures show.
-        aligned_channels: A by C.
+        given: ``(rows, generator, settings)`` to what a call of the pipeline is given beside the prompt, made of real
+            images: what samples while training and cards show.
+        aligned_channels: A by C and the settings.
         made_channels: Of what it makes, by C and the settings.
         learn: ``(rows, settings)`` to the settings that are measured.
         objectives: Names of those that can learn it; None for all.
@@ -82,8 +87,8 @@ class Task:
     makes: Literal["images", "captions", "maps"] = "images"
     columns: Callable[[TaskSettings], tuple[Column, ...]] = lambda settings: ()
     make_sample: Callable[[Row, np.random.Generator, TaskSettings], Sample] = nothing
-    given: Callable[[torch.Tensor, np.random.Generator, TaskSettings], Sample] = nothing
-    aligned_channels: Callable[[int], int] = lambda channels: 0
+    given: Callable[[Sequence[Row], np.random.Generator, TaskSettings], dict] = nothing
+    aligned_channels: Callable[[int, TaskSettings], int] = lambda channels, settings: 0
     made_channels: Callable[[int, TaskSettings], int] = lambda channels, settings: channels
     learn: Callable[[Iterable[Row], TaskSettings], dict] = nothing
     objectives: tuple[str, ...] | None = None

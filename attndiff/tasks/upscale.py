@@ -4,7 +4,7 @@ The network learns the residual over the enlarged image, scaled to unit variance
 which samples in a few calls, and without noise at the highest level, where one call gives the residual's mean.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from attndiff.alpha import premultiplied, straight
 from attndiff.data.columns import IMAGE
 from attndiff.data.rows import Row
 from attndiff.tasks.resampling import enlarge_by, shrink_by, to_8_bits
-from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, learn_alpha
+from attndiff.tasks.task import Sample, Task, TaskSettings, as_given, images_of, learn_alpha
 
 
 class UpscaleSettings(TaskSettings):
@@ -48,9 +48,9 @@ def make_sample(row: Row, generator: np.random.Generator, settings: UpscaleSetti
     return {"images": residual, "aligned": enlarged, "at_once": torch.tensor(at_once)}
 
 
-def given(images: torch.Tensor, generator: np.random.Generator, settings: UpscaleSettings) -> Sample:
+def given(rows: Sequence[Row], generator: np.random.Generator, settings: UpscaleSettings) -> dict:
     """The small images, in [0, 1] as a call takes them."""
-    return {"image": as_given(small_of(images, settings.scale, settings.alpha), settings.alpha)}
+    return {"image": as_given(small_of(images_of(rows), settings.scale, settings.alpha), settings.alpha)}
 
 
 def learn(rows: Iterable[Row], settings: UpscaleSettings) -> dict:
@@ -70,7 +70,7 @@ UPSCALE = Task(
     UpscaleSettings,
     make_sample=make_sample,
     given=given,
-    aligned_channels=lambda channels: channels,
+    aligned_channels=lambda channels, settings: channels,
     learn=learn,
     objectives=("flow",),  # whose prediction at the highest level, without noise, is the residual's mean
     pipeline="AttnDiffUpscalePipeline",

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 from commands import attndiff
-from factories import caption_pipeline, class_pipeline, raster_pipeline, text_pipeline, unconditional_pipeline
+from factories import (
+    caption_pipeline,
+    class_pipeline,
+    inpaint_pipeline,
+    raster_pipeline,
+    segment_pipeline,
+    text_pipeline,
+    unconditional_pipeline,
+    upscale_pipeline,
+)
 
 pytest.importorskip("gradio", reason='gradio is not installed: pip install "attndiff[demo]"')
 import gradio_client
 from PIL import Image
 
 from attndiff.apps import demo
+from attndiff.apps.applying import page as making
 from attndiff.apps.captioning import page
 from attndiff.errors import UserError
 from attndiff.tasks.prompts import prompt_of
@@ -66,6 +76,22 @@ def test_a_model_that_writes_has_a_page_and_writes():
     for sentence, change in wrong.items():
         with pytest.raises(UserError, match=sentence):
             page.write(**{"pipeline": pipeline, "picture": picture, **SEARCH, **change})
+
+
+@pytest.mark.parametrize("kind", [upscale_pipeline, inpaint_pipeline, segment_pipeline])
+def test_a_model_that_makes_pictures_of_pictures_has_a_page_and_makes_them(kind):
+    pipeline, picture, mask = kind(), Image.new("RGB", (20, 12), "red"), Image.new("L", (20, 12), 255)
+    title = making.build_making(pipeline, "tiny").config["title"]
+    asked = {"picture": picture, "mask": mask, "prompt": "", "steps": 2, "seed": 0}
+    first, again = (making.make(pipeline, **asked) for _ in range(2))
+    assert title == "tiny" and [one.tobytes() for one in first] == [one.tobytes() for one in again]
+    assert len(first) == (2 if kind is segment_pipeline else 1) and first[0].width > 100
+    wrong = {"image: give one": {"picture": None}, "image: give one of at most 4096": {"picture": large()}}
+    wrong |= {"steps: give a whole number": {"steps": 0}, "seed: give a whole number": {"seed": -1}}
+    wrong |= {"mask_image: give one": {"mask": None}} if kind is inpaint_pipeline else {}
+    for sentence, change in wrong.items():
+        with pytest.raises(UserError, match=sentence):
+            making.make(pipeline, **{**asked, **change})
 
 
 def large() -> Image.Image:

@@ -19,7 +19,7 @@ from attndiff.metrics.near_copies import as_image
 from attndiff.progress import SETTINGS
 from attndiff.tasks.part_maps import as_pictures
 from attndiff.tasks.segment import map_of
-from attndiff.tasks.task import GENERATE, nothing
+from attndiff.tasks.task import GENERATE, images_of, nothing
 from attndiff.training.build import Parts
 from attndiff.training.heads import Head
 from attndiff.training.parts.learning import EXAMPLES, examples
@@ -66,8 +66,8 @@ def grid_prompts(parts: Parts, prompts: list[str], n: int = EXAMPLES) -> list:
 
 def given_images(parts: Parts, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The first ``n`` of the held-out `examples`, ``(n, C, H, W)`` in [-1, 1], and what a call is given of them."""
-    images = examples(parts.validation).tensor()[:n]
-    return images, parts.task.given(images, np.random.default_rng(0), parts.task_settings)
+    rows = [*examples(parts.validation)][:n]
+    return images_of(rows), parts.task.given(rows, np.random.default_rng(0), parts.task_settings)
 
 
 def sample_row(parts: Parts, prompts: list, guidance_scale: float, doing: str | None = None) -> list[Image.Image]:
@@ -129,14 +129,16 @@ def _given_rows(parts: Parts, n: int) -> dict[str, list]:
     if parts.task.given is nothing:
         return {}
     images, given = given_images(parts, n)
+    data = parts.learned.data
+    real = [as_image(one, data) for one in images]
+    if parts.task.makes == "maps":
+        maps = [map_of(row, parts.task_settings) for row in examples(parts.validation)]
+        return {"given": real, "real": as_pictures(torch.stack(maps[:n]))}
     shown = given["image"]
+    if isinstance(shown, list):  # pictures of maps
+        return {"real": real, "given": shown}
     if "mask_image" in given:
         shown = shown * (1 - given["mask_image"]) + 0.5 * given["mask_image"]
     shown = F.interpolate(shown, size=images.shape[-2:], mode="nearest") * 2 - 1
-    data = parts.learned.data
     shown = premultiplied(shown) if is_premultiplied(data) else shown
-    given = [as_image(one, data) for one in shown]
-    if parts.task.makes == "maps":
-        maps = [map_of(row, parts.task_settings) for row in examples(parts.validation)]
-        return {"given": given, "real": as_pictures(torch.stack(maps[:n]))}
-    return {"real": [as_image(one, data) for one in images], "given": given}
+    return {"real": real, "given": [as_image(one, data) for one in shown]}

@@ -186,8 +186,9 @@ def _channels_of(name: str, learned: Learned, given: Given) -> dict[str, int]:
     if name == "transformer":
         return {"channels": channels}
     task = TASKS[learned.task["name"]]
-    made = task.made_channels(channels, task.settings(**learned.task))
-    return {"in_channels": made + task.aligned_channels(channels), "out_channels": made}
+    settings = task.settings(**learned.task)
+    made = task.made_channels(channels, settings)
+    return {"in_channels": made + task.aligned_channels(channels, settings), "out_channels": made}
 
 
 def _channels(learned: Learned, vae: AutoencoderKL | None) -> int:

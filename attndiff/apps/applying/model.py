@@ -35,6 +35,7 @@ MADE = {
     "AttnDiffInpaintPipeline": "filled",
     "AttnDiffUpscalePipeline": "large",
     "AttnDiffSegmentPipeline": "parts",
+    "AttnDiffMapToImagePipeline": "drawn",
 }
 
 

@@ -13,6 +13,7 @@ def demo(
     from attndiff.errors import UserError
 
     try:
+        from attndiff.apps.applying.page import build_making
         from attndiff.apps.captioning.page import build_writing
         from attndiff.apps.demo import build, serve
     except ModuleNotFoundError as error:
@@ -23,6 +24,8 @@ def demo(
     from attndiff.tasks.registry import task_of
 
     pipeline = open_model(model)
-    page = (build_writing if task_of(pipeline).makes == "captions" else build)(pipeline, model)
+    task = task_of(pipeline)
+    building = build_writing if task.makes == "captions" else build_making if task.call else build
+    page = building(pipeline, model)
     print(f"{serve(page, port)} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -58,6 +58,10 @@ def evaluate(
             "calls of the network and as many backward passes.",
         ),
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(help="Of a model that draws images of maps: the model that reads the parts of what it draws."),
+    ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures: samples, nearest training images, error by noise.", **PATH)
     ] = None,
@@ -81,14 +85,15 @@ def evaluate(
     pipeline = open_model(model)
     if pipeline.tokenizer is not None:
         take_words(pipeline.tokenizer)  # held-out captions have words of their own
-    draws = task_of(pipeline).makes == "images"
+    draws = task_of(pipeline).makes != "captions"
     if not draws and (steps or guidance):
         raise UserError("--steps and --guidance are of what draws, and this model writes captions: leave them out.")
     settings = EvaluationSettings(*(pipeline.own_defaults(steps, guidance) if draws else (1, 1.0)), seed, by, within)
     reference = open_reference(data_config(data, overrides or [], model_settings(pipeline)), pipeline, seed)
     if reference.halves:
         print("the data names no held-out part: it is halved at random, and either half may be known to the model")
-    report = measure(pipeline, reference, settings, n, extractor, pictures, bounded)
+    read_by = None if reader is None else open_model(reader)
+    report = measure(pipeline, reference, settings, n, extractor, pictures, bounded, read_by)
     print(as_text(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

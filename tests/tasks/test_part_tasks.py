@@ -1,4 +1,4 @@
-"""Segmentation: what a sample holds, that parts are learned, what a call gives, and that it is measured."""
+"""Segmentation, and images of maps: what a sample holds, that parts are learned, what a call gives, and measures."""
 
 import io
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from factories import segment_pipeline
 from PIL import Image
 
 import attndiff
@@ -46,15 +47,15 @@ def table(tmp_path_factory):
     return path
 
 
-def settings(table, out, **task) -> dict:
+def settings(table, out, steps: int = 60, **task) -> dict:
     return {
         "out": str(out),
-        "task": {"name": "segment", "void": VOID, **task},
+        "task": {"name": "segment", "void": VOID} | task,
         "data": {"path": str(table), "size": SIDE, "validation": 0.3},
         "condition": {"kind": "none"},
         "model": {"preset": "tiny"},
         "optim": {
-            "steps": 60,
+            "steps": steps,
             "batch_size": 8,
             "lr": 0.01,
             "warmup": 2,
@@ -62,7 +63,7 @@ def settings(table, out, **task) -> dict:
             "precision": "fp32",
             "flip": 0.5,
         },
-        "log": {"tracker": None, "sample_every": 60, "validate_every": 30},
+        "log": {"tracker": None, "sample_every": steps, "validate_every": steps},
     }
 
 
@@ -77,6 +78,16 @@ def run(table, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline(run):
     pipe = attndiff.load(run / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def drawing(table, tmp_path_factory):
+    """A model that draws images of maps, after two hundred steps."""
+    out = tmp_path_factory.mktemp("drawing") / "run"
+    Trainer(make_config(settings(table, out, 200, name="map_to_image"))).run()
+    pipe = attndiff.load(out / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -178,3 +189,52 @@ def test_a_model_is_measured_beside_what_is_known_without_looking(pipeline, tabl
     entry = report["mean_iou"]
     assert entry["value"] > 0.7 > entry["floor"] and set(entry["ways"]) >= {"one call", "sampled", "prior"}
     assert (tmp_path / "samples.png").is_file()
+
+
+def test_an_image_of_a_map_has_its_parts(drawing):
+    _, numbers = shown(1004)
+    image, again = (
+        drawing(numbers, num_inference_steps=8, generator=torch.Generator().manual_seed(0)).images[0] for _ in range(2)
+    )
+    pixels, true = np.asarray(image).astype(int), np.asarray(numbers)
+    redder = pixels[..., 0] - pixels[..., 2]
+    assert redder[true == 1].mean() > redder[true == 0].mean() + 40 > redder[true == 2].mean() + 80
+    assert image.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.tensor, lambda numbers: Image.fromarray(numbers.astype(np.uint8))])
+def test_maps_are_given_in_any_form_and_size(drawing, form):
+    numbers = np.random.default_rng(0).integers(0, 3, (21, 38))
+    images = drawing(form(numbers), num_inference_steps=1, num_images_per_prompt=2, output_type="pt").images
+    assert images.shape == (2, 3, 21, 38)
+    torch.testing.assert_close(images[:1], drawing(numbers[None], num_inference_steps=1, output_type="pt").images)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.full((8, 8), 3), "holds 3, and this model knows parts from 0 to 2"),
+        (np.full((8, 8), -1), "holds -1"),
+        (np.zeros((8, 8)), "whole numbers"),
+        (np.zeros((0, 8), int), "whole numbers"),
+        (Image.new("RGB", (8, 8)), "this picture is RGB"),
+        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "different sizes"),
+        ("map.png", "must be pictures"),
+        ([], "must be pictures"),
+    ],
+)
+def test_what_is_no_map_is_named(drawing, image, words):
+    with pytest.raises(ValueError, match=words):
+        drawing(image)
+
+
+def test_what_is_drawn_of_maps_is_read_back(drawing, pipeline, table, tmp_path):
+    reference = open_reference(data_config(str(table), ["size=16"]), drawing)
+    how = drawing, reference, EvaluationSettings(8, 1.0), 8
+    report = evaluate(*how, pictures=tmp_path, reader=pipeline)
+    entry = report["read_back"]
+    assert entry["ways"]["real"] > 0.7 and entry["value"] > entry["floor"] + 0.1
+    assert (tmp_path / "samples.png").is_file()
+    for reader, words in ((None, "--reader is missing"), (segment_pipeline(), "4 parts"), (drawing, "name a model")):
+        with pytest.raises(UserError, match=words):
+            evaluate(*how, reader=reader)
