@@ -18,6 +18,7 @@ from attndiff.nn.unet import AttentionUNet2DModel
 from attndiff.pipelines.pipeline_attndiff import AttnDiffPipeline
 from attndiff.pipelines.pipeline_caption import AttnDiffCaptionPipeline
 from attndiff.pipelines.pipeline_inpaint import AttnDiffInpaintPipeline
+from attndiff.pipelines.pipeline_map_to_image import AttnDiffMapToImagePipeline
 from attndiff.pipelines.pipeline_raster import AttnDiffRasterPipeline
 from attndiff.pipelines.pipeline_segment import AttnDiffSegmentPipeline
 from attndiff.pipelines.pipeline_upscale import AttnDiffUpscalePipeline
@@ -132,6 +133,16 @@ def segment_pipeline():
     unet, task = tiny_unet(4, beside=3), {"name": "segment", "parts": 4}
     return quiet(
         AttnDiffSegmentPipeline(unet, scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task=task)
+    )
+
+
+def map_pipeline():
+    """A pipeline that draws images of maps of four parts."""
+    task = {"name": "map_to_image", "parts": 4}
+    return quiet(
+        AttnDiffMapToImagePipeline(
+            tiny_unet(beside=4), scheduler=tiny_scheduler(), objective={"name": "flow"}, data=RGB, task=task
+        )
     )
 
 

@@ -133,7 +133,7 @@ def test_every_door_gives_the_same_captions(run, pipeline, tmp_path):
         f"images = [Image.open({str(tmp_path)!r} + f'/{{i}}.png') for i in range(2)]\n"
         "print(json.dumps(pipe(images, num_beams=2).captions))"
     )
-    assert elsewhere(run / "pipeline", code) == [ours, ours]
+    assert elsewhere(code, run / "pipeline") == [ours, ours]
 
 
 def test_an_image_has_the_same_caption_alone_and_among_others_in_any_form(pipeline):

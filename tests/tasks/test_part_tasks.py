@@ -8,6 +8,7 @@ import pytest
 import torch
 from factories import segment_pipeline
 from PIL import Image
+from runs import close, cut, losses, train, weights
 
 import attndiff
 from attndiff.apps.data_settings import data_config
@@ -200,6 +201,20 @@ def test_an_image_of_a_map_has_its_parts(drawing):
     redder = pixels[..., 0] - pixels[..., 2]
     assert redder[true == 1].mean() > redder[true == 0].mean() + 40 > redder[true == 2].mean() + 80
     assert image.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("task", ["segment", "map_to_image"])
+def test_a_run_that_goes_on_and_other_micro_batches_end_as_one(table, tmp_path, task):
+    own = {"task__": {"name": task, "void": VOID}, "data__": settings(table, tmp_path)["data"]}
+    own |= {"condition__": {"kind": "none"}, "log__prompts": []}
+    train(tmp_path / "whole", **own)
+    rest = cut(tmp_path / "whole", tmp_path / "rest")
+    train(rest, **own)
+    ours, theirs = weights(rest), weights(tmp_path / "whole")
+    assert losses(rest) == losses(tmp_path / "whole")[3:]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    train(tmp_path / "parts", **own, optim__micro_batch=2)
+    assert close(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("form", [np.asarray, torch.tensor, lambda numbers: Image.fromarray(numbers.astype(np.uint8))])

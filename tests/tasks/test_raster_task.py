@@ -81,7 +81,7 @@ def test_every_door_gives_the_same_images(run, pipeline, tmp_path):
         "seeds = [torch.Generator().manual_seed(i) for i in range(2)]\n"
         f"print(json.dumps(pipe(**{given!r}, generator=seeds, output_type='np').images.tolist()))"
     )
-    for images in elsewhere(run / "pipeline", code):
+    for images in elsewhere(code, run / "pipeline"):
         assert np.abs(np.asarray(images) - ours).max() < 1e-6
 
 
