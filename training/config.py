@@ -69,7 +69,7 @@ class ObjectiveConfig(Section):
     It is stored as it was given, so that a run knows later what it was told and what it measured.
     """
 
-    name: Literal["flow", "edm", "epsilon", "v"] | None = None  # flow where it is given nowhere
+    name: Literal["flow", "x0", "edm", "epsilon", "v"] | None = None  # flow where it is given nowhere
     sigma_data: float | None = Field(None, gt=0)  # of the training images; None: measured
     noise_mean: float = 0.0  # of ln(noise / signal) over training samples
     noise_std: float = Field(1.4, gt=0)

@@ -29,6 +29,7 @@ UNBENT = {
 }
 MULTISTEP = {"final_sigmas_type": "zero", "lower_order_final": True, **UNCLIPPED}
 FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, **MULTISTEP, **UNBENT}
+IMAGE_SOLVER = {**FLOW_SOLVER, "prediction_type": "sample"}
 EDM_SOLVER = {"prediction_type": "epsilon", "sigma_schedule": "karras", **MULTISTEP}
 BETA_SOLVER = {"use_flow_sigmas": False, "use_dynamic_shifting": False, **MULTISTEP, **LINEAR_BETAS}
 FINITE = {"solver_type": "bh2"}  # UniPC's bh1 divides infinity by infinity in the step to zero noise
@@ -46,6 +47,10 @@ REQUIRED_CONFIG = {  # objective -> scheduler class -> config entries; entries t
         "FlowMatchHeunDiscreteScheduler": {},
         "UniPCMultistepScheduler": {**FLOW_SOLVER, **FINITE},
         "DPMSolverMultistepScheduler": FLOW_SOLVER,
+    },
+    "x0": {
+        "UniPCMultistepScheduler": {**IMAGE_SOLVER, **FINITE},
+        "DPMSolverMultistepScheduler": IMAGE_SOLVER,
     },
     "edm": {"EDMEulerScheduler": EDM_SOLVER, "EDMDPMSolverMultistepScheduler": EDM_SOLVER},
     "epsilon": {name: {"prediction_type": "epsilon", **needs} for name, needs in BETA_SCHEDULERS.items()},
@@ -107,7 +112,8 @@ def default_scheduler(objective: Objective) -> SchedulerMixin:
     """
     if objective.name == "edm":
         return EDMDPMSolverMultistepScheduler(sigma_data=objective.sigma_data)
-    if objective.name == "flow":
-        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=0.5)
+    if objective.name in ("flow", "x0"):
+        kind = REQUIRED_CONFIG[objective.name]["UniPCMultistepScheduler"]["prediction_type"]
+        return UniPCMultistepScheduler(prediction_type=kind, use_flow_sigmas=True, flow_shift=0.5)
     prediction = "epsilon" if objective.name == "epsilon" else "v_prediction"
     return UniPCMultistepScheduler(prediction_type=prediction, use_karras_sigmas=True, timestep_spacing="trailing")

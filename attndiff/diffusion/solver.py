@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 from attndiff.diffusion.compatibility import check_scheduler
 from attndiff.diffusion.objectives import Objective
+from attndiff.diffusion.paths import StraightPath
 
 
 class Solver:
@@ -32,6 +33,7 @@ class Solver:
     def __init__(self, scheduler: SchedulerMixin, objective: Objective):
         check_scheduler(scheduler, objective)
         self.scheduler, self.objective = copy.deepcopy(scheduler), objective
+        self._is_straight = isinstance(objective.path, StraightPath)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
 
     def set_timesteps(
@@ -70,7 +72,7 @@ class Solver:
             scheduler.timesteps = torch.arange(last, -1, -((last + 1) // num_inference_steps), device=device)
             return
         levels = sigmas
-        if sigmas is None and self.objective.name in ("flow", "edm"):
+        if sigmas is None and (self._is_straight or self.objective.name == "edm"):
             levels = self._default_levels(num_inference_steps)
         if levels is not None:
             self._set_levels(torch.as_tensor(np.array(levels), dtype=torch.float32), device)
@@ -142,7 +144,7 @@ class Solver:
 
         To be called once before every `step`, because some schedulers note the call.
         """
-        if self.objective.name == "flow":
+        if self._is_straight:
             return latents
         scaled = self.scheduler.scale_model_input(latents, self.timesteps[index])
         # EDM schedulers precondition by themselves, as the objective does; the others reach its variance-preserving
@@ -175,7 +177,7 @@ class Solver:
     def _levels_from(self, first: float, last: float, steps: int) -> np.ndarray:
         """Levels ``(steps,)`` that fall from one on, spaced as those from noise alone are."""
         ramp, config = np.arange(steps) / steps, self.scheduler.config
-        if self.objective.name == "flow":
+        if self._is_straight:
             shift = config.get("shift", config.get("flow_shift", 1.0))
             even = first / (shift - (shift - 1) * first) * (1 - ramp)
             return shift * even / (1 + (shift - 1) * even)
@@ -186,7 +188,7 @@ class Solver:
     def _set_levels(self, levels: torch.Tensor, device: torch.device | str | None) -> None:
         """Replace the scheduler's levels by ``levels (n,)`` and a final 0."""
         scheduler = self.scheduler
-        if self.objective.name == "flow":
+        if self._is_straight:
             levels = levels.clamp(max=1 - 1e-6)  # multistep solvers take the logarithm of the signal
             timesteps = levels * scheduler.config.num_train_timesteps
         else:
@@ -206,7 +208,7 @@ class Solver:
         except (TypeError, ValueError):
             values = np.empty(0)
         sigma_max = self.scheduler.config.get("sigma_max")
-        highest = {"flow": 1.0, "edm": sigma_max}.get(self.objective.name, math.inf)
+        highest = 1.0 if self._is_straight else {"edm": sigma_max}.get(self.objective.name, math.inf)
         falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
         if not falling or not 0 < values[-1] <= values[0] <= highest:
             raise ValueError(

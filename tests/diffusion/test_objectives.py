@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from attndiff.diffusion.objectives import OBJECTIVES, make_objective
+from attndiff.diffusion.objectives import LEAST_LEVEL, OBJECTIVES, make_objective
 
 NAMES = list(OBJECTIVES)
 LOG_RATIOS = torch.linspace(-5, 5, 41)  # ln(noise / signal)
@@ -51,7 +51,7 @@ def test_level_is_the_ratio_of_noise_to_signal(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_coordinate_is_finite_at_the_ends(name):
     objective = make_objective({"name": name})
-    ends = torch.tensor([0.0, 1.0]) if name == "flow" else torch.tensor([0.0, 1e9])
+    ends = torch.tensor([0.0, 1.0]) if name in ("flow", "x0") else torch.tensor([0.0, 1e9])
     low, high = objective.coordinate(ends).tolist()
     assert low == pytest.approx(-math.log(1000) / 4) and high == pytest.approx(math.log(1000) / 4)
 
@@ -66,7 +66,7 @@ def test_levels_are_drawn_as_configured(name):
     assert objective.draw_levels(normal).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["flow", "edm"])
+@pytest.mark.parametrize("name", ["flow", "x0", "edm"])
 def test_network_input_has_unit_variance(name):
     objective = make_objective({"name": name, "sigma_data": 0.3})
     x0, noise = images(deviation=0.3)
@@ -101,7 +101,19 @@ def test_min_snr_weighs_the_image_error_as_the_paper_does(name, gamma):
     assert torch.allclose(ours, paper, rtol=2e-2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_an_error_of_the_image_weighs_as_that_of_the_velocity_it_implies():
+    flow, image = (make_objective({"name": name}) for name in ("flow", "x0"))
+    x0, noise = images()
+    level = flow.level_from_log_ratio(LOG_RATIOS)
+    x = flow.add_noise(x0, noise, level)
+    velocity = flow.target(x0, noise, level) + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    error = (velocity - flow.target(x0, noise, level)).square().mean((1, 2, 3))
+    theirs = (flow.denoised(x, velocity, level) - x0).square().mean((1, 2, 3)) * image.weight(level)
+    far = level > LEAST_LEVEL
+    assert torch.allclose(theirs[far], error[far], rtol=1e-3) and (theirs[~far] < error[~far]).all()
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"x0"}))
 def test_default_weight_is_one(name):
     assert torch.equal(make_objective({"name": name}).weight(torch.tensor([0.1, 0.9])), torch.ones(2))
 
@@ -125,7 +137,7 @@ def test_bfloat16_images_keep_their_dtype(name):
 
 
 def test_unknown_objectives_are_refused():
-    with pytest.raises(ValueError, match="objective 'flo' is unknown; choose one of flow, edm, epsilon, v"):
+    with pytest.raises(ValueError, match="objective 'flo' is unknown; choose one of flow, x0, edm, epsilon, v"):
         make_objective({"name": "flo"})
     with pytest.raises(ValueError, match=r"objective .edm.: .*sigma_dat"):
         make_objective({"name": "edm", "sigma_dat": 1.0})

@@ -41,10 +41,15 @@ BETA_BOUNDS = [
     ("HeunDiscreteScheduler", {**BETAS, **TRAILING}, (0.122, 0.0293, 0.0122)),
 ]
 # Sampling begins with pure noise where the process still holds some signal: 1/80 (EDM), 1/157 (betas) of the mean.
-MEAN_BOUND = {"flow": 1e-4, "edm": 0.0075, "epsilon": 0.0045, "v": 0.0045}
+MEAN_BOUND = {"flow": 1e-4, "x0": 1e-4, "edm": 0.0075, "epsilon": 0.0045, "v": 0.0045}
 
 PAIRS = [
     *[("flow", *row) for row in FLOW_BOUNDS],
+    *[
+        ("x0", name, {**config, "prediction_type": "sample"}, bounds)
+        for name, config, bounds in FLOW_BOUNDS
+        if not name.startswith("FlowMatch")
+    ],
     *[("edm", *row) for row in EDM_BOUNDS],
     *[("epsilon", *row) for row in BETA_BOUNDS],
     *[("v", name, {**config, "prediction_type": "v_prediction"}, bounds) for name, config, bounds in BETA_BOUNDS],
@@ -58,7 +63,7 @@ DEVIATION = DEVIATIONS.repeat(3).reshape(1, 1, 9, 1)
 
 def signal_and_noise(objective, level):
     """Factors of image and noise in the objective's noisy image."""
-    if objective.name == "flow":
+    if objective.name in ("flow", "x0"):
         return 1 - level, level
     if objective.name == "edm":
         return torch.ones_like(level), level
@@ -116,19 +121,21 @@ def test_samples_of_an_exact_denoiser(objective, name, config, bounds, steps, co
     assert (samples - solution).abs().max() <= 2 * bounds[column] + mean_bound  # noise of 2 standard deviations
 
 
-@pytest.mark.parametrize("objective", ["flow", "edm", "epsilon", "v"])
+@pytest.mark.parametrize("objective", ["flow", "x0", "edm", "epsilon", "v"])
 def test_every_listed_scheduler_is_tested(objective):
     assert set(REQUIRED_CONFIG[objective]) == {pair[1] for pair in PAIRS if pair[0] == objective}
 
 
-@pytest.mark.parametrize(("objective", "bound"), [("flow", 0.0095), ("edm", 0.05), ("epsilon", 0.058), ("v", 0.058)])
+@pytest.mark.parametrize(
+    ("objective", "bound"), [("flow", 0.0095), ("x0", 0.0095), ("edm", 0.05), ("epsilon", 0.058), ("v", 0.058)]
+)
 def test_default_scheduler_at_16_steps(objective, bound):
     objective = make_objective({"name": objective, "sigma_data": 0.4})
     samples, solution = sample(solver_of(objective, default_scheduler(objective), 16))
     assert (samples - solution).abs().max() <= 2 * bound
 
 
-@pytest.mark.parametrize("objective", ["flow", "edm", "epsilon", "v"])
+@pytest.mark.parametrize("objective", ["flow", "x0", "edm", "epsilon", "v"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_few_steps_stay_finite_and_in_range(objective, steps):
     objective = make_objective({"name": objective})
@@ -176,7 +183,7 @@ def test_convergence_orders_above_the_floor():
 @pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] != "DDIMScheduler"], ids=lambda p: f"{p[0]}-{p[1]}")
 def test_own_sigmas_are_used_as_they_are(pair):
     objective, scheduler = make_objective({"name": pair[0]}), make(pair[1], pair[2])
-    sigmas = {"flow": [0.9, 0.5, 0.2], "edm": [80.0, 2.0, 0.1]}.get(pair[0], [100.0, 3.0, 0.2])
+    sigmas = {"flow": [0.9, 0.5, 0.2], "x0": [0.9, 0.5, 0.2], "edm": [80.0, 2.0, 0.1]}.get(pair[0], [100.0, 3.0, 0.2])
     solver = solver_of(objective, scheduler, sigmas=sigmas)
     samples, _ = sample(solver)
     levels = {float(solver.level(i)) for i in range(len(solver.timesteps))}
@@ -243,7 +250,7 @@ def test_a_config_carried_over_to_another_class_is_refused():
 
 
 def test_saved_schedulers_still_fit(tmp_path):
-    for name in ("flow", "edm", "epsilon", "v"):
+    for name in ("flow", "x0", "edm", "epsilon", "v"):
         objective = make_objective({"name": name, "sigma_data": 0.123456789})
         default_scheduler(objective).save_pretrained(tmp_path / name)
         loaded = type(default_scheduler(objective)).from_pretrained(tmp_path / name)

@@ -178,7 +178,7 @@ def test_a_hole_that_is_all_of_the_image_holds_what_the_prompt_draws(base, aroun
     torch.testing.assert_close(drawn, base(["cat", "cat"], **{**told, "generator": seeds()}).images)
 
 
-@pytest.mark.parametrize("objective", ["flow", "edm", "epsilon", "v"])
+@pytest.mark.parametrize("objective", ["flow", "x0", "edm", "epsilon", "v"])
 def test_what_is_known_stays_so_with_every_scheduler(objective):
     """Before the given pixels are pasted in: nothing else was led there."""
     made = make_objective({"name": objective})
