@@ -142,9 +142,15 @@ class ImagePipeline(ConditionedPipeline):
         return self.unet.config.out_channels if self.vae is None else self.vae.config.out_channels
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it draws unless told otherwise: those of the training images."""
+        side = self.unet.config.sample_size * self.vae_scale_factor
+        return tuple((self.config.data or {}).get("size") or (side, side))
+
+    @property
     def image_side(self) -> int:
-        """Pixels a side that it draws unless told otherwise."""
-        return self.unet.config.sample_size * self.vae_scale_factor
+        """Its first side."""
+        return self.image_size[0]
 
     @property
     def vae_scale_factor(self) -> int:
@@ -238,9 +244,8 @@ class ImagePipeline(ConditionedPipeline):
             latents: Standard normal noise to take instead.
             noise_scale: Of the solver.
         """
-        factor, side = self.vae_scale_factor, self.unet.config.sample_size
-        size = (self.config.data or {}).get("size") or [side * factor, side * factor]
-        height, width = size[0] if height is None else height, size[1] if width is None else width
+        factor, own = self.vae_scale_factor, self.image_size
+        height, width = own[0] if height is None else height, own[1] if width is None else width
         check_size(height, width, self.unet.size_multiple * factor)
         shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
         check_latents(latents, shape)

@@ -140,7 +140,7 @@ class AttnDiffInpaintPipeline(ImagePipeline):
             raise ValueError(f"output_type must be pil with padding_mask_crop, not {output_type!r}.")
         if not is_picture(self.config.data, self.image_channels):
             raise ValueError("padding_mask_crop is for models of pictures of 8 bits, and this draws other values.")
-        height, width = (self.config.data or {}).get("size") or (self.image_side, self.image_side)
+        height, width = self.image_size
         return Cutouts.around(image, mask_image, (width, height), padding, blur_factor)
 
     @property

@@ -30,7 +30,7 @@ class TiledPipeline(ImagePipeline):
         multiple = self.unet.size_multiple
         least = max(1, multiple // scale)
         if tile_size is None:
-            side = AT_ONCE * max((self.config.data or {}).get("size") or [self.unet.config.sample_size])
+            side = AT_ONCE * max(self.image_size)
         elif isinstance(tile_size, int) and tile_size >= least:
             side = tile_size * scale
         else:

@@ -76,14 +76,8 @@ def model_settings(pipeline) -> dict[str, Any]:
     data = pipeline.config.data or {}
     channels = data.get("channels") or ["R", "G", "B"]
     named = all(len(name) == 1 for name in channels)
-    own = {"size": side_of(pipeline), "channels": "".join(channels) if named else len(channels)}
+    own = {"size": pipeline.image_side, "channels": "".join(channels) if named else len(channels)}
     return {**own, "ink": data["ink"]} if "ink" in data else own
-
-
-def side_of(pipeline) -> int:
-    """Pixels a side of a model's images."""
-    size = (pipeline.config.data or {}).get("size")
-    return size[0] if size else pipeline.image_side
 
 
 def open_reference(config: DataConfig, pipeline, seed: int = 0) -> Reference:
@@ -127,7 +121,7 @@ def _open_test(config: DataConfig, class_names: list[str] | None) -> ImageSet | 
 
 def _checked(config: DataConfig, pipeline) -> DataConfig:
     """Raise `UserError` unless the images are read in the model's size and channels."""
-    side, channels = side_of(pipeline), pipeline.image_channels
+    side, channels = pipeline.image_side, pipeline.image_channels
     mine = config.channels if isinstance(config.channels, int) else len(config.channels)
     if mine != channels:
         raise UserError(

@@ -316,18 +316,22 @@ handed one coordinate of noise, ``ln(noise / signal) / 4``.
 | name      | path                | network predicts             |
 |-----------|---------------------|------------------------------|
 | `flow`    | straight            | velocity ``n - x0``          |
+| `x0`      | straight            | image ``x0``                 |
 | `edm`     | variance exploding  | preconditioned ``F``         |
 | `epsilon` | variance preserving | noise ``n``                  |
 | `v`       | variance preserving | ``(n - s x0)/sqrt(1 + s^2)`` |
 
-Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); EDM arXiv 2206.00364 Table 1;
-epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 2303.09556 Eq. 7.
+Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); x0 arXiv 2511.13720,
+section 4; EDM arXiv 2206.00364 Table 1; epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv
+2303.09556 Eq. 7.
 
 Shapes: x (B, C, H, W), levels (B,).
 """
 
 
 
+
+LEAST_LEVEL = 0.05  # by which an error of the image is divided, as in arXiv 2511.13720
 
 
 @dataclass
@@ -417,6 +421,31 @@ class FlowMatching(Objective):
         return level.float()
 
 
+class ImagePrediction(Objective):
+    """The image itself, its error weighed as that of the velocity it implies (arXiv 2511.13720).
+
+    For images of which a token of the network holds more values than it has channels: noise has no structure, so that
+    a velocity, in which it is contained, does not pass through.
+    """
+
+    name = "x0"
+    path = StraightPath()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x0
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return prediction
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(level, dtype=torch.float32)
+
+    def weight(self, level: torch.Tensor) -> torch.Tensor:
+        if self.min_snr_gamma is not None:
+            return super().weight(level)
+        return level.float().clamp(min=LEAST_LEVEL) ** -2
+
+
 class EDM(Objective):
     """Preconditioned denoising of Karras et al. (arXiv 2206.00364): unit-variance input, target and loss weight."""
 
@@ -477,7 +506,7 @@ class VPrediction(Objective):
         return s / (1 + s**2).sqrt()
 
 
-OBJECTIVES = {cls.name: cls for cls in (FlowMatching, EDM, Epsilon, VPrediction)}
+OBJECTIVES = {cls.name: cls for cls in (FlowMatching, ImagePrediction, EDM, Epsilon, VPrediction)}
 
 
 def make_objective(config: dict) -> Objective:

@@ -1280,18 +1280,22 @@ handed one coordinate of noise, ``ln(noise / signal) / 4``.
 | name      | path                | network predicts             |
 |-----------|---------------------|------------------------------|
 | `flow`    | straight            | velocity ``n - x0``          |
+| `x0`      | straight            | image ``x0``                 |
 | `edm`     | variance exploding  | preconditioned ``F``         |
 | `epsilon` | variance preserving | noise ``n``                  |
 | `v`       | variance preserving | ``(n - s x0)/sqrt(1 + s^2)`` |
 
-Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); EDM arXiv 2206.00364 Table 1;
-epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv 2303.09556 Eq. 7.
+Sources: flow matching arXiv 2210.02747 Eq. 22 and 2403.03206 Eq. 19 (logit-normal times); x0 arXiv 2511.13720,
+section 4; EDM arXiv 2206.00364 Table 1; epsilon arXiv 2006.11239 Eq. 14; v arXiv 2202.00512 appendix D; min-SNR arXiv
+2303.09556 Eq. 7.
 
 Shapes: x (B, C, H, W), levels (B,).
 """
 
 
 
+
+LEAST_LEVEL = 0.05  # by which an error of the image is divided, as in arXiv 2511.13720
 
 
 @dataclass
@@ -1381,6 +1385,31 @@ class FlowMatching(Objective):
         return level.float()
 
 
+class ImagePrediction(Objective):
+    """The image itself, its error weighed as that of the velocity it implies (arXiv 2511.13720).
+
+    For images of which a token of the network holds more values than it has channels: noise has no structure, so that
+    a velocity, in which it is contained, does not pass through.
+    """
+
+    name = "x0"
+    path = StraightPath()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return x0
+
+    def denoised(self, x: torch.Tensor, prediction: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        return prediction
+
+    def _error_scale(self, level: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(level, dtype=torch.float32)
+
+    def weight(self, level: torch.Tensor) -> torch.Tensor:
+        if self.min_snr_gamma is not None:
+            return super().weight(level)
+        return level.float().clamp(min=LEAST_LEVEL) ** -2
+
+
 class EDM(Objective):
     """Preconditioned denoising of Karras et al. (arXiv 2206.00364): unit-variance input, target and loss weight."""
 
@@ -1441,7 +1470,7 @@ class VPrediction(Objective):
         return s / (1 + s**2).sqrt()
 
 
-OBJECTIVES = {cls.name: cls for cls in (FlowMatching, EDM, Epsilon, VPrediction)}
+OBJECTIVES = {cls.name: cls for cls in (FlowMatching, ImagePrediction, EDM, Epsilon, VPrediction)}
 
 
 def make_objective(config: dict) -> Objective:
@@ -1581,6 +1610,7 @@ UNBENT = {
 }
 MULTISTEP = {"final_sigmas_type": "zero", "lower_order_final": True, **UNCLIPPED}
 FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, **MULTISTEP, **UNBENT}
+IMAGE_SOLVER = {**FLOW_SOLVER, "prediction_type": "sample"}
 EDM_SOLVER = {"prediction_type": "epsilon", "sigma_schedule": "karras", **MULTISTEP}
 BETA_SOLVER = {"use_flow_sigmas": False, "use_dynamic_shifting": False, **MULTISTEP, **LINEAR_BETAS}
 FINITE = {"solver_type": "bh2"}  # UniPC's bh1 divides infinity by infinity in the step to zero noise
@@ -1598,6 +1628,10 @@ REQUIRED_CONFIG = {  # objective -> scheduler class -> config entries; entries t
         "FlowMatchHeunDiscreteScheduler": {},
         "UniPCMultistepScheduler": {**FLOW_SOLVER, **FINITE},
         "DPMSolverMultistepScheduler": FLOW_SOLVER,
+    },
+    "x0": {
+        "UniPCMultistepScheduler": {**IMAGE_SOLVER, **FINITE},
+        "DPMSolverMultistepScheduler": IMAGE_SOLVER,
     },
     "edm": {"EDMEulerScheduler": EDM_SOLVER, "EDMDPMSolverMultistepScheduler": EDM_SOLVER},
     "epsilon": {name: {"prediction_type": "epsilon", **needs} for name, needs in BETA_SCHEDULERS.items()},
@@ -1659,8 +1693,9 @@ def default_scheduler(objective: Objective) -> SchedulerMixin:
     """
     if objective.name == "edm":
         return EDMDPMSolverMultistepScheduler(sigma_data=objective.sigma_data)
-    if objective.name == "flow":
-        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=0.5)
+    if objective.name in ("flow", "x0"):
+        kind = REQUIRED_CONFIG[objective.name]["UniPCMultistepScheduler"]["prediction_type"]
+        return UniPCMultistepScheduler(prediction_type=kind, use_flow_sigmas=True, flow_shift=0.5)
     prediction = "epsilon" if objective.name == "epsilon" else "v_prediction"
     return UniPCMultistepScheduler(prediction_type=prediction, use_karras_sigmas=True, timestep_spacing="trailing")
 
@@ -1693,6 +1728,7 @@ class Solver:
     def __init__(self, scheduler: SchedulerMixin, objective: Objective):
         check_scheduler(scheduler, objective)
         self.scheduler, self.objective = copy.deepcopy(scheduler), objective
+        self._is_straight = isinstance(objective.path, StraightPath)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
 
     def set_timesteps(
@@ -1731,7 +1767,7 @@ class Solver:
             scheduler.timesteps = torch.arange(last, -1, -((last + 1) // num_inference_steps), device=device)
             return
         levels = sigmas
-        if sigmas is None and self.objective.name in ("flow", "edm"):
+        if sigmas is None and (self._is_straight or self.objective.name == "edm"):
             levels = self._default_levels(num_inference_steps)
         if levels is not None:
             self._set_levels(torch.as_tensor(np.array(levels), dtype=torch.float32), device)
@@ -1803,7 +1839,7 @@ class Solver:
 
         To be called once before every `step`, because some schedulers note the call.
         """
-        if self.objective.name == "flow":
+        if self._is_straight:
             return latents
         scaled = self.scheduler.scale_model_input(latents, self.timesteps[index])
         # EDM schedulers precondition by themselves, as the objective does; the others reach its variance-preserving
@@ -1836,7 +1872,7 @@ class Solver:
     def _levels_from(self, first: float, last: float, steps: int) -> np.ndarray:
         """Levels ``(steps,)`` that fall from one on, spaced as those from noise alone are."""
         ramp, config = np.arange(steps) / steps, self.scheduler.config
-        if self.objective.name == "flow":
+        if self._is_straight:
             shift = config.get("shift", config.get("flow_shift", 1.0))
             even = first / (shift - (shift - 1) * first) * (1 - ramp)
             return shift * even / (1 + (shift - 1) * even)
@@ -1847,7 +1883,7 @@ class Solver:
     def _set_levels(self, levels: torch.Tensor, device: torch.device | str | None) -> None:
         """Replace the scheduler's levels by ``levels (n,)`` and a final 0."""
         scheduler = self.scheduler
-        if self.objective.name == "flow":
+        if self._is_straight:
             levels = levels.clamp(max=1 - 1e-6)  # multistep solvers take the logarithm of the signal
             timesteps = levels * scheduler.config.num_train_timesteps
         else:
@@ -1867,7 +1903,7 @@ class Solver:
         except (TypeError, ValueError):
             values = np.empty(0)
         sigma_max = self.scheduler.config.get("sigma_max")
-        highest = {"flow": 1.0, "edm": sigma_max}.get(self.objective.name, math.inf)
+        highest = 1.0 if self._is_straight else {"edm": sigma_max}.get(self.objective.name, math.inf)
         falling = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) < 0).all())
         if not falling or not 0 < values[-1] <= values[0] <= highest:
             raise ValueError(
@@ -4066,9 +4102,15 @@ class ImagePipeline(ConditionedPipeline):
         return self.unet.config.out_channels if self.vae is None else self.vae.config.out_channels
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it draws unless told otherwise: those of the training images."""
+        side = self.unet.config.sample_size * self.vae_scale_factor
+        return tuple((self.config.data or {}).get("size") or (side, side))
+
+    @property
     def image_side(self) -> int:
-        """Pixels a side that it draws unless told otherwise."""
-        return self.unet.config.sample_size * self.vae_scale_factor
+        """Its first side."""
+        return self.image_size[0]
 
     @property
     def vae_scale_factor(self) -> int:
@@ -4162,9 +4204,8 @@ class ImagePipeline(ConditionedPipeline):
             latents: Standard normal noise to take instead.
             noise_scale: Of the solver.
         """
-        factor, side = self.vae_scale_factor, self.unet.config.sample_size
-        size = (self.config.data or {}).get("size") or [side * factor, side * factor]
-        height, width = size[0] if height is None else height, size[1] if width is None else width
+        factor, own = self.vae_scale_factor, self.image_size
+        height, width = own[0] if height is None else height, own[1] if width is None else width
         check_size(height, width, self.unet.size_multiple * factor)
         shape = (batch, self.unet.config.out_channels, height // factor, width // factor)
         check_latents(latents, shape)
