@@ -26,7 +26,7 @@ from attndiff.metrics.grounds import on_white
 from attndiff.metrics.near_copies import as_image
 from attndiff.metrics.neighbours import nearest_images, neighbour_sheet
 from attndiff.progress import SETTINGS, progress
-from attndiff.tasks.task import GENERATE
+from attndiff.tasks.task import GENERATE, nothing
 from attndiff.training.batches import DrawnDataset
 from attndiff.training.build import Parts
 from attndiff.training.config import TrainConfig
@@ -112,7 +112,7 @@ def _words(config: TrainConfig, parts: Parts, state: RunState, best: str) -> dic
         "summary": f"{parts.model.description} that {summary}, trained with attndiff.",
         "network": (network := next(iter(parts.model.components()))),
         "network_class": type(parts.model.components()[network]).__name__,
-        "guidance": f"{config.log.guidance_scale:g}",
+        "guidance": f"{config.log.guidance_scale:g}" if prompt.is_given and parts.task.given is nothing else None,
         "call": parts.task.call if writes else ", ".join(filter(None, [parts.task.call, prompt.call(shown)])),
         "weights": f"The folder opens with the weights `{best}`. The others: {variants}.",
         "limit_condition": None if writes else prompt.limit(parts.conditioning.tokenizer, parts.learned.class_names),
