@@ -154,6 +154,13 @@ def test_parquet(parquet):
     assert_shows(images, 5, 5)
 
 
+def test_a_parquet_file_of_nothing_but_images_is_read(parquet, tmp_path):
+    pq.write_table(pq.read_table(parquet, columns=["image"]), tmp_path / "images.parquet")
+    images, others = ImageSet(config(tmp_path / "images.parquet")), ImageSet(config(parquet))
+    assert len(images) == len(others) and images.cells(0) == {} and images.texts() == {}
+    assert np.array_equal(images[1]["image"], others[1]["image"])
+
+
 def test_parquet_parts(parquet, tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
