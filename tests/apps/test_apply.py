@@ -8,6 +8,7 @@ from commands import attndiff, tree
 from factories import (
     caption_pipeline,
     inpaint_pipeline,
+    map_pipeline,
     raster_pipeline,
     segment_pipeline,
     text_pipeline,
@@ -26,6 +27,7 @@ def models(tmp_path_factory):
         "upscale": upscale_pipeline(),
         "inpaint": inpaint_pipeline(),
         "segment": segment_pipeline(),
+        "map": map_pipeline(),
         "text": text_pipeline(),
         "raster": raster_pipeline(),
         "caption": caption_pipeline(),
@@ -121,6 +123,10 @@ def test_a_map_of_parts_holds_their_numbers(models, photos):
         assert (result.code, result.err) == (0, "") and "parts:     1 written" in result.out
         parts = Image.open(photos / "two.parts.png")
         assert parts.mode == "P" and parts.size == (20, 12) and np.asarray(parts).max() < 4
+    result = attndiff("apply", models / "map", photos / "two.parts.png", "--count", 2, "num_inference_steps=2")
+    assert (result.code, result.err) == (0, "") and "drawn:     2 written" in result.out
+    drawn = [Image.open(photos / f"two.parts.drawn-0{i}.png") for i in (0, 1)]
+    assert {image.size for image in drawn} == {(20, 12)} and drawn[0].tobytes() != drawn[1].tobytes()
 
 
 def test_what_reading_alters_is_said(models, tmp_path):
@@ -156,6 +162,7 @@ def test_what_reading_alters_is_said(models, tmp_path):
         ("inpaint", ("one.png", "--mask", "two.png"), "one.png: mask_image has the shape"),
         ("segment", ("one.png", "--count", "2"), "--count: .* reads one map"),
         ("segment", ("one.png", "--mask", "two.png"), "--mask: .* takes none"),
+        ("map", ("one.png",), "one.png: .*(mask|number|channel)"),
         ("text", ("one.png",), "prompt"),
         ("text", ("one.png", "--prompt", "cat", "strength=0"), "one.png: strength"),
         ("raster", ("one.png",), "attndiff sample"),

@@ -27,8 +27,6 @@ OTHERWISE = {
     "self", "image", "mask_image", "prompt", "class_labels", "num_images_per_prompt", "generator", "latents",
     "output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_attention_maps",
 }  # fmt: skip
-
-
 # How results are called beside their pictures, by pipeline.
 MADE = {
     "AttnDiffImg2ImgPipeline": "anew",

@@ -11,11 +11,15 @@ from PIL import Image
 
 from attndiff.apps.applying.files import Picture
 from attndiff.data.geometry import Geometry, Shape, cover
+from attndiff.data.pixels.decode import decode
+from attndiff.data.pixels.decoded import NUMBERS
 from attndiff.data.pixels.normalize import Normalizer
 from attndiff.data.pixels.values import ValueRange
 from attndiff.errors import UserError
 from attndiff.metrics.reference import model_settings
 from attndiff.pipelines.call.images import MODES, range_in_units
+from attndiff.tasks.map_to_image import MAP_TO_IMAGE
+from attndiff.tasks.registry import task_of
 from attndiff.tasks.task import as_given
 
 
@@ -47,8 +51,10 @@ class Reader:
             settings["size"], settings["channels"], value_range=value_range, ink=settings.get("ink")
         )
 
-    def __call__(self, path: Path) -> Image.Image | torch.Tensor:
-        """A picture of 8 bits where that can be one; raises `UserError` if it cannot be read."""
+    def __call__(self, path: Path) -> Image.Image | np.ndarray | torch.Tensor:
+        """A picture of 8 bits where that can be one, numbers of a map; raises `UserError` if it cannot be read."""
+        if task_of(self.pipeline) is MAP_TO_IMAGE:
+            return decode(path, NUMBERS).pixels[..., 0].astype(np.int64)
         read = self._read.normalize(path, str(path))
         for note in read.notes:
             self.notes[note] = self.notes.get(note, 0) + 1
