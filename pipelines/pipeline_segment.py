@@ -16,7 +16,7 @@ from attndiff.pipelines.call.conditioning import GivenCondition
 from attndiff.pipelines.call.images import padded
 from attndiff.pipelines.call.options import CallOptions
 from attndiff.pipelines.tiled import TiledPipeline
-from attndiff.tasks.part_maps import as_channels, as_pictures, as_shares, entropy
+from attndiff.tasks.part_maps import as_pictures, as_shares, entropy
 
 DRAWING_STEPS = 5  # of a map that is drawn
 TYPES = ("pil", "np", "pt")
@@ -66,7 +66,7 @@ class AttnDiffSegmentPipeline(TiledPipeline):
                 right.
             guidance_scale: How far to lead away from the unconditional prediction; 1 is not at all.
             ensemble_size: Maps that are drawn of each image, whose mean is taken; more than one needs more than one
-                step, and then ``uncertainty`` is where they differ.
+                step, and then ``uncertainty`` is also where they differ.
             tile_size: Pixels a side of the parts of the images that the network sees at once, a quarter of which they
                 share with their neighbours; twice as large as those it learned from by default.
             generator: Source of the noise of more than one step; a list of one for each of the N * S maps.
@@ -91,10 +91,7 @@ class AttnDiffSegmentPipeline(TiledPipeline):
             aligned = padded(pixels, self.unet.size_multiple).repeat_interleave(ensemble_size, dim=0)
             made = self.made_beside(solver, encoded, options, aligned, side)
         made = made[..., : pixels.shape[-2], : pixels.shape[-1]].unflatten(0, (len(pixels), ensemble_size))
-        if num_inference_steps > 1:
-            made = as_channels(made.argmax(2), made.shape[2])  # (N, S, K, H, W)
-        shares = as_shares(made).mean(1)
-        output = as_maps(shares, output_type)
+        output = as_maps(as_shares(made).mean(1), output_type)  # of (N, S, K, H, W)
         return output if return_dict else (output.images, output.prediction, output.uncertainty)
 
     def own_defaults(self, steps: int | None = None, guidance_scale: float | None = None) -> tuple[int, float]:

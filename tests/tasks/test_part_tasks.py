@@ -142,11 +142,14 @@ def test_the_parts_are_counted_and_read(run, pipeline):
 def test_samples_differ_and_their_mean_is_uncertain_where_they_do(pipeline):
     image, _ = shown(1001)
     wishes = {"num_inference_steps": 3, "output_type": "pt"}
-    one = pipeline(image, generator=torch.Generator().manual_seed(0), **wishes)
-    assert torch.equal(one.uncertainty, torch.zeros_like(one.uncertainty))
-    both = pipeline(image, ensemble_size=4, generator=torch.Generator().manual_seed(0), **wishes)
-    assert both.prediction.shape == (1, 3, SIDE, SIDE) and both.uncertainty.max() > 0
-    assert torch.equal(both.uncertainty > 0, both.prediction.amax(1) < 1)
+    seeds = [torch.Generator().manual_seed(i) for i in range(4)]
+    each = [pipeline(image, generator=torch.Generator().manual_seed(i), **wishes) for i in range(4)]
+    all_of_them = pipeline(image, ensemble_size=4, generator=seeds, **wishes)
+    mean = torch.cat([one.prediction for one in each]).mean(0, keepdim=True)
+    torch.testing.assert_close(all_of_them.prediction, mean, atol=1e-5, rtol=0)
+    assert torch.equal(all_of_them.images, all_of_them.prediction.argmax(1))
+    assert (each[0].prediction - each[1].prediction).abs().max() > 0.1
+    assert all_of_them.uncertainty.mean() > max(one.uncertainty.mean() for one in each)
 
 
 def test_images_of_any_size_are_read_in_tiles(pipeline):

@@ -71,14 +71,14 @@ def measure_segmentation(
 
     report = {"mean_iou": entry(means["one call"], means["prior"], "one confusion matrix; the commonest part by place")}
     report["mean_iou"] |= {"ways": means, "of_parts": each}
-    report["mean_iou_sampled"] = entry(means["sampled"], means["prior"], f"most of {DRAWN} maps; the same")
+    report["mean_iou_sampled"] = entry(means["sampled"], means["prior"], f"the mean of {DRAWN} maps; the same")
     report["pixel_accuracy"] = entry(right["one call"], right["prior"], "one call; the commonest part by place")
     known = true != (-1 if settings.void is None else settings.void)
     wrong = (once != true)[known].long()
     if 0 < wrong.sum() < len(wrong):
         ranks = [float(binary_auroc(said[known], wrong)) for said in (differs, entropy)]
         report["uncertainty"] = entry(
-            *ranks, f"AUROC of errors by where {DRAWN} maps differ; by the one call's entropy"
+            *ranks, f"AUROC of the one call's errors by the entropy of {DRAWN} maps; by its own"
         )
     return report, {"true": true, **maps}
 
