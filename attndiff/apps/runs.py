@@ -69,7 +69,11 @@ def summary(trainer: Trainer, folder: Path) -> list[str]:
 
 def next_command(trainer: Trainer, folder: Path) -> list[str]:
     """What a model is tried with."""
-    if trainer.parts.task.makes == "captions":
+    task = trainer.parts.task
+    if task.makes == "captions":
         return ["attndiff", "caption", str(folder), "FOLDER"]
+    if task.call:  # of pictures
+        mask = ["--mask", "MASK"] if "mask_image" in task.call else []
+        return ["attndiff", "apply", str(folder), "PICTURES", *mask]
     prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
     return ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]

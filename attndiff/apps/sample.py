@@ -78,9 +78,12 @@ def open_model(model: str | Path, precision: str = "fp32") -> AttnDiffPipeline:
 
 
 def check_draws(pipeline, name: str) -> None:
-    """Raise `UserError` unless a model draws images; ``name`` is what messages call it."""
-    if task_of(pipeline).makes != "images":
+    """Raise `UserError` unless a model draws images of prompts; ``name`` is what messages call it."""
+    task = task_of(pipeline)
+    if task.makes == "captions":
         raise UserError(f"{name} writes captions of images: give it a folder of them with attndiff caption.")
+    if task.call:
+        raise UserError(f"{name} {task.summary}: give it pictures with attndiff apply.")
 
 
 def sample_rows(pipeline: AttnDiffPipeline, request: Request) -> list[SampledRow]:

@@ -129,6 +129,13 @@ def test_a_map_of_parts_holds_their_numbers(models, photos):
     assert {image.size for image in drawn} == {(20, 12)} and drawn[0].tobytes() != drawn[1].tobytes()
 
 
+@pytest.mark.parametrize("model", ["upscale", "inpaint", "segment", "map"])
+def test_sampling_without_pictures_is_refused_in_a_sentence(models, tmp_path, model):
+    result = attndiff("sample", models / model, "--out", tmp_path / "grid.png")
+    assert result.code == 2 and "give it pictures with attndiff apply" in result.err
+    assert len(result.err.strip().splitlines()) == 1 and not (tmp_path / "grid.png").exists()
+
+
 def test_what_reading_alters_is_said(models, tmp_path):
     turned = picture(3, (16, 12))
     exif = Image.Exif()

@@ -13,6 +13,7 @@ from runs import close, cut, losses, train, weights
 import attndiff
 from attndiff.apps.data_settings import data_config
 from attndiff.apps.evaluate import EvaluationSettings, evaluate
+from attndiff.apps.runs import next_command
 from attndiff.errors import UserError
 from attndiff.metrics.reference import open_reference
 from attndiff.tasks.part_maps import as_channels, as_pictures, as_shares, entropy
@@ -137,6 +138,11 @@ def test_the_parts_are_counted_and_read(run, pipeline):
     found, true = np.asarray(output.images[0]), np.asarray(numbers)
     assert (found == true)[true != VOID].mean() > 0.9
     assert output.prediction.shape == (1, 3, SIDE, SIDE) and np.allclose(output.prediction.sum(1), 1, atol=1e-5)
+
+
+def test_the_next_command_is_the_one_that_takes_pictures(table, tmp_path):
+    trainer = Trainer(make_config(settings(table, tmp_path / "run")))
+    assert next_command(trainer, tmp_path) == ["attndiff", "apply", str(tmp_path), "PICTURES"]
 
 
 def test_samples_differ_and_their_mean_is_uncertain_where_they_do(pipeline):
