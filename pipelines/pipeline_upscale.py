@@ -77,7 +77,7 @@ class AttnDiffUpscalePipeline(TiledPipeline):
             enlarged = enlarge_by(padded(small, self.unet.size_multiple), self.scale)
             residual = self.made_beside(solver, encoded, options, enlarged, side)
             large = enlarged + residual * self.config.task["residual_std"]
-            height, width = (side * self.scale for side in small.shape[-2:])
+            height, width = (length * self.scale for length in small.shape[-2:])
             alpha = is_premultiplied(self.config.data)
             large = back_project(clipped(large[..., :height, :width], alpha), small, back_projections, alpha)
             images = self.decode_latents(large, output_type)

@@ -73,7 +73,6 @@ def next_command(trainer: Trainer, folder: Path) -> list[str]:
     if task.makes == "captions":
         return ["attndiff", "caption", str(folder), "FOLDER"]
     if task.call:  # of pictures
-        mask = ["--mask", "MASK"] if "mask_image" in task.call else []
-        return ["attndiff", "apply", str(folder), "PICTURES", *mask]
+        return ["attndiff", "apply", str(folder), "PICTURES", *(["--mask", "MASK"] if task.takes_masks else [])]
     prompts = [prompt for prompt in grid_prompts(trainer.parts, trainer.config.log.prompts)[:2] if prompt is not None]
     return ["attndiff", "sample", str(folder), *prompts, "--out", "grid.png"]

@@ -101,5 +101,10 @@ class Task:
     arguments: dict = field(default_factory=dict)
     call: str = ""
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether a call is told by a mask where it is to draw."""
+        return "mask_image" in self.call
+
 
 GENERATE = Task("generate", GenerateSettings, further=("AttnDiffImg2ImgPipeline",))

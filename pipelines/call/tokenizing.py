@@ -1,5 +1,6 @@
 """Captions to the tokens of a pipeline's tokenizer."""
 
+from threading import Lock
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,6 +12,8 @@ from attndiff.words import describe_unknown
 logger = logging.get_logger(__name__)
 
 REMEMBERED = 10_000  # prompts of a tokenizer that are not warned of again
+# How a call pads and cuts is kept in the tokenizer while it works, and pipelines in several threads may share one.
+_tokenizing = Lock()
 _warned: WeakKeyDictionary[PreTrainedTokenizerBase, set[int]] = WeakKeyDictionary()
 
 
@@ -22,6 +25,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torc
     Returns:
         Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
     """
+    with _tokenizing:
+        return _tokenize(tokenizer, texts)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`tokenize`, by one thread at a time."""
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     for text, kept in zip(texts, encoded["input_ids"].tolist()):
         said = [one for one in (_describe_cut(tokenizer, text, kept), describe_unknown(tokenizer, text)) if one]

@@ -149,11 +149,16 @@ def test_the_memorisation_loss_is_of_the_chosen_weights(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["class", "none"])
 def test_without_text_or_a_measured_loss(data, tmp_path, kind):
-    pictures_of(tmp_path)
     config, parts, state = finished_run(data, tmp_path, kind)
     front, body = parse(card_of(config, parts, state, {"raw": {"loss": 0.0}}, "raw", tmp_path / "pipeline"))
     assert front["pipeline_tag"] == "unconditional-image-generation"
     assert "0.0000" not in body
-    assert "neighbours.png" in links(body)
-    assert ("with guidance" in body) == (kind == "class")
+    assert links(body) == ["neighbours.png"]
     assert ('class_labels="a"' in body) == (kind == "class")
+
+
+@pytest.mark.parametrize("kind", ["class", "none"])
+def test_guidance_is_named_only_where_there_is_something_to_lead_away_from(data, tmp_path, kind):
+    pictures_of(tmp_path)
+    _, body = parse(card_of(*finished_run(data, tmp_path, kind), validation_entry(), "raw", tmp_path / "pipeline"))
+    assert ("with guidance" in body) == (kind == "class") and "grid.png" in links(body)

@@ -57,7 +57,7 @@ def for_pictures(pipeline, masked: bool, count: int, name: str):
         return (attndiff.AttnDiffInpaintPipeline if masked else attndiff.AttnDiffImg2ImgPipeline).from_pipe(pipeline)
     if type(pipeline).__name__ not in MADE:
         raise UserError(f"{name} draws of nothing but a prompt: sample from it with attndiff sample.")
-    if masked != ("mask_image" in inspect.signature(pipeline.__call__).parameters):
+    if masked != task.takes_masks:
         problem = "takes none: leave it out" if masked else "needs one: a picture that is white where it is to draw"
         raise UserError(f"--mask: {name} {problem}.")
     if task.makes == "maps" and count > 1:

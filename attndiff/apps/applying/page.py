@@ -28,7 +28,7 @@ def make(
     Raises:
         UserError: If an argument is out of bounds, is missing, or does not fit the model.
     """
-    given = {"image": picture} | ({"mask_image": mask} if takes_masks(pipeline) else {})
+    given = {"image": picture} | ({"mask_image": mask} if task_of(pipeline).takes_masks else {})
     for name, one in given.items():
         if one is None:
             raise UserError(f"{name}: give one.")
@@ -48,11 +48,6 @@ def make(
     return [enlarge(one, SHOWN) for one in pictures]
 
 
-def takes_masks(pipeline) -> bool:
-    """Whether a model is told by a mask where it is to draw."""
-    return "mask_image" in task_of(pipeline).call
-
-
 def build_making(pipeline, name: str) -> gr.Blocks:
     """The page of a model that makes pictures of pictures.
 
@@ -60,7 +55,8 @@ def build_making(pipeline, name: str) -> gr.Blocks:
         pipeline: The model.
         name: Its name, the page's title.
     """
-    steps = task_of(pipeline).arguments.get("num_inference_steps") or pipeline.own_defaults()[0]
+    task = task_of(pipeline)
+    steps = task.arguments.get("num_inference_steps") or pipeline.own_defaults()[0]
 
     def answer(*arguments):
         try:
@@ -73,7 +69,7 @@ def build_making(pipeline, name: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(label="image", type="pil", image_mode=None)
-                mask = gr.Image(label="mask, white where it draws", type="pil", visible=takes_masks(pipeline))
+                mask = gr.Image(label="mask, white where it draws", type="pil", visible=task.takes_masks)
                 prompt = prompt_field(pipeline)
                 button = gr.Button("Make", variant="primary")
                 with gr.Accordion("More", open=False):

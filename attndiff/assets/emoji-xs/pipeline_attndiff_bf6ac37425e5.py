@@ -62,6 +62,7 @@ from huggingface_hub import snapshot_download
 from numbers import Integral
 from numbers import Real
 from pathlib import Path
+from threading import Lock
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase
@@ -3391,6 +3392,8 @@ def describe_unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> str | Non
 logger = logging.get_logger(__name__)
 
 REMEMBERED = 10_000  # prompts of a tokenizer that are not warned of again
+# How a call pads and cuts is kept in the tokenizer while it works, and pipelines in several threads may share one.
+_tokenizing = Lock()
 _warned: WeakKeyDictionary[PreTrainedTokenizerBase, set[int]] = WeakKeyDictionary()
 
 
@@ -3402,6 +3405,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torc
     Returns:
         Two int64 tensors ``(P, T)``; the mask is 1 for tokens that count.
     """
+    with _tokenizing:
+        return _tokenize(tokenizer, texts)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`tokenize`, by one thread at a time."""
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     for text, kept in zip(texts, encoded["input_ids"].tolist()):
         said = [one for one in (_describe_cut(tokenizer, text, kept), describe_unknown(tokenizer, text)) if one]
